@@ -1,0 +1,34 @@
+"""check_failover: Nagios or Icinga as the brain of a fail-over controller. The map of the house.
+
+Words (used everywhere): *service*, *service address*, *controller*, *primary*, *standby*, *redirect* (the NAT rule),
+*target* (``primary`` or ``standby``), *fail over*, *fail back*, *check* (a program Nagios runs), *probe* (the I/O a
+check or the sniffer does), *suspicion* (stage 1's output), *verdict* (stage 2's output), *passive result*, *hold* (an
+operator forbids any flip), *drain*, *hold-down* (minimum time between two flips), *sync age* (seconds since the
+standby's data was last equal to the primary's), *stranded flow* (an open connection whose server is gone).
+
+The ground, which every wing may import and which imports no wing:
+
+- ``model``    records and enums that cross rooms
+- ``decide``   (facts, policy, situation) -> decision; tables that read as the policy
+- ``config``   load, validate, freeze the config
+- ``control``  the language of the two daemons' sockets
+
+A wing for each process; wings meet through ``control`` alone:
+
+- ``sniffer``     watches the clients' traffic (stage 1), probes on suspicion (stage 2), submits verdicts
+- ``redirector``  the only wing that touches NAT; keeps the target across restarts; journal
+- ``handlers``    what the core calls: event handler, notification command
+- ``admin``       ``failoverctl``
+- ``sync``        keeps the standby's data in step
+
+Wings that only serve the others, never one another: ``checks`` (probes and plugins), ``transports`` (results to the
+core), ``sms`` (texts to people). Each has a literal dict as registry: a new one is one file and one line.
+
+The way of a fault::
+
+    frame -> capture -> stage 1 -> suspicion -> probes -> verdict -> transport -> Nagios/Icinga
+    Nagios/Icinga -> failover_event -> redirector socket -> decide -> flip, read back, repair -> journal -> "redirect"
+    Nagios/Icinga -> failover_sms -> spool -> gateway
+"""
+
+__version__ = "0.1.0"

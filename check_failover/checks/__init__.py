@@ -1,0 +1,36 @@
+"""Who checks: one file per check. Each has ``main()``, the plugin Nagios runs, and ``probe()``, which is also stage 2.
+
+``probe(server, options, timeout)`` does the I/O once and never raises: whatever the server does wrong is a failed
+``Probe`` with its reason. A fault of our own (no such CA file, missing library) raises ``ProbeError``: that is UNKNOWN,
+and UNKNOWN never moves traffic. A new check is one file and one line in ``PROBES``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+from check_failover.model import CheckSpec, Endpoint, Probe
+
+# check type in the config -> module; imported when first used, because ldap3 and requests weigh 20 MiB each
+PROBES = {
+    "ldap": "check_failover.checks.ldap",
+    "tcp": "check_failover.checks.tcp",
+}
+
+
+class ProbeError(Exception):
+    """We could not even ask: a fault of the configuration or of this machine."""
+
+
+class ProbeFunction(Protocol):
+    def __call__(self, server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe: ...
+
+
+def probe_function(spec: CheckSpec) -> ProbeFunction:
+    """The probe() of a check type; imports what it needs. Raises ProbeError when that is missing."""
+    try:
+        return cast(ProbeFunction, importlib.import_module(PROBES[spec.type]).probe)
+    except ImportError as error:
+        raise ProbeError(f"check type {spec.type!r} needs a Python package: {error}") from None

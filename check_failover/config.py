@@ -1,0 +1,212 @@
+"""Load /etc/check_failover/config.toml: parse, validate, freeze.
+
+Every fault is one ``ConfigError`` line: file, path to the key, what is wrong and what the key means. jsonschema does
+the shape; what a schema cannot say (addresses, doubles, families) is checked here. jsonschema costs 150 ms and 11 MiB,
+so only programs that read the config import this module; the event handler does not.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from check_failover.model import CheckSpec, Endpoint, Policy, Service
+
+DEFAULT_PATH = "/etc/check_failover/config.toml"
+
+
+class ConfigError(Exception):
+    """One line for the administrator: what, where, what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """``[controller]``. Users and groups are names; they are looked up where they are used."""
+
+    redirect: str = "nftables"
+    client_interfaces: tuple[str, ...] = ()
+    run_dir: Path = Path("/run/check_failover")
+    state_dir: Path = Path("/var/lib/check_failover")
+    operators: str = "failover-operators"
+    core_user: str = "nagios"
+    sniffer_user: str = "failover-sniffer"
+
+    @property
+    def redirector_socket(self) -> Path:
+        return self.run_dir / "redirector.sock"
+
+    @property
+    def sniffer_socket(self) -> Path:
+        return self.run_dir / "sniffer.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A validated config. ``monitoring`` and ``sms`` are the options of the transport and the gateway they name."""
+
+    path: Path
+    controller: Controller
+    services: tuple[Service, ...]
+    monitoring: Mapping[str, Any]
+    sms: Mapping[str, Any] | None
+
+    def service(self, name: str) -> Service:
+        """The service of that name. Raises ConfigError naming those that exist."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        known = ", ".join(s.name for s in self.services)
+        raise ConfigError(f"{self.path}: no service {name!r}; configured are: {known}")
+
+
+def load(path: str | Path = DEFAULT_PATH) -> Config:
+    """Read and validate a config file. Raises ConfigError."""
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    _validate(path, raw)
+    return _freeze(path, raw)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema beside this module (draft 2020-12)."""
+    text = resources.files("check_failover").joinpath("config.schema.json").read_text("utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def _validate(path: Path, raw: dict[str, Any]) -> None:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    rules = schema()
+    error = best_match(Draft202012Validator(rules).iter_errors(raw))
+    if error is None:
+        return
+    meaning = error.schema.get("description") if isinstance(error.schema, dict) else None
+    unknown = re.match(
+        r"(?:Additional|Unevaluated) properties are not allowed \((.*) (?:was|were) unexpected\)", error.message
+    )
+    message = f"unknown key {unknown[1]}" if unknown else error.message
+    raise ConfigError(f"{path}: {error.json_path}: {message}" + (f" ({meaning})" if meaning else ""))
+
+
+def _freeze(path: Path, raw: dict[str, Any]) -> Config:
+    controller = dict(raw.get("controller", {}))
+    interfaces = controller.pop("client_interface", [])
+    for key in ("run_dir", "state_dir"):
+        if key in controller:
+            controller[key] = Path(controller[key])
+    services = tuple(_service(path, index, table) for index, table in enumerate(raw["service"]))
+    _refuse_doubles(path, services)
+    monitoring = {"transport": "command_file", "command_file": "/var/lib/nagios4/rw/nagios.cmd"} | raw.get(
+        "monitoring", {}
+    )
+    return Config(
+        path=path,
+        controller=Controller(
+            client_interfaces=(interfaces,) if isinstance(interfaces, str) else tuple(interfaces), **controller
+        ),
+        services=services,
+        monitoring=monitoring,
+        sms=raw.get("sms"),
+    )
+
+
+def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
+    where = f"{path}: $.service[{index}]"
+    port = table["port"]
+    address = _endpoint(f"{where}.address", table["address"], port)
+    if address.port != port:
+        raise ConfigError(f"{where}.address: the service address has no port of its own; use port = {address.port}")
+    primary = _endpoint(f"{where}.primary", table["primary"], port)
+    standby = _endpoint(f"{where}.standby", table["standby"], port)
+    for key, server in (("primary", primary), ("standby", standby)):
+        if server.family != address.family:
+            raise ConfigError(f"{where}.{key}: {server} is not IPv{address.family} as the service address {address} is")
+    if primary == standby:
+        raise ConfigError(f"{where}.standby: the same as the primary ({primary}); there is nothing to fail over to")
+    if address in (primary, standby):
+        raise ConfigError(f"{where}.address: the service address must not be a server's own ({address})")
+    source_nat = table.get("source_nat")
+    if source_nat is not None:
+        nat = _endpoint(f"{where}.source_nat", source_nat, 0)
+        if nat.port or nat.family != address.family:
+            raise ConfigError(
+                f"{where}.source_nat: want one IPv{address.family} address without a port, not {source_nat}"
+            )
+        source_nat = nat.address
+    return Service(
+        name=table["name"],
+        host=table["host"],
+        protocol=table["protocol"],
+        address=address,
+        primary=primary,
+        standby=standby,
+        check=_check(table["check"]),
+        policy=_policy(table),
+        source_nat=source_nat,
+        sync=table.get("sync"),
+        dialect=table.get("dialect"),
+    )
+
+
+def _check(table: dict[str, Any]) -> CheckSpec:
+    options = {key: value for key, value in table.items() if key not in ("type", "timeout")}
+    return CheckSpec(type=table["type"], options=options, timeout=float(table.get("timeout", CheckSpec("").timeout)))
+
+
+def _policy(table: dict[str, Any]) -> Policy:
+    """The policy; without a ``[service.sync]`` nobody measures the sync age, so it is no criterion then."""
+    known = {f.name for f in fields(Policy)}
+    values = {key: value for key, value in table.get("policy", {}).items() if key in known}
+    if "sync" not in table:
+        values.pop("max_sync_age", None)
+    return Policy(shadow=table.get("mode") == "shadow", **values)
+
+
+def _endpoint(where: str, text: str, default_port: int) -> Endpoint:
+    """``10.0.0.12``, ``10.0.0.12:1389``, ``2001:db8::1`` or ``[2001:db8::1]:1389``."""
+    match = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?|([^:]+):(\d+)|(.+)", text)
+    host = (match and (match[1] or match[3] or match[5])) or ""
+    port = (match and (match[2] or match[4])) or str(default_port)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(f"{where}: {text!r} is not an IP address; names are not looked up, give the number") from None
+    if port != "0" and not 1 <= int(port) <= 65535:
+        raise ConfigError(f"{where}: port {port} is not between 1 and 65535")
+    if address.is_unspecified or address.is_multicast:
+        raise ConfigError(f"{where}: {text} cannot be a server's or a service's address")
+    if getattr(address, "scope_id", None):
+        raise ConfigError(f"{where}: {text} has a scope; give the address without %interface")
+    return Endpoint(address.compressed, int(port))
+
+
+def _refuse_doubles(path: Path, services: tuple[Service, ...]) -> None:
+    names: dict[str, int] = {}
+    addresses: dict[tuple[str, Endpoint], int] = {}
+    for index, service in enumerate(services):
+        if service.name in names:
+            raise ConfigError(f"{path}: $.service[{index}].name: {service.name!r} is service {names[service.name]} too")
+        key = (service.protocol, service.address)
+        if key in addresses:
+            raise ConfigError(
+                f"{path}: $.service[{index}].address: {service.protocol} {service.address} is service "
+                f"{addresses[key]} too"
+            )
+        names[service.name] = index
+        addresses[key] = index

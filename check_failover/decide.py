@@ -1,0 +1,189 @@
+"""Whether to flip: (facts, policy, situation) -> decision with a named reason.
+
+Pure. The two tables below *are* the policy: rows are tried from the top, the first that holds is the answer; when none
+holds the flip is right. A person's order (``manual``) passes the rows marked "evidence": he has his own.
+UNKNOWN facts never move traffic: each row that needs a fact nobody looked up refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from check_failover.model import Facts, Hold, Policy, Target
+
+
+class Reason(StrEnum):
+    """Why a flip was made or refused. The words stand in journals, texts and tests: never rename one."""
+
+    FLIP = "flip"
+    ALREADY = "already-there"
+    HOLD = "hold"
+    SHADOW = "shadow"
+    BLIND = "blind"
+    DOWNTIME = "downtime"
+    NOT_CONFIRMED = "not-confirmed"
+    TRAFFIC_ANSWERED = "traffic-answered"
+    STANDBY_UNKNOWN = "standby-not-probed"
+    NO_HEALTHY_SERVER = "no-healthy-server"
+    SYNC_RUNNING = "sync-running"
+    SYNC_STALE = "sync-stale"
+    HOLD_DOWN = "hold-down"
+    PRIMARY_UNKNOWN = "primary-not-probed"
+    PRIMARY_FAILED = "primary-failed"
+    PRIMARY_UNPROVEN = "primary-not-proven"
+    NOT_SYNCED_BACK = "not-synced-back"
+
+
+# A refusal that later facts may lift: the core's order stays pending until they do or the core withdraws it.
+RETRYABLE = frozenset(
+    {
+        Reason.HOLD,
+        Reason.BLIND,
+        Reason.NOT_CONFIRMED,
+        Reason.STANDBY_UNKNOWN,
+        Reason.NO_HEALTHY_SERVER,
+        Reason.SYNC_RUNNING,
+        Reason.SYNC_STALE,
+        Reason.HOLD_DOWN,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the redirector itself knows at this moment. Seconds."""
+
+    target: Target
+    hold: Hold | None = None
+    since_flip: float | None = None  # None: never flipped
+    manual: bool = False  # a person asked
+    primary_ok: bool | None = None  # fail-back: the last probe of the primary
+    primary_passes: int = 0  # fail-back: probes passed in a row
+    primary_good_for: float = 0.0  # fail-back: since when they pass
+    synced_back: bool | None = None  # fail-back: None where the service has no data to bring back
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """``flip`` says whether; ``reason`` names why; ``text`` is the line for a person."""
+
+    flip: bool
+    reason: Reason
+    text: str
+
+
+Row = tuple[Reason, bool, Callable[[Facts, Policy, Situation], str | None]]
+
+
+def _held(_f: Facts, _p: Policy, s: Situation) -> str | None:
+    return None if s.hold is None else f"held by {s.hold.by}: {s.hold.reason or 'no reason given'}"
+
+
+def _not_confirmed(f: Facts, _p: Policy, _s: Situation) -> str | None:
+    if f.probes == 0:
+        return "nobody probed the primary"
+    needed = 2
+    if f.probes_failed >= needed and (f.probes_failed == f.probes or _lossy(f)):
+        return None
+    return f"only {f.probes_failed} of {f.probes} probes of the primary failed"
+
+
+def _lossy(f: Facts) -> bool:
+    """Loss and error shares: two of three failed probes are enough."""
+    return f.detector is not None and f.detector.lossy and 3 * f.probes_failed >= 2 * f.probes
+
+
+def _answered(f: Facts, p: Policy, _s: Situation) -> str | None:
+    if f.requests == 0 or f.replies < p.min_useful * f.requests:
+        return None
+    return f"the primary still answers {f.replies} of {f.requests} requests"
+
+
+def _sync_stale(f: Facts, p: Policy, _s: Situation) -> str | None:
+    if p.max_sync_age is None or p.sync != "refuse":
+        return None
+    if f.sync_age is None:
+        return f"the standby's data was never synced (limit {p.max_sync_age:.0f} s)"
+    if f.sync_age <= p.max_sync_age:
+        return None
+    return f"the standby's data is {f.sync_age:.0f} s old (limit {p.max_sync_age:.0f} s)"
+
+
+def _hold_down(_f: Facts, p: Policy, s: Situation) -> str | None:
+    if s.since_flip is None or s.since_flip >= p.hold_down:
+        return None
+    return f"the last flip was {s.since_flip:.0f} s ago (hold-down {p.hold_down:.0f} s)"
+
+
+def _unproven(_f: Facts, p: Policy, s: Situation) -> str | None:
+    if s.primary_passes >= p.fail_back_passes and s.primary_good_for >= p.fail_back_seconds:
+        return None
+    return (
+        f"the primary passed {s.primary_passes} of {p.fail_back_passes} probes in a row "
+        f"over {s.primary_good_for:.0f} of {p.fail_back_seconds:.0f} s"
+    )
+
+
+# (reason, evidence?, why it holds or None). "evidence" rows are passed over when a person gives the order.
+FAIL_OVER: tuple[Row, ...] = (
+    (Reason.ALREADY, False, lambda _f, _p, s: "already on the standby" if s.target is Target.STANDBY else None),
+    (Reason.HOLD, False, _held),
+    (Reason.SHADOW, True, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None),
+    (Reason.BLIND, True, lambda f, _p, _s: "the sniffer is blind" if f.blind else None),
+    (
+        Reason.DOWNTIME,
+        True,
+        lambda f, p, _s: "in downtime, flips inhibited" if f.downtime and p.downtime == "inhibit" else None,
+    ),
+    (Reason.NOT_CONFIRMED, True, _not_confirmed),
+    (Reason.TRAFFIC_ANSWERED, True, _answered),
+    (Reason.STANDBY_UNKNOWN, False, lambda f, _p, _s: "nobody probed the standby" if f.standby_ok is None else None),
+    (Reason.NO_HEALTHY_SERVER, False, lambda f, _p, _s: None if f.standby_ok else "the standby fails its probe too"),
+    (Reason.SYNC_RUNNING, False, lambda f, _p, _s: "a data sync is running" if f.sync_running else None),
+    (Reason.SYNC_STALE, True, _sync_stale),
+    (Reason.HOLD_DOWN, True, _hold_down),
+)
+
+FAIL_BACK: tuple[Row, ...] = (
+    (Reason.ALREADY, False, lambda _f, _p, s: "already on the primary" if s.target is Target.PRIMARY else None),
+    (Reason.HOLD, False, _held),
+    (Reason.PRIMARY_UNKNOWN, False, lambda _f, _p, s: "nobody probed the primary" if s.primary_ok is None else None),
+    (Reason.PRIMARY_FAILED, False, lambda _f, _p, s: None if s.primary_ok else "the primary fails its probe"),
+    (Reason.PRIMARY_UNPROVEN, False, _unproven),
+    (Reason.SYNC_RUNNING, False, lambda f, _p, _s: "a data sync is running" if f.sync_running else None),
+    (
+        Reason.NOT_SYNCED_BACK,
+        False,
+        lambda _f, _p, s: "the standby's changes were not brought back" if s.synced_back is False else None,
+    ),
+    (Reason.HOLD_DOWN, False, _hold_down),
+)
+
+
+def decide(table: tuple[Row, ...], facts: Facts, policy: Policy, situation: Situation) -> Decision:
+    """Run one table. The first row that holds refuses; none: flip."""
+    for reason, evidence, holds in table:
+        if evidence and situation.manual:
+            continue
+        text = holds(facts, policy, situation)
+        if text is not None:
+            return Decision(False, reason, text)
+    return Decision(True, Reason.FLIP, describe(facts, situation))
+
+
+def describe(facts: Facts, situation: Situation) -> str:
+    """Why a flip is right, in one line: ``no reply to 12 of 12 requests``."""
+    if situation.manual:
+        return "ordered by a person"
+    if facts.requests:
+        return f"no useful reply to {facts.requests - facts.replies} of {facts.requests} requests"
+    return f"{facts.probes_failed} of {facts.probes} probes failed"
+
+
+def checklist(
+    table: tuple[Row, ...], facts: Facts, policy: Policy, situation: Situation
+) -> list[tuple[Reason, str | None]]:
+    """Every row with what it would say now (None: passed). For ``failoverctl status`` and the fail-back service."""
+    return [(reason, holds(facts, policy, situation)) for reason, _evidence, holds in table]

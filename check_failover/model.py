@@ -1,0 +1,229 @@
+"""The records and enums that cross rooms. Standard library only, no I/O; time is always an argument.
+
+Times are seconds: ``now`` is the monotonic clock, ``*_at`` of records that are written to disk or sent to a core is
+the wall clock (Unix time). Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+
+class Target(StrEnum):
+    """Where the redirect sends a service's traffic."""
+
+    PRIMARY = "primary"
+    STANDBY = "standby"
+
+    @property
+    def other(self) -> Target:
+        return Target.STANDBY if self is Target.PRIMARY else Target.PRIMARY
+
+
+class State(IntEnum):
+    """Service states, which are also a plugin's exit codes (Monitoring Plugins guidelines, section 2.4)."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+class Detector(StrEnum):
+    """What made stage 1 suspicious (DESIGN: "When to suspect")."""
+
+    REFUSED = "refused"  # RST to a SYN, ICMP unreachable
+    UNANSWERED_SYN = "unanswered-syn"
+    UNANSWERED_REQUEST = "unanswered-request"
+    RETRANSMISSION = "retransmission"
+    ERROR_SHARE = "error-share"
+    SILENCE = "silence"  # no demand for long: one look, not a failure
+    CORE = "core"  # the core's own active check went HARD CRITICAL; no stage 1 was involved
+
+    @property
+    def lossy(self) -> bool:
+        """Whether one failed probe may be chance, so that two of three are wanted instead of two of two."""
+        return self in (Detector.RETRANSMISSION, Detector.ERROR_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address and a port; IPv6 addresses are compressed and printed in brackets (RFC 5952, section 6)."""
+
+    address: str
+    port: int
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return ipaddress.ip_address(self.address).version
+
+    @property
+    def packed(self) -> bytes:
+        """The address in network byte order (4 or 16 bytes)."""
+        return ipaddress.ip_address(self.address).packed
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """Stage 1's output: reason enough for a probe, not yet for a verdict."""
+
+    service: str
+    detector: Detector
+    now: float
+    text: str  # "12 of 12 requests without reply for 0.31 s"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The outcome of one probe of one server."""
+
+    passed: bool
+    seconds: float
+    text: str  # one line, already free of control characters and "|"
+    refused: bool = False  # the server said no at once: no need to wait for a timeout
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficStats:
+    """What stage 1 knows of a service's traffic over its last window; rates per second, gaps in seconds."""
+
+    request_rate: float = 0.0
+    reply_rate: float = 0.0
+    unanswered: int = 0
+    oldest_unanswered: float = 0.0
+    p50: float | None = None
+    p99: float | None = None
+    error_share: float = 0.0
+    requests: int = 0  # since the sniffer started
+    replies: int = 0
+    rescued: int = 0
+    drops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known about a fault when somebody asks for a flip. ``None`` means nobody looked."""
+
+    detector: Detector | None = None
+    probes: int = 0  # probes of the serving server since the suspicion
+    probes_failed: int = 0
+    requests: int = 0  # asked since the suspicion
+    replies: int = 0  # of these, answered usefully
+    standby_ok: bool | None = None
+    blind: bool = False
+    sync_age: float | None = None
+    sync_running: bool = False
+    downtime: bool = False
+
+    def perfdata(self) -> str:
+        """The facts as perfdata, in labels without spaces so that Nagios's macro cleaning leaves them whole."""
+        pairs: dict[str, str] = {
+            "detector": "" if self.detector is None else str(list(Detector).index(self.detector)),
+            "probes": str(self.probes),
+            "probes_failed": str(self.probes_failed),
+            "asked": str(self.requests),
+            "answered": str(self.replies),
+            "standby_ok": "" if self.standby_ok is None else str(int(self.standby_ok)),
+            "blind": str(int(self.blind)),
+            "sync_age": "" if self.sync_age is None else f"{self.sync_age:.0f}s",
+            "sync_running": str(int(self.sync_running)),
+        }
+        return " ".join(f"{label}={value}" for label, value in pairs.items() if value)
+
+    @staticmethod
+    def parse(perfdata: str) -> Facts:
+        """Facts from a service's perfdata; what is missing or is somebody else's label is left unknown."""
+        pairs = dict(part.split("=", 1) for part in perfdata.split() if "=" in part)
+        numbers: dict[str, float] = {}
+        for label, value in pairs.items():
+            text = value.split(";", 1)[0].rstrip("s")
+            try:
+                numbers[label.strip("'")] = float(text)
+            except ValueError:
+                continue
+        detectors = list(Detector)
+        index = int(numbers.get("detector", -1))
+        return Facts(
+            detector=detectors[index] if 0 <= index < len(detectors) else None,
+            probes=int(numbers.get("probes", 0)),
+            probes_failed=int(numbers.get("probes_failed", 0)),
+            requests=int(numbers.get("asked", 0)),
+            replies=int(numbers.get("answered", 0)),
+            standby_ok=bool(numbers["standby_ok"]) if "standby_ok" in numbers else None,
+            blind=bool(numbers.get("blind", 0)),
+            sync_age=numbers.get("sync_age"),
+            sync_running=bool(numbers.get("sync_running", 0)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """An operator forbids any flip of a service."""
+
+    by: str
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassiveResult:
+    """One passive service check result for a core. ``text`` is one line; ``details`` may have several."""
+
+    host: str
+    service: str
+    state: State
+    text: str
+    at: float
+    details: str = ""
+    perfdata: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a service's administrator allows (``[service.policy]``). Seconds, unless a comment says otherwise."""
+
+    hold_down: float = 60.0
+    max_sync_age: float | None = None  # None: sync age is no criterion
+    sync: str = "refuse"  # refuse | warn: what stale data means for a fail-over
+    min_useful: float = 0.5  # share of requests answered that vetoes a fail-over
+    downtime: str = "inhibit"  # drain | ignore | inhibit
+    rescue: bool = True
+    shadow: bool = False  # decide and report, never flip
+    fail_back_passes: int = 3  # probes of the primary in a row
+    fail_back_seconds: float = 10.0  # over at least this time
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSpec:
+    """A probe as configured: its type (a key of ``checks.PROBES``) and that type's options."""
+
+    type: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    timeout: float = 2.0  # upper limit of one probe
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service address and its two servers."""
+
+    name: str
+    host: str
+    protocol: str  # tcp | udp
+    address: Endpoint
+    primary: Endpoint
+    standby: Endpoint
+    check: CheckSpec
+    policy: Policy = field(default_factory=Policy)
+    source_nat: str | None = None  # the controller's address towards the servers, where their way back needs it
+    sync: Mapping[str, object] | None = None
+    dialect: str | None = None  # sniffer.dialects: how requests and replies are told apart; None: by check type
+
+    def server(self, target: Target) -> Endpoint:
+        return self.primary if target is Target.PRIMARY else self.standby

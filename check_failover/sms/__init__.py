@@ -1,0 +1,1 @@
+"""Who tells people: ``send(text, numbers)`` for each SMS gateway. A new gateway is one file and one line."""

@@ -1,0 +1,32 @@
+"""Who tells the core: ``send(results)`` for each way a passive result can reach Nagios or Icinga.
+
+A transport is built from ``[monitoring]`` and has one method. It raises ``TransportError`` when the core did not take
+the results, so that the caller (``outbox``) keeps them. A new way is one file and one line in ``TRANSPORTS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from check_failover.model import PassiveResult
+
+
+class TransportError(Exception):
+    """The core did not take the result: one line that says why. Whatever was not taken must be sent again."""
+
+
+class Transport(Protocol):
+    def send(self, results: Sequence[PassiveResult]) -> None:
+        """Hand results to the core, in order. Raises TransportError; results before the failed one may have arrived."""
+
+
+def _command_file(options: Mapping[str, Any]) -> Transport:
+    from check_failover.transports.command_file import CommandFile
+
+    return CommandFile(options["command_file"])
+
+
+TRANSPORTS: dict[str, Callable[[Mapping[str, Any]], Transport]] = {
+    "command_file": _command_file,
+}
