@@ -169,9 +169,10 @@ Authorise = Callable[[str, Peer], str | None]  # (verb, peer) -> None, or why no
 class Server:
     """A listening control socket.
 
-    ``handle`` runs in the connection's thread, after ``authorise`` agreed; it may raise RefusedError. ``hello`` is the first
-    line of a subscription (called under the server's lock, so that no event falls between it and the first event: it must
-    take no lock of its own); ``publish`` writes an event to every subscriber and drops those that do not keep up.
+    ``handle`` runs in the connection's thread, after ``authorise`` agreed; it may raise RefusedError. ``hello`` is the
+    first line of a subscription; it is called under the server's lock, so that no event falls between it and the first
+    event, and must take no lock of its own. ``publish`` writes an event to every subscriber and drops those that do
+    not keep up.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from check_failover.model import Facts, Hold, Policy, Target
+from check_failover.model import Detector, Facts, Hold, Policy, Target
 
 
 class Reason(StrEnum):
@@ -82,6 +82,8 @@ def _held(_f: Facts, _p: Policy, s: Situation) -> str | None:
 
 
 def _not_confirmed(f: Facts, _p: Policy, _s: Situation) -> str | None:
+    if f.detector is Detector.CORE:
+        return None  # its own attempts (max_check_attempts) were the confirmation
     if f.probes == 0:
         return "nobody probed the primary"
     needed = 2

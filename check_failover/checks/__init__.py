@@ -31,6 +31,6 @@ class ProbeFunction(Protocol):
 def probe_function(spec: CheckSpec) -> ProbeFunction:
     """The probe() of a check type; imports what it needs. Raises ProbeError when that is missing."""
     try:
-        return cast(ProbeFunction, importlib.import_module(PROBES[spec.type]).probe)
+        return cast("ProbeFunction", importlib.import_module(PROBES[spec.type]).probe)
     except ImportError as error:
         raise ProbeError(f"check type {spec.type!r} needs a Python package: {error}") from None

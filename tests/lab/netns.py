@@ -1,0 +1,183 @@
+"""Network namespaces for tests, demo and benchmarks: made and removed here, never touching the host's own network.
+
+The house every test lives in::
+
+    client 192.0.2.7 ──cl0── controller 192.0.2.1 ──sv0 (bridge)──┬── primary 10.0.0.11
+       (and fd00:c::7)       owns 192.0.2.10, fd00:c::10          └── standby 10.0.0.12   (and fd00:5::11, ::12)
+
+Each test run has its own prefix, so runs side by side do not meet, and ``House.close`` ends what was started inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+SERVICE_ADDRESS, SERVICE_ADDRESS6 = "192.0.2.10", "fd00:c::10"
+CLIENT, CLIENT6 = "192.0.2.7", "fd00:c::7"
+CONTROLLER, CONTROLLER6 = "10.0.0.1", "fd00:5::1"
+PRIMARY, PRIMARY6 = "10.0.0.11", "fd00:5::11"
+STANDBY, STANDBY6 = "10.0.0.12", "fd00:5::12"
+NAMES = ("client", "controller", "primary", "standby")
+
+
+def poll(condition: Callable[[], T], deadline: float, what: str, every: float = 0.02) -> T:
+    """Call ``condition`` until it returns something true; fails after ``deadline`` seconds, naming ``what``."""
+    end = time.monotonic() + deadline
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {deadline} s")
+        time.sleep(every)
+
+
+class House:
+    """Four namespaces wired as above. A context manager; everything started through it ends with it."""
+
+    def __init__(self, prefix: str | None = None) -> None:
+        self.prefix = prefix or f"cfo{os.getpid() % 100000}"
+        self._processes: list[subprocess.Popen[Any]] = []
+
+    def __enter__(self) -> House:
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def name(self, who: str) -> str:
+        """The namespace's name on this machine."""
+        return f"{self.prefix}-{who}"
+
+    def argv(self, who: str, *argv: str) -> list[str]:
+        """``argv`` wrapped so that it runs in that namespace."""
+        return ["/usr/sbin/ip", "netns", "exec", self.name(who), *argv]
+
+    def run(self, who: str, *argv: str, check: bool = True, input: str | None = None, timeout: float = 30) -> str:
+        """Run a command to its end; returns its stdout. A failure shows its stderr."""
+        done = subprocess.run(
+            self.argv(who, *argv), input=input, text=True, capture_output=True, timeout=timeout, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{who}: {' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def start(self, who: str, *argv: str, log: Path | None = None, **popen: Any) -> subprocess.Popen[Any]:
+        """Start a program that stays; its output goes to ``log``. Ended by ``close`` at the latest."""
+        out: Any = log.open("ab") if log else subprocess.DEVNULL
+        try:
+            process = subprocess.Popen(
+                self.argv(who, *argv), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, **popen
+            )
+        finally:
+            if log:
+                out.close()
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what was started and remove the namespaces (their links go with them)."""
+        for process in self._processes:
+            end(process)
+        self._processes.clear()
+        for who in NAMES:
+            for pid in self._pids(who):  # daemons that forked away from us, e.g. slapd and nagios workers
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            _ip("netns", "del", self.name(who), check=False)
+
+    def _pids(self, who: str) -> list[int]:
+        done = subprocess.run(
+            ["/usr/sbin/ip", "netns", "pids", self.name(who)], capture_output=True, text=True, check=False
+        )
+        return [int(pid) for pid in done.stdout.split()]
+
+    def _build(self) -> None:
+        for who in NAMES:
+            _ip("netns", "add", self.name(who))
+            self.run(
+                who, "/usr/sbin/sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"
+            )
+            self.run(who, "/usr/sbin/ip", "link", "set", "lo", "up")
+        controller = self.name("controller")
+        for who, port in (("client", "cl0"), ("primary", "pr0"), ("standby", "sb0")):
+            _ip(
+                "link",
+                "add",
+                port,
+                "netns",
+                controller,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                self.name(who),
+            )
+        self._ip("controller", "link", "add", "sv0", "type", "bridge")
+        for port in ("pr0", "sb0"):
+            self._ip("controller", "link", "set", port, "master", "sv0")
+        for port in ("pr0", "sb0", "sv0", "cl0"):
+            self._ip("controller", "link", "set", port, "up")
+        self._address(
+            "controller", "cl0", "192.0.2.1/24", f"{SERVICE_ADDRESS}/24", "fd00:c::1/64", f"{SERVICE_ADDRESS6}/64"
+        )
+        self._address("controller", "sv0", f"{CONTROLLER}/24", f"{CONTROLLER6}/64")
+        self.run("controller", "/usr/sbin/sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        for who, addresses, gateways in (
+            ("client", (f"{CLIENT}/24", f"{CLIENT6}/64"), ("192.0.2.1", "fd00:c::1")),
+            ("primary", (f"{PRIMARY}/24", f"{PRIMARY6}/64"), (CONTROLLER, CONTROLLER6)),
+            ("standby", (f"{STANDBY}/24", f"{STANDBY6}/64"), (CONTROLLER, CONTROLLER6)),
+        ):
+            self._ip(who, "link", "set", "eth0", "up")
+            self._address(who, "eth0", *addresses)
+            for gateway in gateways:
+                self._ip(who, "route", "add", "default", "via", gateway)
+
+    def _ip(self, who: str, *argv: str) -> None:
+        self.run(who, "/usr/sbin/ip", *argv)
+
+    def _address(self, who: str, link: str, *addresses: str) -> None:
+        for address in addresses:
+            self._ip(who, "addr", "add", address, "dev", link, *(("nodad",) if ":" in address else ()))
+
+
+def end(process: subprocess.Popen[Any], patience: float = 5.0) -> None:
+    """SIGCONT and SIGTERM, then SIGKILL after ``patience`` seconds; only ever a process that we started."""
+    if process.poll() is not None:
+        return
+    for number in (signal.SIGCONT, signal.SIGTERM):
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _ip(*argv: str, check: bool = True) -> None:
+    done = subprocess.run(["/usr/sbin/ip", *argv], capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"ip {' '.join(argv)}: {done.stderr.strip()}")
+
+
+def python_argv(module: str, *argv: str) -> Sequence[str]:
+    """How to run one of the package's programs with this interpreter: ``python -m module``."""
+    return (sys.executable, "-m", module, *argv)
