@@ -1,15 +1,16 @@
 """Who steers: the only wing that touches NAT.
 
-A redirect is built from the config's controller and services and does what ``Redirect`` says. A new one is one file
+A redirect is built from the config and does what ``Redirect`` says. A new one is one file
 and one line in ``REDIRECTS``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from check_failover.config import Config
 from check_failover.model import Service, Target
 
 
@@ -34,7 +35,7 @@ class Repair:
 
 
 class Redirect(Protocol):
-    """One way to redirect. All methods raise RedirectError and leave the old state when they do, unless said otherwise."""
+    """One way to redirect. Each method raises RedirectError when it failed, and the old state stands then."""
 
     def install(self, targets: Mapping[str, Target]) -> None:
         """Bring the kernel's rules to exactly these targets (service name -> target), at boot or after a damage.
@@ -61,12 +62,12 @@ class Redirect(Protocol):
         """Drop one unreplied entry of that client (rescue); False when there is none, or it has replies."""
 
 
-def _nftables(services: Sequence[Service]) -> Redirect:
+def _nftables(config: Config) -> Redirect:
     from check_failover.redirector.nftables import Nftables
 
-    return Nftables(services)
+    return Nftables(config)
 
 
-REDIRECTS: dict[str, Callable[[Sequence[Service]], Redirect]] = {
+REDIRECTS: dict[str, Callable[[Config], Redirect]] = {
     "nftables": _nftables,
 }
