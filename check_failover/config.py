@@ -11,7 +11,7 @@ import ipaddress
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -96,12 +96,25 @@ def _validate(path: Path, raw: dict[str, Any]) -> None:
     error = best_match(Draft202012Validator(rules).iter_errors(raw))
     if error is None:
         return
-    meaning = error.schema.get("description") if isinstance(error.schema, dict) else None
+    meaning = _meaning(rules, error.absolute_schema_path)
     unknown = re.match(
         r"(?:Additional|Unevaluated) properties are not allowed \((.*) (?:was|were) unexpected\)", error.message
     )
     message = f"unknown key {unknown[1]}" if unknown else error.message
     raise ConfigError(f"{path}: {error.json_path}: {message}" + (f" ({meaning})" if meaning else ""))
+
+
+def _meaning(rules: dict[str, Any], steps: Iterable[str | int]) -> str | None:
+    """The description nearest to the failing rule, looked for along its way through the schema."""
+    node: Any = rules
+    meaning: str | None = None
+    for step in steps:
+        if "$ref" in node and step not in node:  # jsonschema leaves "$ref" out of its path
+            node = rules["$defs"][node["$ref"].removeprefix("#/$defs/")]
+        node = node[step]
+        if isinstance(node, dict) and isinstance(node.get("description"), str):
+            meaning = node["description"]
+    return meaning
 
 
 def _freeze(path: Path, raw: dict[str, Any]) -> Config:
@@ -143,8 +156,8 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         raise ConfigError(f"{where}.address: the service address must not be a server's own ({address})")
     source_nat = table.get("source_nat")
     if source_nat is not None:
-        nat = _endpoint(f"{where}.source_nat", source_nat, 0)
-        if nat.port or nat.family != address.family:
+        nat = _endpoint(f"{where}.source_nat", source_nat, port)
+        if nat.port != port or nat.family != address.family:
             raise ConfigError(
                 f"{where}.source_nat: want one IPv{address.family} address without a port, not {source_nat}"
             )
@@ -187,7 +200,7 @@ def _endpoint(where: str, text: str, default_port: int) -> Endpoint:
         address = ipaddress.ip_address(host)
     except ValueError:
         raise ConfigError(f"{where}: {text!r} is not an IP address; names are not looked up, give the number") from None
-    if port != "0" and not 1 <= int(port) <= 65535:
+    if not 1 <= int(port) <= 65535:
         raise ConfigError(f"{where}: port {port} is not between 1 and 65535")
     if address.is_unspecified or address.is_multicast:
         raise ConfigError(f"{where}: {text} cannot be a server's or a service's address")
