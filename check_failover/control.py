@@ -262,6 +262,11 @@ class Server:
             return {"ok": True, **self.handle(message, peer)}, False
         except (ControlError, RefusedError) as error:
             return _no(str(error)), False
+        except Exception as error:  # a fault of our own must not leave the caller without an answer
+            import logging  # here, because the event handler should not pay for it
+
+            logging.getLogger(__name__).exception("control socket %s", self.path.name)
+            return _no(f"internal error: {type(error).__name__}: see the daemon's log"), False
 
 
 def _request_line(sock: socket.socket) -> bytes:
