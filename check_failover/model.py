@@ -11,6 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+# Packet marks between the sniffer, which sends packets on for clients, and the redirector's rules.
+MARK_POKE = 0x2CF00001  # not tracked
+MARK_REPLAY = 0x2CF00002  # to wherever the target is now
+MARK_RESCUE = 0x2CF00003  # to the standby, wherever the target is
+
 
 class Target(StrEnum):
     """Where the redirect sends a service's traffic."""

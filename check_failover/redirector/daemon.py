@@ -1,0 +1,281 @@
+"""failover-redirector: the only program that touches NAT. Restores the targets, then answers its socket's verbs.
+
+A resident program and not sudo: fixed verbs only, one writer, milliseconds instead of a Python start, and the target
+restored at boot before the first packet is forwarded. SO_PEERCRED decides who may say what (``RIGHTS``). On SIGTERM the
+rules stay: a stopped redirector must not take the service with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import grp
+import logging
+import os
+import pwd
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from check_failover import __version__, control
+from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
+from check_failover.control import ControlError, Message, Peer, RefusedError, Server
+from check_failover.model import Detector, Facts, Service, Target
+from check_failover.redirector import REDIRECTS, RedirectError
+from check_failover.redirector.report import Report
+from check_failover.redirector.state import StateError
+from check_failover.redirector.steering import Order, Steering
+
+log = logging.getLogger("failover-redirector")
+
+HEAL_EVERY = 2.0  # seconds between two looks at the kernel's rules
+HEARTBEAT = 60.0  # seconds between two reports of an unchanged state
+_EVERYONE, _CORE, _SNIFFER, _OPERATORS = "everyone", "core", "sniffer", "operators"
+
+# verb -> who may say it; root may say everything
+RIGHTS: dict[str, frozenset[str]] = {
+    "status": frozenset({_EVERYONE}),
+    "history": frozenset({_EVERYONE}),
+    "subscribe": frozenset({_EVERYONE}),
+    "fail-over": frozenset({_CORE, _SNIFFER, _OPERATORS}),
+    "recovered": frozenset({_CORE, _SNIFFER}),
+    "evidence": frozenset({_SNIFFER}),
+    "forget": frozenset({_SNIFFER}),
+    "fail-back": frozenset({_CORE, _OPERATORS}),
+    "hold": frozenset({_OPERATORS}),
+    "release": frozenset({_OPERATORS}),
+}
+
+
+class Verbs:
+    """What the socket's verbs do. One method per verb would only repeat the table in ``control``."""
+
+    def __init__(self, config: Config, steering: Steering, report: Report) -> None:
+        self._config, self._steering, self._report = config, steering, report
+
+    def authorise(self, verb: str, peer: Peer) -> str | None:
+        """None, or why not."""
+        roles = {_EVERYONE, *self._roles(peer)}
+        if peer.uid == 0 or RIGHTS[verb] & roles:
+            return None
+        return f"not for user {_user_name(peer.uid)}; allowed are: {', '.join(sorted(RIGHTS[verb]))} and root"
+
+    def handle(self, message: Message, peer: Peer) -> Message:
+        verb = str(message["verb"])
+        if verb == "status":
+            return {"services": {s.name: self._steering.status(s.name) for s in self._config.services}}
+        if verb == "history":
+            return {"entries": self._history(message)}
+        service = self._service(message)
+        by = str(message.get("by") or _user_name(peer.uid))[:200]
+        try:
+            return self._act(verb, service, by, message, peer)
+        except (RedirectError, StateError) as error:
+            raise RefusedError(str(error)) from None
+
+    def _act(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Message:
+        name = service.name
+        if verb in ("fail-over", "fail-back"):
+            order = self._order(verb, service, by, message, peer)
+            entry = self._steering.order(order)
+            self._report.attempt(service, entry, self._steering.status(name))
+            return _answer(entry)
+        if verb == "evidence":
+            acted = self._steering.evidence(name, _facts(message))
+            if acted is None:
+                return {"flipped": False, "text": "nothing pending, or nothing new"}
+            self._report.attempt(service, acted, self._steering.status(name))
+            return _answer(acted)
+        if verb == "recovered":
+            return {"text": self._steering.recovered(name)}
+        if verb == "forget":
+            client, port = _client(message)
+            return {"forgotten": self._steering.forget(name, client, port)}
+        act = self._steering.hold if verb == "hold" else None
+        reason = str(message.get("reason") or "")[:500]
+        text = act(name, by, reason) if act else self._steering.release(name, by)
+        self._report.state(service, self._steering.status(name))
+        return {"text": text}
+
+    def _order(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Order:
+        manual = bool(message.get("manual"))
+        if manual and peer.uid != 0 and _OPERATORS not in self._roles(peer):
+            raise RefusedError(f"{verb}: only operators and root may order by hand")
+        facts = _facts(message)
+        if verb == "fail-over" and facts.standby_ok is None:
+            facts = dataclasses.replace(facts, standby_ok=self._probe(service, Target.STANDBY))
+        order = Order(service, verb, by, facts, manual=manual, peer={"pid": peer.pid, "uid": peer.uid})
+        if verb == "fail-over":
+            return order
+        health = self._health(service)
+        return dataclasses.replace(
+            order,
+            manual=True,
+            primary_ok=self._probe(service, Target.PRIMARY),
+            primary_passes=int(health.get("passes") or 0),
+            primary_good_for=float(health.get("good_for") or 0.0),
+        )
+
+    def _probe(self, service: Service, target: Target) -> bool | None:
+        """Ask the sniffer, which has the probes and no privilege to lose. None: nobody could look."""
+        try:
+            reply = control.ask(
+                self._config.controller.sniffer_socket,
+                {"verb": "probe", "service": service.name, "target": str(target)},
+                timeout=service.check.timeout + 2.0,
+            )
+        except ControlError as error:
+            log.warning("%s: cannot probe the %s: %s", service.name, target, error)
+            return None
+        return bool(reply.get("passed"))
+
+    def _health(self, service: Service) -> dict[str, Any]:
+        try:
+            reply = control.ask(self._config.controller.sniffer_socket, {"verb": "status"}, timeout=2.0)
+        except ControlError:
+            return {}
+        found = reply.get("services", {}).get(service.name, {}).get("primary", {})
+        return found if isinstance(found, dict) else {}
+
+    def _history(self, message: Message) -> list[dict[str, Any]]:
+        limit = message.get("limit", 50)
+        if not isinstance(limit, int) or not 1 <= limit <= 10000:
+            raise RefusedError("history: limit must be a number from 1 to 10000")
+        return self._steering.history(limit)
+
+    def _service(self, message: Message) -> Service:
+        name = message.get("service")
+        for service in self._config.services:
+            if service.name == name:
+                return service
+        known = ", ".join(service.name for service in self._config.services)
+        raise RefusedError(f"no service {name!r}; configured are: {known}")
+
+    def _roles(self, peer: Peer) -> set[str]:
+        controller = self._config.controller
+        roles = set()
+        if peer.uid == _uid(controller.core_user):
+            roles.add(_CORE)
+        if peer.uid == _uid(controller.sniffer_user):
+            roles.add(_SNIFFER)
+        if _gid(controller.operators) in peer.gids:
+            roles.add(_OPERATORS)
+        return roles
+
+
+def _answer(entry: dict[str, Any]) -> Message:
+    keys = ("flipped", "reason", "text", "line", "id", "took", "error")
+    return {key: entry[key] for key in keys if key in entry}
+
+
+def _facts(message: Message) -> Facts:
+    """The facts of an order: as fields (sniffer), or as perfdata (the core's handler)."""
+    raw = message.get("facts")
+    if isinstance(raw, dict):
+        try:
+            detector = raw.get("detector")
+            return Facts(**{**raw, "detector": None if detector is None else Detector(detector)})
+        except (TypeError, ValueError) as error:
+            raise RefusedError(f"facts: {error}") from None
+    perfdata = str(message.get("perfdata") or "")
+    facts = Facts.parse(perfdata)
+    if not facts.probes and facts.detector is None and not facts.blind:
+        facts = dataclasses.replace(facts, detector=Detector.CORE)
+    standby = message.get("standby_state")
+    if facts.standby_ok is None and isinstance(standby, int):
+        # the core's own state of the standby: OK and WARNING serve, CRITICAL does not, UNKNOWN is no knowledge
+        facts = dataclasses.replace(facts, standby_ok={0: True, 1: True, 2: False}.get(standby))
+    return dataclasses.replace(facts, downtime=bool(message.get("downtime")))
+
+
+def _client(message: Message) -> tuple[str, int]:
+    client, port = message.get("client"), message.get("port")
+    if not isinstance(client, str) or not isinstance(port, int) or not 0 < port < 65536:
+        raise RefusedError("forget: want client (an IP address) and port")
+    return client, port
+
+
+def _uid(name: str) -> int:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return -1
+
+
+def _gid(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return -1
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); nothing happens without it."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(address)
+        sock.send(state.encode())
+
+
+def run(config: Config, stop: threading.Event) -> None:
+    """Serve until ``stop``. Raises RedirectError or ControlError when it cannot begin."""
+    published: list[Server] = []
+    steering = Steering(config, REDIRECTS[config.controller.redirect](config), lambda e: published[0].publish(e))
+    steering.restore()
+    report = Report(config)
+    verbs = Verbs(config, steering, report)
+    server = Server(
+        config.controller.redirector_socket,
+        control.REDIRECTOR_VERBS,
+        verbs.handle,
+        verbs.authorise,
+        hello=lambda: {"targets": {name: str(target) for name, target in steering.targets().items()}},
+    )
+    published.append(server)
+    server.start()
+    notify("READY=1")
+    for line in (f"{name}: {target}" for name, target in steering.targets().items()):
+        log.info("started, %s", line)
+    reported = 0.0
+    while not stop.wait(HEAL_EVERY if reported else 0.0):
+        steering.heal()
+        if not reported or time.monotonic() - reported >= HEARTBEAT:
+            reported = time.monotonic()
+            for service in config.services:
+                report.state(service, steering.status(service.name))
+    notify("STOPPING=1")
+    server.close()
+    report.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="failover-redirector", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
+    parser.add_argument("--version", action="version", version=__version__)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(levelname)s: %(message)s", stream=sys.stderr)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        run(load(arguments.config), stop)
+    except (ConfigError, ControlError, RedirectError, StateError) as error:
+        sys.exit(f"failover-redirector: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The audit journal: one JSON line for each attempt to flip, refusals included, flushed to disk before the answer.
+
+A line that a power cut left half written is skipped when reading and closed with a newline before the next is written.
+At ``LIMIT`` bytes the file is renamed to ``.1``, so the journal never fills the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LIMIT = 8 << 20  # bytes
+
+
+class JournalError(Exception):
+    """The journal cannot be written: one line."""
+
+
+class Journal:
+    """Appends and reads; the caller holds the lock that orders attempts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append one entry and fsync. Raises JournalError."""
+        try:
+            if self._path.exists() and self._path.stat().st_size > LIMIT:
+                self._path.rename(self._path.with_suffix(self._path.suffix + ".1"))
+            with self._path.open("ab+") as file:
+                if file.tell() and _last_byte(file.fileno(), file.tell()) != b"\n":
+                    file.write(b"\n")
+                file.write(json.dumps(entry).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise JournalError(f"{self._path}: cannot write: {error.strerror}: check space and rights") from None
+
+    def read(self, limit: int) -> list[dict[str, Any]]:
+        """The last entries, oldest first; damaged lines are left out. No journal yet: none."""
+        entries: list[dict[str, Any]] = []
+        for path in (self._path.with_suffix(self._path.suffix + ".1"), self._path):
+            try:
+                lines = path.read_bytes().splitlines()
+            except OSError:
+                continue
+            entries += [entry for entry in map(_parse, lines[-limit:]) if entry is not None]
+        return entries[-limit:]
+
+
+def _last_byte(descriptor: int, size: int) -> bytes:
+    return os.pread(descriptor, 1, size - 1)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None

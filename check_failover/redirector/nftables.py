@@ -1,0 +1,120 @@
+"""The nftables redirect: one table of our own, ``inet check_failover``; nobody else's is ever touched.
+
+For each service (objects carry its name)::
+
+    map    t_NAME  service address . port -> server . port       the redirect; a flip replaces its one element
+    set    d_NAME  the dead server: what its stranded clients send is answered with a RST (reject with tcp reset)
+    set    w_NAME  the servers whose refusals of new connections are withheld while it is undecided
+    counter a_NAME, b_NAME, w_NAME    packets that demand an answer, answers, withheld refusals
+
+A map per service, because a map element cannot be replaced in place: ``flush map`` and ``add element`` go into one
+transaction, and services stay independent of each other. The ct mark tells a service's connections from all others;
+it lives in the upper 12 bits and leaves the lower 20 to the site's own rules.
+
+Source: nft(8); which packets a refused SYN gets: RFC 9293, 3.10.7.1.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from check_failover.config import Config
+from check_failover.model import Endpoint, Service, Target
+from check_failover.redirector import Activity, RedirectError, Repair
+from check_failover.redirector.conntrack import Conntrack
+from check_failover.redirector.nft import Nft
+from check_failover.redirector.poke import Poker
+from check_failover.redirector.ruleset import CT_MASK, TABLE, pair, ruleset, version
+
+
+def ct_marks(services: Iterable[Service]) -> dict[str, int]:
+    """A ct mark for each service: from its name, so that it survives a change of the config's order."""
+    marks: dict[str, int] = {}
+    for service in services:
+        number = zlib.crc32(service.name.encode()) % 0xFFE + 1
+        while number << 20 in marks.values():
+            number = number % 0xFFE + 1
+        marks[service.name] = number << 20
+    return marks
+
+
+class Nftables:
+    """See ``redirector.Redirect``."""
+
+    def __init__(self, config: Config) -> None:
+        self._services = {service.name: service for service in config.services}
+        self._marks = ct_marks(config.services)
+        self._nft = Nft()
+        self._conntrack = Conntrack()
+        self._poker = Poker()
+
+    def install(self, targets: Mapping[str, Target]) -> None:
+        """Right rules are left alone; otherwise the whole table is replaced in one transaction."""
+        services = self._services.values()
+        if self._installed() == version(services, self._marks) and all(
+            self.current(self._services[name]) is target for name, target in targets.items()
+        ):
+            return
+        self._nft.run(ruleset(services, self._marks, targets))
+
+    def current(self, service: Service) -> Target | None:
+        try:
+            objects = self._nft.list(f"map {TABLE} t_{service.name}")
+        except RedirectError:
+            return None
+        elements: list[Any] = next((entry["map"].get("elem", []) for entry in objects if "map" in entry), [])
+        if len(elements) != 1:
+            return None
+        key, server = (Endpoint(*part["concat"]) for part in elements[0])
+        if key != service.address:
+            return None
+        return next((target for target in Target if service.server(target) == server), None)
+
+    def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
+        name, old = service.name, service.server(target.other)
+        dead = "" if drain else f"add element {TABLE} d_{name} {{ {pair(old)} }}\n"
+        self._nft.run(
+            f"flush map {TABLE} t_{name}\n"
+            f"add element {TABLE} t_{name} {{ {pair(service.address)} : {pair(service.server(target))} }}\n"
+            f"flush set {TABLE} d_{name}\n{dead}"
+        )
+
+    def repair(self, service: Service, old: Target) -> Repair:
+        """Poke who waits, then forget what has no reply: those clients' next packet goes to the new target."""
+        mark, server = self._marks[service.name], service.server(old)
+        entries = [
+            entry for entry in self._conntrack.dump(mark, CT_MASK, service.address.family) if entry.server == server
+        ]
+        poked = (
+            self._poker.poke(service, [e.client for e in entries if e.established]) if service.protocol == "tcp" else 0
+        )
+        lost = [entry for entry in entries if service.protocol == "udp" or not entry.established]
+        return Repair(poked=poked, forgotten=sum(self._conntrack.delete(entry) for entry in lost))
+
+    def withhold(self, service: Service, on: bool) -> None:
+        servers = ", ".join(pair(service.server(target)) for target in Target) if on else ""
+        add = f"add element {TABLE} w_{service.name} {{ {servers} }}\n" if on else ""
+        self._nft.run(f"flush set {TABLE} w_{service.name}\n{add}")
+
+    def activity(self, service: Service) -> Activity:
+        values = {
+            entry["counter"]["name"]: int(entry["counter"]["packets"])
+            for entry in self._nft.list(f"counters table {TABLE}")
+            if "counter" in entry
+        }
+        return Activity(values.get(f"a_{service.name}", 0), values.get(f"b_{service.name}", 0))
+
+    def forget(self, service: Service, client: str, port: int) -> bool:
+        entry = self._conntrack.find(service, Endpoint(client, port))
+        return entry is not None and not entry.replied and self._conntrack.delete(entry)
+
+    def _installed(self) -> str | None:
+        """The signature our table carries, as the name of an empty chain; None without a table."""
+        try:
+            chains = self._nft.list(f"chains {TABLE.split()[0]}")
+        except RedirectError:
+            return None
+        names = [e["chain"]["name"] for e in chains if "chain" in e and e["chain"]["table"] == TABLE.split()[1]]
+        return next((name for name in names if name.startswith("v_")), None)

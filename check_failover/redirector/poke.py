@@ -1,0 +1,86 @@
+"""Wake clients that only wait: the dead server had ACKed their request, so they send nothing that could be answered.
+
+Each gets a bare ACK with a random sequence number, from the service address. A sequence number out of the window makes
+the client answer with an ACK that carries its exact state (RFC 9293, 3.10.7.4; RFC 5961, 4.2); that meets the rule
+``reject with tcp reset`` and the client reconnects. No state per connection is needed. The packets carry a mark for
+which the raw chain says ``notrack``: conntrack must not take them for a reply of the server.
+
+Source: raw(7), ipv6(7), RFC 1071 (checksum).
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import time
+from collections.abc import Sequence
+
+from check_failover.model import MARK_POKE, Endpoint, Service
+from check_failover.redirector import RedirectError
+
+BATCH = 200  # clients between two pauses, so that the standby is not stampeded
+PAUSE = 0.005  # seconds
+_ACK = 0x10
+_HOPS = 64
+
+
+class Poker:
+    """Keeps its raw sockets open: a flip should not wait for them."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[int, socket.socket] = {}
+
+    def poke(self, service: Service, clients: Sequence[Endpoint]) -> int:
+        """Poke each client once; returns how many packets left. Raises RedirectError when none can leave at all."""
+        sent = 0
+        for count, client in enumerate(clients, 1):
+            packet = bare_ack(service.address, client, random.getrandbits(32), random.getrandbits(32))
+            try:
+                self._socket(client.family).sendto(packet, (client.address, 0))
+                sent += 1
+            except PermissionError:
+                raise RedirectError("poke: no permission for a raw socket: CAP_NET_RAW is missing") from None
+            except OSError:
+                continue  # no route to that client any more: it is not waiting for us either
+            if count % BATCH == 0:
+                time.sleep(PAUSE)
+        return sent
+
+    def close(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
+
+    def _socket(self, family: int) -> socket.socket:
+        if family not in self._sockets:
+            af = socket.AF_INET6 if family == 6 else socket.AF_INET
+            sock = socket.socket(af, socket.SOCK_RAW, socket.IPPROTO_RAW)  # implies that we write the IP header
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_POKE)
+            self._sockets[family] = sock
+        return self._sockets[family]
+
+
+def bare_ack(source: Endpoint, destination: Endpoint, sequence: int, acknowledged: int) -> bytes:
+    """An IP packet with a TCP segment that has the ACK flag and nothing else."""
+    tcp = struct.pack("!HHIIBBHHH", source.port, destination.port, sequence, acknowledged, 5 << 4, _ACK, 1024, 0, 0)
+    pseudo = source.packed + destination.packed
+    pseudo += struct.pack("!IHBB", len(tcp), 0, 0, 6) if source.family == 6 else struct.pack("!BBH", 0, 6, len(tcp))
+    tcp = tcp[:16] + struct.pack("!H", checksum(pseudo + tcp)) + tcp[18:]
+    if source.family == 6:
+        header = struct.pack("!IHBB", 6 << 28, len(tcp), 6, _HOPS) + source.packed + destination.packed
+    else:
+        header = (
+            struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, _HOPS, 6, 0) + source.packed + destination.packed
+        )
+    return header + tcp  # the kernel fills in the IPv4 header's checksum (raw(7))
+
+
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    if len(data) % 2:
+        data += b"\0"
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

@@ -1,0 +1,67 @@
+"""The target across restarts: one small JSON file per service, safe against a power cut.
+
+Write to a temporary file, fsync, rename, fsync the directory (rename(2) is atomic; fsync(2) of the directory makes it
+last). A file that cannot be read is reported, never guessed at: the caller keeps what the kernel has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from check_failover.model import Hold, Target
+
+
+class StateError(Exception):
+    """The state file cannot be read or written: one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """What must survive a restart. Wall clock times; ``pending`` is the core's order that still stands, as text."""
+
+    target: Target = Target.PRIMARY
+    since: float | None = None
+    hold: Hold | None = None
+    pending: str | None = None
+
+
+def load(directory: Path, name: str) -> ServiceState | None:
+    """The saved state; None when there is none yet. Raises StateError when there is one that makes no sense."""
+    path = directory / f"{name}.json"
+    try:
+        raw = json.loads(path.read_bytes())
+        hold = raw.get("hold")
+        return ServiceState(
+            target=Target(raw["target"]),
+            since=None if raw.get("since") is None else float(raw["since"]),
+            hold=None if hold is None else Hold(str(hold["by"]), float(hold["at"]), str(hold["reason"])),
+            pending=None if raw.get("pending") is None else str(raw["pending"]),
+        )
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StateError(f"{path}: cannot read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise StateError(f"{path}: damaged; the kernel's rule is kept; flip once or remove the file to heal") from None
+
+
+def save(directory: Path, name: str, state: ServiceState) -> None:
+    """Replace the saved state. Raises StateError; the old one stands then."""
+    path = directory / f"{name}.json"
+    temporary = directory / f".{name}.json.new"
+    try:
+        with temporary.open("wb") as file:
+            file.write(json.dumps(asdict(state)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StateError(f"{path}: cannot write: {error.strerror}: check space and rights") from None

@@ -1,0 +1,137 @@
+"""Keeps results until the core has taken them: a thread that sends in order, retries, and survives restarts.
+
+While the core is away results pile up in a bounded list; what is dropped first are older results of the same service
+that did not change its state, because they say nothing that a newer one does not. On ``close`` the rest is written to
+a file and taken up at the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from check_failover.model import PassiveResult, State
+from check_failover.transports import Transport, TransportError
+
+LIMIT = 1000  # results kept while the core is away
+FIRST_RETRY, LAST_RETRY = 0.2, 5.0  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class Outbox:
+    """``submit`` never blocks and never raises. ``on_failure`` hears of each attempt that failed (in this thread)."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        path: Path | None = None,
+        on_failure: Callable[[list[PassiveResult]], None] | None = None,
+    ) -> None:
+        self._transport, self._path, self._on_failure = transport, path, on_failure
+        self._kept: deque[PassiveResult] = deque(_load(path))
+        self._wake = threading.Condition()
+        self._closing = False
+        self.reachable = True  # whether the last attempt was taken
+        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._thread.start()
+
+    def submit(self, result: PassiveResult) -> None:
+        """Queue a result; it leaves at once when the core takes it."""
+        with self._wake:
+            self._kept.append(result)
+            if len(self._kept) > LIMIT:
+                self._thin()
+            self._wake.notify()
+
+    def waiting(self) -> int:
+        """How many results the core has not taken yet."""
+        with self._wake:
+            return len(self._kept)
+
+    def close(self, patience: float = 2.0) -> None:
+        """Try once more for ``patience`` seconds, then save what is left."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(patience)
+        with self._wake:
+            _save(self._path, list(self._kept))
+
+    def _run(self) -> None:
+        delay = FIRST_RETRY
+        while True:
+            with self._wake:
+                while not self._kept and not self._closing:
+                    self._wake.wait()
+                if not self._kept:
+                    return
+                result = self._kept[0]
+            failed = self._attempt(result)
+            with self._wake:
+                if not failed:
+                    delay = FIRST_RETRY
+                    if self._kept and self._kept[0] is result:
+                        self._kept.popleft()
+                    continue
+                if self._closing:
+                    return
+                self._wake.wait(delay)
+                delay = min(2 * delay, LAST_RETRY)
+
+    def _attempt(self, result: PassiveResult) -> bool:
+        try:
+            self._transport.send([result])
+        except TransportError as error:
+            if self.reachable:
+                log.warning("results are kept, the core did not take them: %s", error)
+            self.reachable = False
+            if self._on_failure is not None:
+                with self._wake:
+                    kept = list(self._kept)
+                self._on_failure(kept)
+            return True
+        if not self.reachable:
+            log.info("the core takes results again")
+        self.reachable = True
+        return False
+
+    def _thin(self) -> None:
+        """Drop the oldest result that a later one of the same service and state repeats; else the oldest of all."""
+        last: dict[tuple[str, str], State] = {}
+        for index in range(len(self._kept) - 1, -1, -1):
+            result = self._kept[index]
+            key = (result.host, result.service)
+            if index and last.get(key) is result.state:
+                del self._kept[index]
+                return
+            last[key] = result.state
+        del self._kept[1]
+
+
+def _load(path: Path | None) -> list[PassiveResult]:
+    if path is None or not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_bytes())
+        path.unlink()
+        return [PassiveResult(**{**row, "state": State(row["state"])}) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s: kept results cannot be read and are given up: %s", path, error)
+        return []
+
+
+def _save(path: Path | None, results: list[PassiveResult]) -> None:
+    if path is None or not results:
+        return
+    try:
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps([asdict(result) for result in results]))
+        temporary.rename(path)
+    except OSError as error:
+        log.warning("%s: %d results are lost: %s", path, len(results), error.strerror)
