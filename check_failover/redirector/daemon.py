@@ -11,10 +11,8 @@ import argparse
 import dataclasses
 import grp
 import logging
-import os
 import pwd
 import signal
-import socket
 import sys
 import threading
 import time
@@ -25,6 +23,7 @@ from check_failover import __version__, control
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError, Message, Peer, RefusedError, Server
 from check_failover.model import Detector, Facts, Service, Target
+from check_failover.notify import notify
 from check_failover.redirector import REDIRECTS, RedirectError
 from check_failover.redirector.report import Report
 from check_failover.redirector.state import StateError
@@ -218,17 +217,6 @@ def _user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid {uid}"
-
-
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens without it."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect(address)
-        sock.send(state.encode())
 
 
 def run(config: Config, stop: threading.Event) -> None:

@@ -5,7 +5,7 @@ the client answer with an ACK that carries its exact state (RFC 9293, 3.10.7.4; 
 ``reject with tcp reset`` and the client reconnects. No state per connection is needed. The packets carry a mark for
 which the raw chain says ``notrack``: conntrack must not take them for a reply of the server.
 
-Source: raw(7), ipv6(7), RFC 1071 (checksum).
+Source: raw(7), ipv6(7).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from check_failover.model import MARK_POKE, Endpoint, Service
+from check_failover.rawip import finish
 from check_failover.redirector import RedirectError
 
 BATCH = 200  # clients between two pauses, so that the standby is not stampeded
@@ -64,23 +65,10 @@ class Poker:
 def bare_ack(source: Endpoint, destination: Endpoint, sequence: int, acknowledged: int) -> bytes:
     """An IP packet with a TCP segment that has the ACK flag and nothing else."""
     tcp = struct.pack("!HHIIBBHHH", source.port, destination.port, sequence, acknowledged, 5 << 4, _ACK, 1024, 0, 0)
-    pseudo = source.packed + destination.packed
-    pseudo += struct.pack("!IHBB", len(tcp), 0, 0, 6) if source.family == 6 else struct.pack("!BBH", 0, 6, len(tcp))
-    tcp = tcp[:16] + struct.pack("!H", checksum(pseudo + tcp)) + tcp[18:]
     if source.family == 6:
         header = struct.pack("!IHBB", 6 << 28, len(tcp), 6, _HOPS) + source.packed + destination.packed
     else:
         header = (
             struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, _HOPS, 6, 0) + source.packed + destination.packed
         )
-    return header + tcp  # the kernel fills in the IPv4 header's checksum (raw(7))
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return finish(header + tcp) or b""  # the kernel fills in the IPv4 header's own checksum (raw(7))

@@ -1,0 +1,302 @@
+"""failover-sniffer: one loop over packet sockets, moments and the outcomes of probes.
+
+Read ``Loop.run`` first. What blocks (probes, sockets to the redirector) runs in threads that put a call into ``_calls``
+and wake the loop, so that the sentries are touched by one thread only. The core stays the judge: the sniffer asks the
+redirector itself only when the core did not take a failed verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import queue
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from check_failover import __version__, control
+from check_failover.checks import ProbeError, probe_function
+from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
+from check_failover.control import ControlError, Message, Peer, RefusedError, Server
+from check_failover.model import Facts, PassiveResult, Probe, Service, Target
+from check_failover.notify import notify
+from check_failover.sniffer.capture import CaptureError
+from check_failover.sniffer.eyes import Eyes
+from check_failover.sniffer.packet import RST
+from check_failover.sniffer.rescue import Rescue
+from check_failover.sniffer.sentry import Condition, Sentry
+from check_failover.transports import TRANSPORTS
+from check_failover.transports.outbox import Outbox
+
+log = logging.getLogger("failover-sniffer")
+
+PROBERS = 16  # threads: two servers of a handful of services
+CARE_EVERY = 0.5  # seconds between two looks at interfaces and drops
+EMERGENCY_AGAIN = 2.0  # seconds between two own orders while the core is away
+
+
+class Loop:
+    """The sniffer. ``sentries`` may only be touched by the loop's thread."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        now = time.monotonic()
+        self.sentries = {service.name: Sentry(service, self, now) for service in config.services}
+        self._probes = {service.name: probe_function(service.check) for service in config.services}
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pool = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
+        self._asker = ThreadPoolExecutor(1, thread_name_prefix="redirector")
+        transport = TRANSPORTS[config.monitoring["transport"]](config.monitoring)
+        directory = config.controller.state_dir / "sniffer"
+        directory.mkdir(parents=True, exist_ok=True)
+        self._outbox = Outbox(transport, directory / "results.kept", on_failure=self._core_away)
+        self._ordered: dict[str, float] = {}
+        self._selector = selectors.DefaultSelector()
+        self._eyes = Eyes(config, self._selector)
+        self._rescue = Rescue(config, self._ask_redirector, self.call)
+        self._stop = threading.Event()
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Until ``stop``."""
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._eyes.open()
+        threading.Thread(target=self._follow_redirector, name="follow", daemon=True).start()
+        care = 0.0
+        while not self._stop.is_set():
+            now = time.monotonic()
+            due = min([care, *(sentry.deadline(now) for sentry in self.sentries.values())])
+            for key, _ in self._selector.select(max(0.0, min(due - now, CARE_EVERY))):
+                if key.data is None:
+                    self._drain_wake()
+                else:
+                    self._frames(key.data)
+            now = time.monotonic()
+            for sentry in self.sentries.values():
+                sentry.tick(now)
+                self._rescue.overdue(sentry, now)
+            if now >= care:
+                care = now + CARE_EVERY
+                self._care(now)
+        self._close()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.call(lambda: None)
+
+    def call(self, act: Callable[[], None]) -> None:
+        """Have the loop's thread do something; from any thread."""
+        self._calls.put(act)
+        with contextlib.suppress(BlockingIOError):  # full: it is awake already
+            os.write(self._wake_write, b"x")
+
+    def _drain_wake(self) -> None:
+        os.read(self._wake_read, 4096)
+        while True:
+            try:
+                act = self._calls.get_nowait()
+            except queue.Empty:
+                return
+            act()
+
+    def _frames(self, tap: object) -> None:
+        for sentry, packet, frame in self._eyes.read(tap, self.sentries):
+            suspicion = sentry.packet(packet, frame)
+            if suspicion is not None:
+                log.info("%s: suspicion, %s: %s", suspicion.service, suspicion.detector, suspicion.text)
+            if packet.flags & RST:
+                self._rescue.refused(sentry, packet)
+
+    def _care(self, now: float) -> None:
+        for name, (blind, drops) in self._eyes.care(now).items():
+            sentry = self.sentries[name]
+            if drops:
+                sentry.watch.lost(now, drops)
+            sentry.see(blind, now)
+
+    def _close(self) -> None:
+        notify("STOPPING=1")
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._asker.shutdown(wait=False, cancel_futures=True)
+        self._eyes.close()
+        self._outbox.close()
+
+    # ------------------------------------------------------------ Outlet: what sentries have done for them
+
+    def probe(self, service: Service, target: Target, timeout: float) -> None:
+        self._pool.submit(self._probe, service, target, timeout)
+
+    def _probe(self, service: Service, target: Target, timeout: float) -> None:
+        probe = self.probe_now(service, target, timeout)
+        if probe is not None:
+            self.call(lambda: self.sentries[service.name].probed(target, probe, time.monotonic()))
+
+    def probe_now(self, service: Service, target: Target, timeout: float) -> Probe | None:
+        """One probe, in this thread; None when it could not be tried (then nothing is known, and nothing moves)."""
+        try:
+            probe = self._probes[service.name](service.server(target), service.check.options, timeout)
+        except ProbeError as error:
+            log.error("%s: cannot probe the %s: %s", service.name, target, error)
+            return None
+        if not probe.passed:
+            log.info("%s: probe of the %s failed: %s", service.name, target, probe.text)
+        return probe
+
+    def report(self, result: PassiveResult) -> None:
+        self._outbox.submit(result)
+
+    def evidence(self, service: Service, facts: Facts) -> None:
+        message = {"verb": "evidence", "service": service.name, "facts": asdict(facts)}
+        self._asker.submit(self._ask_redirector, message)
+
+    def sync(self, service: Service, facts: Facts) -> Facts:
+        return facts
+
+    # ------------------------------------------------------------ the redirector
+
+    def _ask_redirector(self, message: Message) -> Message | None:
+        """The reply; None when the redirector is away or refuses."""
+        try:
+            return control.ask(self._config.controller.redirector_socket, message, timeout=10.0)
+        except ControlError as error:
+            log.warning("%s", error)
+            return None
+
+    def _core_away(self, _kept: list[PassiveResult]) -> None:
+        """The core did not take a result (outbox's thread): a failed verdict cannot wait for it."""
+        self.call(self._order_ourselves)
+
+    def _order_ourselves(self) -> None:
+        now = time.monotonic()
+        for name, sentry in self.sentries.items():
+            facts = sentry.last_facts()
+            waited = now - self._ordered.get(name, float("-inf"))
+            if facts is None or sentry.target is not Target.PRIMARY or sentry.condition is not Condition.FAILED:
+                continue
+            if waited < EMERGENCY_AGAIN:
+                continue
+            self._ordered[name] = now
+            log.warning("%s: the core does not take the verdict; asking the redirector", name)
+            message = {"verb": "fail-over", "service": name, "by": "sniffer (the core is away)", "facts": asdict(facts)}
+            self._asker.submit(self._ask_redirector, message)
+
+    def _follow_redirector(self) -> None:
+        """Keep a subscription: the target, and each flip in the moment it happens."""
+        while not self._stop.is_set():
+            try:
+                sock, hello = control.subscribe(self._config.controller.redirector_socket)
+            except ControlError:
+                self._stop.wait(0.5)
+                continue
+            with sock:
+                sock.settimeout(None)
+                for name, target in hello.get("targets", {}).items():
+                    self._moved(name, Target(target), replay=False)
+                buffer = bytearray()
+                while chunk := _receive(sock):
+                    buffer += chunk
+                    for event in control.split_lines(buffer):
+                        if event.get("event") == "flip":
+                            self._moved(str(event["service"]), Target(event["target"]), replay=not event.get("drain"))
+            self._stop.wait(0.5)
+
+    def _moved(self, name: str, target: Target, *, replay: bool) -> None:
+        sentry = self.sentries.get(name)
+        if sentry is None:
+            return
+
+        def moved() -> None:
+            now = time.monotonic()
+            if replay and sentry.target is not target:
+                self._rescue.replay(sentry, now)
+            sentry.flipped(target, now)
+
+        self.call(moved)
+
+
+def _receive(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(65536)
+    except OSError:
+        return b""
+
+
+class Verbs:
+    """The sniffer's socket: status and probe, for whoever may connect."""
+
+    def __init__(self, config: Config, loop: Loop) -> None:
+        self._config, self._loop = config, loop
+
+    def handle(self, message: Message, _peer: Peer) -> Message:
+        if message["verb"] == "status":
+            return self._status()
+        try:
+            service = self._config.service(str(message.get("service")))
+            target = Target(str(message.get("target")))
+        except (ConfigError, ValueError) as error:
+            raise RefusedError(f"probe: {error}") from None
+        probe = self._loop.probe_now(service, target, service.check.timeout)
+        if probe is None:
+            raise RefusedError(f"probe: cannot probe the {target}: see the sniffer's log")
+        self._loop.call(lambda: self._loop.sentries[service.name].probed(target, probe, time.monotonic()))
+        return {"passed": probe.passed, "seconds": probe.seconds, "text": probe.text}
+
+    def _status(self) -> Message:
+        answer: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+        def look() -> None:
+            now = time.monotonic()
+            answer.put({name: sentry.status(now) for name, sentry in self._loop.sentries.items()})
+
+        self._loop.call(look)
+        try:
+            return {"services": answer.get(timeout=2.0)}
+        except queue.Empty:
+            raise RefusedError("status: the loop is busy") from None
+
+
+def run(config: Config) -> None:
+    """Watch until SIGTERM. Raises ControlError, CaptureError or ProbeError when it cannot begin."""
+    if not config.controller.client_interfaces:
+        raise ConfigError(
+            f"{config.path}: $.controller.client_interface: needed by the sniffer: where are the clients?"
+        )
+    loop = Loop(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: loop.stop())
+    verbs = Verbs(config, loop)
+    server = Server(config.controller.sniffer_socket, control.SNIFFER_VERBS, verbs.handle, lambda _verb, _peer: None)
+    server.start()
+    notify("READY=1")
+    log.info("watching %s", ", ".join(config.controller.client_interfaces))
+    try:
+        loop.run()
+    finally:
+        server.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="failover-sniffer", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
+    parser.add_argument("--version", action="version", version=__version__)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        run(load(arguments.config))
+    except (ConfigError, ControlError, CaptureError, ProbeError) as error:
+        sys.exit(f"failover-sniffer: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Stage 2: from a suspicion to a verdict. Pure: it says which probes are due and takes their outcomes.
+
+Two probes of the serving server, the second 50 ms after the first; two of three where the suspicion is loss or an error
+share, because there one failed probe may be chance. The other server is probed in parallel. Refused is an answer, not
+worth a timeout, but a process that is being restarted refuses too: behind a refusal the next probe waits 150 ms.
+A probe that passes refutes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from check_failover.model import Facts, Probe, Service, Suspicion, Target
+
+SECOND = 0.05  # seconds after the first probe began
+AFTER_REFUSAL = 0.15  # seconds after a refusal: a quick restart is no failure
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``failed``: the serving server does not serve. ``facts`` is what a decision needs to know."""
+
+    failed: bool
+    facts: Facts
+    text: str
+
+
+class Investigation:
+    """One look at a service, begun by a suspicion. ``serving`` is the target at that time."""
+
+    def __init__(self, service: Service, suspicion: Suspicion, serving: Target, now: float) -> None:
+        self.service, self.suspicion, self.serving = service, suspicion, serving
+        self.outcomes: list[Probe] = []
+        self.other: Probe | None = None
+        self._wanted = 3 if suspicion.detector.lossy else 2
+        self._starts = [now + SECOND * number for number in range(self._wanted)]
+        self._started = 0
+        self._other_started = False
+
+    def due(self, now: float) -> list[Target]:
+        """The probes to start at this moment."""
+        targets: list[Target] = []
+        if not self._other_started:
+            self._other_started = True
+            targets.append(self.serving.other)
+        while self._started < self._wanted and self._starts[self._started] <= now and not self._settled():
+            self._started += 1
+            targets.append(self.serving)
+        return targets
+
+    def deadline(self) -> float | None:
+        """When the next probe is due."""
+        if self._started < self._wanted and not self._settled():
+            return self._starts[self._started]
+        return None
+
+    def outcome(self, target: Target, probe: Probe, now: float) -> None:
+        """A probe ended."""
+        if target is not self.serving:
+            self.other = probe
+            return
+        self.outcomes.append(probe)
+        if probe.refused:
+            for number in range(self._started, self._wanted):
+                self._starts[number] = now + AFTER_REFUSAL * (number - self._started + 1)
+
+    def verdict(self, asked: int, answered: int) -> Verdict | None:
+        """The verdict, as soon as it stands. ``asked`` and ``answered`` are the traffic since the suspicion."""
+        failed = [probe for probe in self.outcomes if not probe.passed]
+        if not self._settled():
+            return None
+        lost = len(failed) >= 2
+        if lost and self.other is None:
+            return None  # whether there is somewhere to go belongs to the verdict
+        facts = Facts(
+            detector=self.suspicion.detector,
+            probes=len(self.outcomes),
+            probes_failed=len(failed),
+            requests=asked,
+            replies=answered,
+            standby_ok=None if self.other is None else self.other.passed,
+        )
+        return Verdict(lost, facts, self._text(failed, asked, answered))
+
+    def _settled(self) -> bool:
+        failed = sum(not probe.passed for probe in self.outcomes)
+        passed = len(self.outcomes) - failed
+        return failed >= 2 or passed >= self._wanted - 1
+
+    def _text(self, failed: list[Probe], asked: int, answered: int) -> str:
+        name = str(self.service.server(self.serving))
+        if len(failed) < 2:
+            return f"{self.serving} {name} passes its probe ({self.suspicion.text})"
+        text = f"{self.serving} {name}: {failed[-1].text}"
+        if asked:
+            text += f"; no useful reply to {asked - answered} of {asked} requests"
+        if self.other is not None and not self.other.passed:
+            text += f"; no healthy server: {self.serving.other} {self.other.text}"
+        return text

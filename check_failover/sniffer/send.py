@@ -1,0 +1,54 @@
+"""Send a client's captured first packet on, as if the client had sent it again.
+
+The packet leaves through the output chain, where the redirector's NAT rules look at its mark: MARK_REPLAY goes to
+wherever the target is now, MARK_RESCUE to the standby. Its source is the client's own address, so the answer goes
+straight to the client. Setting a mark needs CAP_NET_RAW since Linux 5.17 (socket(7)), CAP_NET_ADMIN before.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from check_failover.rawip import finish
+from check_failover.sniffer.packet import Packet
+
+
+class SendError(Exception):
+    """Nothing can be sent on: one line."""
+
+
+class Sender:
+    """Raw sockets, one for each family and mark, kept open."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[tuple[int, int], socket.socket] = {}
+
+    def send(self, frame: bytes, p: Packet, mark: int) -> bool:
+        """Send it with right checksums; False when it was not captured whole. Raises SendError without permission."""
+        packet = finish(frame[p.ip_offset :])
+        if packet is None:
+            return False
+        version = packet[0] >> 4
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        destination = socket.inet_ntop(family, p.dst)
+        try:
+            self._socket(version, mark).sendto(packet, (destination, 0))
+        except PermissionError as error:
+            raise SendError(f"cannot send packets on: {error.strerror}: CAP_NET_RAW (Linux 5.17 or later)") from None
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
+
+    def _socket(self, version: int, mark: int) -> socket.socket:
+        key = (version, mark)
+        if key not in self._sockets:
+            family = socket.AF_INET if version == 4 else socket.AF_INET6
+            sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            self._sockets[key] = sock
+        return self._sockets[key]

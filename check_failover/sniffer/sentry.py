@@ -1,0 +1,277 @@
+"""What the sniffer does for one service: watch, suspect, investigate, report. No I/O of its own: time comes as an
+argument, and what is to be done goes out through ``Outlet``.
+
+While the target is the primary and it answers, nobody probes it. A failed verdict is looked at again every second, with
+fresh facts for an order that is pending, until the server passes or the target changes. While the target is the
+standby, the primary is probed every three seconds: the fail-back checklist wants to know.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any, Protocol
+
+from check_failover.model import Detector, Facts, PassiveResult, Probe, Service, State, Suspicion, Target
+from check_failover.sniffer.investigation import Investigation, Verdict
+from check_failover.sniffer.packet import Packet
+from check_failover.sniffer.suspicion import Watch
+
+HEARTBEAT = 60.0  # seconds between two results of an unchanged state
+LOOK_AGAIN = 1.0  # seconds between two investigations of a failed server
+IDLE_SERVER = 30.0  # seconds between two probes of the server that has no traffic
+PRIMARY_BACK = 3.0  # seconds between two probes of the primary while the standby serves
+AT_MOST = 1.0  # seconds between two investigations that the traffic asks for
+EVIDENCE_EVERY = 5.0  # seconds between two evidences with the same facts
+
+
+class Condition(StrEnum):
+    """How a service stands, in one word."""
+
+    OK = "ok"
+    SUSPECT = "suspect"
+    FAILED = "failed"
+    BLIND = "blind"
+
+
+class Outlet(Protocol):
+    """What a sentry can have done for it; nothing here blocks."""
+
+    def probe(self, service: Service, target: Target, timeout: float) -> None: ...
+
+    def report(self, result: PassiveResult) -> None: ...
+
+    def evidence(self, service: Service, facts: Facts) -> None: ...
+
+    def sync(self, service: Service, facts: Facts) -> Facts:
+        """The facts with what is known of the data sync."""
+
+
+@dataclass(slots=True)
+class Health:
+    """What the probes of one server said."""
+
+    ok: bool | None = None
+    passes: int = 0
+    since: float = 0.0  # of the first pass in a row
+    at: float = float("-inf")  # of the last probe's end
+    asked: float = float("-inf")  # of the last probe's begin
+    text: str = "not probed yet"
+
+    def note(self, probe: Probe, now: float) -> None:
+        if probe.passed and not self.ok:
+            self.since = now
+        self.ok, self.at, self.text = probe.passed, now, probe.text
+        self.passes = self.passes + 1 if probe.passed else 0
+
+    def known(self, now: float) -> dict[str, Any]:
+        good_for = now - self.since if self.ok else 0.0
+        return {"ok": self.ok, "passes": self.passes, "good_for": round(good_for, 1), "text": self.text}
+
+
+class Sentry:
+    """See the module. Times are monotonic seconds, except in results."""
+
+    def __init__(self, service: Service, outlet: Outlet, now: float) -> None:
+        self.service, self._outlet = service, outlet
+        self.watch = Watch(service)
+        self.target = Target.PRIMARY
+        self.condition = Condition.OK
+        self.blind: str | None = None
+        self.health = {target: Health() for target in Target}
+        self._investigation: Investigation | None = None
+        self._verdict: Verdict | None = None
+        self._suspicion: Suspicion | None = None
+        self._next_look = now
+        self._reported = float("-inf")
+        self._evidence: tuple[float, Facts] = (float("-inf"), Facts())
+
+    # ------------------------------------------------------------ events
+
+    def packet(self, p: Packet, frame: bytes | None = None) -> Suspicion | None:
+        suspicion = self.watch.packet(p, frame)
+        if suspicion is not None:
+            self._suspect(suspicion, p.now)
+        return suspicion
+
+    def tick(self, now: float) -> None:
+        """Whatever is due at this moment."""
+        suspicion = self.watch.tick(now)
+        if suspicion is not None:
+            self._suspect(suspicion, now)
+        if self.condition is Condition.FAILED and self._investigation is None and now >= self._next_look:
+            self._investigate(self._suspicion or self._look(now, Detector.CORE), now)
+        self._start_probes(now)
+        self._look_at_idle_servers(now)
+        if now - self._reported >= HEARTBEAT:
+            self._report(now)
+
+    def deadline(self, now: float) -> float:
+        """When ``tick`` should be called next, at the latest."""
+        moments = [self._reported + HEARTBEAT, now + 1.0]
+        if self._investigation is not None:
+            moments.append(self._investigation.deadline() or now + 1.0)
+        moments.append(self.watch.deadline() or now + 1.0)
+        if self.condition is Condition.FAILED and self._investigation is None:
+            moments.append(self._next_look)
+        return min(moments)
+
+    def probed(self, target: Target, probe: Probe, now: float) -> None:
+        """A probe ended."""
+        self.health[target].note(probe, now)
+        if self._investigation is None:
+            return
+        self._investigation.outcome(target, probe, now)
+        self._conclude(now)
+        self._start_probes(now)
+
+    def flipped(self, target: Target, now: float) -> None:
+        """The redirect moved, or was found elsewhere than believed."""
+        if target is self.target:
+            return
+        self.target = target
+        self.watch.flipped(now)
+        self._investigation = self._verdict = self._suspicion = None
+        self.condition = Condition.OK
+        self._report(now)
+
+    def see(self, blind: str | None, now: float) -> None:
+        """The capture works (None) or not (why)."""
+        if blind == self.blind:
+            return
+        self.blind = blind
+        if blind is not None:
+            self.condition = Condition.BLIND
+            self._investigation = None
+        else:
+            self.condition = Condition.OK
+        self._report(now)
+
+    # ------------------------------------------------------------ stage 2
+
+    def _look(self, now: float, detector: Detector) -> Suspicion:
+        return Suspicion(self.service.name, detector, now, "looked at again")
+
+    def _suspect(self, suspicion: Suspicion, now: float) -> None:
+        if self._investigation is not None or self.blind is not None or self.condition is Condition.FAILED:
+            return
+        if now < self._next_look:
+            return
+        if suspicion.detector is not Detector.SILENCE:
+            self.condition = Condition.SUSPECT
+        self._investigate(suspicion, now)
+
+    def _investigate(self, suspicion: Suspicion, now: float) -> None:
+        self._suspicion = suspicion
+        self._investigation = Investigation(self.service, suspicion, self.target, now)
+        self._start_probes(now)
+
+    def _start_probes(self, now: float) -> None:
+        if self._investigation is None:
+            return
+        for target in self._investigation.due(now):
+            self._probe(target, now)
+
+    def _probe(self, target: Target, now: float) -> None:
+        """Probe with max(200 ms, 10 * p99 of the traffic), within the configured limit."""
+        self.health[target].asked = now
+        usual = self.watch.usual()
+        timeout = 0.5 if usual is None else max(0.2, 10 * usual)
+        self._outlet.probe(self.service, target, min(timeout, self.service.check.timeout))
+
+    def _conclude(self, now: float) -> None:
+        investigation = self._investigation
+        if investigation is None:
+            return
+        began = self._verdict_since(investigation)
+        verdict = investigation.verdict(*self.watch.since(began))
+        if verdict is None:
+            return
+        self._investigation = None
+        if verdict.failed:
+            self._failed(verdict, now)
+        else:
+            self._refuted(investigation.suspicion, now)
+
+    def _verdict_since(self, investigation: Investigation) -> float:
+        """Traffic counts from a little before the suspicion: the requests that raised it belong to it."""
+        return investigation.suspicion.now - 0.5 if self._verdict is None else investigation.suspicion.now
+
+    def _failed(self, verdict: Verdict, now: float) -> None:
+        first = self.condition is not Condition.FAILED
+        same = self._verdict is not None and self._verdict.facts.standby_ok == verdict.facts.standby_ok
+        self.condition = Condition.FAILED
+        self._verdict = verdict
+        self._next_look = now + LOOK_AGAIN
+        if first or not same:
+            self._report(now)
+        if not first and self.target is Target.PRIMARY:
+            self._send_evidence(verdict, now)
+
+    def _send_evidence(self, verdict: Verdict, now: float) -> None:
+        at, facts = self._evidence
+        fresh = self._facts(verdict)
+        if replace(fresh, requests=0, replies=0) != facts or now - at >= EVIDENCE_EVERY:
+            self._evidence = (now, replace(fresh, requests=0, replies=0))
+            self._outlet.evidence(self.service, fresh)
+
+    def _refuted(self, suspicion: Suspicion, now: float) -> None:
+        was = self.condition
+        self.watch.refuted(suspicion.detector, now)
+        self._verdict = None
+        self.condition = Condition.OK
+        self._next_look = now + AT_MOST
+        if was is Condition.FAILED:
+            self._report(now)
+
+    def _look_at_idle_servers(self, now: float) -> None:
+        if self._investigation is not None:
+            return
+        every = {Target.STANDBY: IDLE_SERVER, Target.PRIMARY: PRIMARY_BACK}[self.target.other]
+        health = self.health[self.target.other]
+        if now - health.asked >= every:
+            self._probe(self.target.other, now)
+
+    # ------------------------------------------------------------ reports
+
+    def _facts(self, verdict: Verdict) -> Facts:
+        return self._outlet.sync(self.service, verdict.facts)
+
+    def _report(self, now: float) -> None:
+        """The passive result "NAME primary": the verdict over the server that serves."""
+        self._reported = now
+        state, text, perfdata = State.OK, "", ""
+        stats = self.watch.stats(now)
+        if self.blind is not None:
+            state, text = State.UNKNOWN, f"blind: {self.blind}"
+            perfdata = Facts(blind=True).perfdata()
+        elif self.condition is Condition.FAILED and self._verdict is not None:
+            state, text, perfdata = State.CRITICAL, self._verdict.text, self._facts(self._verdict).perfdata()
+        elif self.target is Target.STANDBY:
+            health = self.health[Target.PRIMARY]
+            state = State.OK if health.ok else State.CRITICAL if health.ok is False else State.UNKNOWN
+            text = f"standby serves; primary {self.service.primary}: {health.text}"
+        else:
+            text = f"{self.target} {self.service.server(self.target)} answers, {stats.request_rate:g} requests/s"
+        line = f"{state.name}: {text}".replace("|", "/")
+        self._outlet.report(
+            PassiveResult(
+                self.service.host, f"{self.service.name} primary", state, line, time.time(), perfdata=perfdata
+            )
+        )
+
+    def last_facts(self) -> Facts | None:
+        """The facts of the verdict that stands, for the sniffer's own order when the core is away."""
+        return None if self._verdict is None or not self._verdict.failed else self._facts(self._verdict)
+
+    def status(self, now: float) -> dict[str, Any]:
+        """See ``control``."""
+        return {
+            "target": str(self.target),
+            "verdict": str(self.condition),
+            "blind": self.blind,
+            "text": self._verdict.text if self._verdict else "",
+            "stats": asdict(self.watch.stats(now)),
+            **{str(target): health.known(now) for target, health in self.health.items()},
+        }

@@ -1,0 +1,89 @@
+"""Learned waiting times: how long a service usually takes, and from when on it is worth a probe. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+KNOWN = 100  # replies until an operation's p99 is trusted
+UNKNOWN_WAIT = 0.3  # seconds until then
+MIN_WAIT = 0.1  # seconds
+ENCRYPTED_WAIT = 2.0  # seconds: nobody can see what was asked
+SYN_MIN, SYN_MAX = 0.1, 0.5  # seconds
+_RING = 512
+_REFRESH = 32  # replies between two sorts
+_DECAY = 120.0  # seconds in which a doubled threshold halves again
+_MAX_SCALE = 64.0
+
+
+class Gaps:
+    """Reply times of one operation: p50 and p99 over the last 512."""
+
+    __slots__ = ("_p50", "_p99", "_ring", "count")
+
+    def __init__(self) -> None:
+        self._ring: deque[float] = deque(maxlen=_RING)
+        self.count = 0
+        self._p50 = self._p99 = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._ring.append(seconds)
+        self.count += 1
+        if self.count % _REFRESH == 0 or self.count in (1, 8):
+            ordered = sorted(self._ring)
+            self._p50 = ordered[len(ordered) // 2]
+            self._p99 = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+
+    @property
+    def p50(self) -> float | None:
+        return self._p50 if self.count else None
+
+    @property
+    def p99(self) -> float | None:
+        return self._p99 if self.count else None
+
+    def wait(self) -> float:
+        """Seconds without a reply that are suspicious: max(100 ms, 4 * p99), 300 ms until 100 replies are known."""
+        if self.count < KNOWN:
+            return max(UNKNOWN_WAIT, 4 * self._p99)
+        return max(MIN_WAIT, 4 * self._p99)
+
+
+class RoundTrip:
+    """SRTT and RTTVAR of the handshakes (RFC 6298, section 2)."""
+
+    __slots__ = ("_rttvar", "_srtt")
+
+    def __init__(self) -> None:
+        self._srtt: float | None = None
+        self._rttvar = 0.0
+
+    def add(self, seconds: float) -> None:
+        if self._srtt is None:
+            self._srtt, self._rttvar = seconds, seconds / 2
+        else:
+            self._rttvar = 0.75 * self._rttvar + 0.25 * abs(self._srtt - seconds)
+            self._srtt = 0.875 * self._srtt + 0.125 * seconds
+
+    def wait(self) -> float:
+        """Seconds without a SYN-ACK that are suspicious: SRTT + 4 * RTTVAR, within 100 and 500 ms."""
+        if self._srtt is None:
+            return SYN_MAX / 2
+        return min(SYN_MAX, max(SYN_MIN, self._srtt + 4 * self._rttvar))
+
+
+class Scale:
+    """A factor on a detector's threshold: doubled by each refuted suspicion, halved again over two minutes."""
+
+    __slots__ = ("_at", "_value")
+
+    def __init__(self) -> None:
+        self._value, self._at = 1.0, 0.0
+
+    def double(self, now: float) -> None:
+        self._value = min(_MAX_SCALE, 2 * self.now(now))
+        self._at = now
+
+    def now(self, now: float) -> float:
+        if self._value == 1.0:
+            return 1.0
+        return max(1.0, self._value * float(0.5 ** (max(0.0, now - self._at) / _DECAY)))
