@@ -14,7 +14,7 @@ recovered   service, by                                 the core withdraws its o
 evidence    service, facts                              fresh facts for an order that is pending
 hold        service, by, reason                         ``text``
 release     service, by                                 ``text``
-forget      service, client, port                       drops one unreplied conntrack entry (rescue)
+forget      service, client, port                       ``forgotten``: no unanswered conntrack entry is left (rescue)
 history     limit                                       ``entries``: the journal's last lines
 subscribe   --                                          ``targets``, then events ``{"event": "flip", ...}``
 ==========  ==========================================  =========================================================

@@ -42,6 +42,7 @@ RETRYABLE = frozenset(
         Reason.HOLD,
         Reason.BLIND,
         Reason.NOT_CONFIRMED,
+        Reason.TRAFFIC_ANSWERED,
         Reason.STANDBY_UNKNOWN,
         Reason.NO_HEALTHY_SERVER,
         Reason.SYNC_RUNNING,

@@ -83,6 +83,7 @@ class Suspicion:
     detector: Detector
     now: float
     text: str  # "12 of 12 requests without reply for 0.31 s"
+    since: float | None = None  # when the trouble began, where that is earlier than ``now``
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,6 @@ class Activity:
     answered: int
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """What was done for stranded flows after a flip."""
-
-    poked: int = 0  # clients told to reconnect
-    forgotten: int = 0  # conntrack entries or sessions removed
-
-
 class Redirect(Protocol):
     """One way to redirect. Each method raises RedirectError when it failed, and the old state stands then."""
 
@@ -49,8 +41,14 @@ class Redirect(Protocol):
     def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
         """Flip in one step, never without a rule. With ``drain`` open connections stay where they are."""
 
-    def repair(self, service: Service, old: Target) -> Repair:
-        """Free the clients stranded on the ``old`` server. Called after ``set``; may be called again."""
+    def forget_unanswered(self, service: Service, old: Target) -> int:
+        """Forget connections in the making towards the ``old`` server, so that their next packet goes to the new one.
+
+        Called right after ``set``, before the sniffer hears of the flip and sends first packets on. Returns how many.
+        """
+
+    def free_stranded(self, service: Service, old: Target) -> int:
+        """Free the clients with open connections to the ``old`` server, after ``forget_unanswered``. Returns how many."""
 
     def withhold(self, service: Service, on: bool) -> None:
         """Whether refusals of new connections are kept from clients while it is undecided. No-op where impossible."""
@@ -59,7 +57,7 @@ class Redirect(Protocol):
         """Counters for ``check_failover_traffic`` without the sniffer."""
 
     def forget(self, service: Service, client: str, port: int) -> bool:
-        """Drop one unreplied entry of that client (rescue); False when there is none, or it has replies."""
+        """Clear the way for a new try of that client (rescue); False when its connection has been answered."""
 
 
 def _nftables(config: Config) -> Redirect:

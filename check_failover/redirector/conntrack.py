@@ -35,7 +35,8 @@ _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_PROTOINFO, _CTA_MARK, _CTA_
 )
 _NESTED = 0x8000
 _SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
-_TCP_ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
+_ASSURED = 1 << 2  # IPS_ASSURED
+_TCP_ESTABLISHED, _TCP_CLOSE = 3, 8  # enum tcp_conntrack
 _PROTOCOLS = {"tcp": 6, "udp": 17}
 _TIMEOUT = 2.0  # seconds for the kernel to answer
 
@@ -49,7 +50,7 @@ class Entry:
     server: Endpoint
     protocol: int
     mark: int
-    replied: bool
+    unanswered: bool  # no reply yet, or only a refusal: nothing is lost when it is forgotten
     established: bool
     original: bytes  # CTA_TUPLE_ORIG as the kernel wrote it, to name the entry in a delete
     id: bytes  # CTA_ID: so that a delete never meets a younger entry of the same tuple
@@ -190,14 +191,15 @@ def _entry(payload: bytes) -> Entry | None:
         return None
     status = struct.unpack("!I", parts.get(_CTA_STATUS, b"\0\0\0\0"))[0]
     tcp = dict(_attributes(dict(_attributes(parts.get(_CTA_PROTOINFO, b""))).get(1, b"")))
+    state = tcp.get(1, b"\0")[0]
     return Entry(
         client=original[0],
         service=original[1],
         server=reply[0],
         protocol=original[2],
         mark=struct.unpack("!I", parts.get(_CTA_MARK, b"\0\0\0\0"))[0],
-        replied=bool(status & _SEEN_REPLY),
-        established=tcp.get(1, b"\0")[0] == _TCP_ESTABLISHED,
+        unanswered=not status & _SEEN_REPLY or (state == _TCP_CLOSE and not status & _ASSURED),
+        established=state == _TCP_ESTABLISHED,
         original=parts[_CTA_TUPLE_ORIG],
         id=parts.get(_CTA_ID, b"\0\0\0\0"),
     )

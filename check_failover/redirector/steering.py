@@ -3,7 +3,7 @@
 The order of a flip, so that a kill or a power cut at any moment leaves the old state or the new one, never half:
 
 1. the intent goes to the state file (fsync): a restart brings the kernel to it
-2. one transaction in the kernel; the event is published at once, for the sniffer's replay
+2. one transaction in the kernel; connections in the making are forgotten; the event has the sniffer replay them
 3. stranded flows are freed, the rule is read back
 4. the journal line (fsync), the answer, the passive results
 
@@ -28,7 +28,7 @@ from typing import Any
 from check_failover.config import Config
 from check_failover.decide import FAIL_BACK, FAIL_OVER, RETRYABLE, Decision, Reason, Situation, checklist, decide
 from check_failover.model import Facts, Hold, Service, Target
-from check_failover.redirector import Redirect, RedirectError, Repair
+from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.journal import Journal, JournalError
 from check_failover.redirector.state import ServiceState, StateError, load, save
 
@@ -160,6 +160,9 @@ class Steering:
         self._state[name] = after
         self._pending.pop(name, None)
         entry.update(to=str(old.other), flipped=True, line=f"{name}: {old} -> {old.other} ({decision.text})")
+        self._step("forget")
+        if not order.drain:
+            self._try(entry, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
         self._publish(
             {
                 "event": "flip",
@@ -170,22 +173,19 @@ class Steering:
                 "drain": order.drain,
             }
         )
-        self._step("repair")
-        self._repair(order, old, entry)
+        self._step("free")
+        if not order.drain:
+            self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
+            self._redirect_quietly(lambda: self._redirect.withhold(service, on=True))
         self._step("read back")
         self._read_back(service, entry)
 
-    def _repair(self, order: Order, old: Target, entry: dict[str, Any]) -> None:
+    def _try(self, entry: dict[str, Any], what: str, repair: Callable[[], int]) -> None:
         """A repair that fails does not undo the flip; it is told."""
-        if order.drain:
-            return
         try:
-            done = self._redirect.repair(order.service, old)
-            self._redirect.withhold(order.service, on=True)
+            entry[what] = int(repair())
         except RedirectError as error:
-            entry["error"] = f"repair: {error}"
-            done = Repair()
-        entry.update(asdict(done))
+            entry["error"] = f"{what}: {error}"
 
     def _read_back(self, service: Service, entry: dict[str, Any]) -> None:
         kernel = self._redirect.current(service)

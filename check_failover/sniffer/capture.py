@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -83,16 +84,21 @@ def down(interface: str) -> str | None:
 
 def _open(interface: str | None, program: bytes) -> socket.socket:
     try:
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0 if interface else socket.htons(ETH_P_ALL))
     except PermissionError:
         raise CaptureError("no permission for packet sockets: CAP_NET_RAW is missing") from None
     try:
+        if interface is None:  # bound to all from its birth: what slipped in is thrown away
+            _attach(sock, bpf.accept_nothing())
+            while select.select([sock], [], [], 0)[0]:
+                sock.recv(1)
         _attach(sock, program)
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         except PermissionError:  # needs CAP_NET_ADMIN; without it the system's maximum must do
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        sock.bind((interface or "", ETH_P_ALL))
+        if interface is not None:
+            sock.bind((interface, ETH_P_ALL))
     except OSError as error:
         sock.close()
         raise CaptureError(f"{interface or 'all interfaces'}: {error.strerror}") from None

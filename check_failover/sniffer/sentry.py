@@ -184,8 +184,8 @@ class Sentry:
         investigation = self._investigation
         if investigation is None:
             return
-        began = self._verdict_since(investigation)
-        verdict = investigation.verdict(*self.watch.since(began))
+        suspicion = investigation.suspicion
+        verdict = investigation.verdict(*self.watch.since(suspicion.since or suspicion.now))
         if verdict is None:
             return
         self._investigation = None
@@ -193,10 +193,6 @@ class Sentry:
             self._failed(verdict, now)
         else:
             self._refuted(investigation.suspicion, now)
-
-    def _verdict_since(self, investigation: Investigation) -> float:
-        """Traffic counts from a little before the suspicion: the requests that raised it belong to it."""
-        return investigation.suspicion.now - 0.5 if self._verdict is None else investigation.suspicion.now
 
     def _failed(self, verdict: Verdict, now: float) -> None:
         first = self.condition is not Condition.FAILED

@@ -254,7 +254,7 @@ class Watch:
             return self._raise(Detector.UNANSWERED_SYN, now, f"connection unanswered for {now - request.asked:.2f} s")
         asked, answered = self.since(request.asked)
         text = f"{asked - answered} of {asked} requests without reply for {now - request.asked:.2f} s"
-        return self._raise(Detector.UNANSWERED_REQUEST, now, text)
+        return self._raise(Detector.UNANSWERED_REQUEST, now, text, request.asked)
 
     def _silent(self, now: float) -> Suspicion | None:
         if self._last_seen is None:
@@ -299,12 +299,12 @@ class Watch:
             return None
         return self._raise(Detector.ERROR_SHARE, now, f"{errors} of the last {len(self._errors)} replies are errors")
 
-    def _raise(self, detector: Detector, now: float, text: str) -> Suspicion | None:
+    def _raise(self, detector: Detector, now: float, text: str, since: float | None = None) -> Suspicion | None:
         pause = AGAIN * (self._scales[detector].now(now) if detector is not Detector.REFUSED else 1.0)
         if now - self._raised.get(detector, -_NEVER) < pause:
             return None
         self._raised[detector] = now
-        return Suspicion(self._name, detector, now, text)
+        return Suspicion(self._name, detector, now, text, since)
 
     def _wait(self, request: Request, now: float) -> float:
         if request.key == "syn":
