@@ -48,7 +48,7 @@ class Redirect(Protocol):
         """
 
     def free_stranded(self, service: Service, old: Target) -> int:
-        """Free the clients with open connections to the ``old`` server, after ``forget_unanswered``. Returns how many."""
+        """Free the clients with open connections to ``old``, after ``forget_unanswered``. Returns how many."""
 
     def withhold(self, service: Service, on: bool) -> None:
         """Whether refusals of new connections are kept from clients while it is undecided. No-op where impossible."""
