@@ -12,6 +12,7 @@ The ground, which every wing may import and which imports no wing:
 - ``decide``   (facts, policy, situation) -> decision; tables that read as the policy
 - ``config``   load, validate, freeze the config
 - ``control``  the language of the two daemons' sockets
+- ``syncstate``  the record of how fresh the standby's data is: ``sync`` writes it, the others read it
 
 A wing for each process; wings meet through ``control`` alone:
 

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from check_failover.model import CheckSpec, Endpoint, Policy, Service
+from check_failover.model import CheckSpec, Endpoint, Policy, Service, SyncSpec
 
 DEFAULT_PATH = "/etc/check_failover/config.toml"
 
@@ -172,7 +172,7 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         check=_check(table["check"]),
         policy=_policy(table),
         source_nat=source_nat,
-        sync=table.get("sync"),
+        sync=_sync(where, table["sync"], primary, standby) if "sync" in table else None,
         dialect=table.get("dialect"),
     )
 
@@ -180,6 +180,22 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
 def _check(table: dict[str, Any]) -> CheckSpec:
     options = {key: value for key, value in table.items() if key not in ("type", "timeout")}
     return CheckSpec(type=table["type"], options=options, timeout=float(table.get("timeout", CheckSpec("").timeout)))
+
+
+def _sync(where: str, table: dict[str, Any], primary: Endpoint, standby: Endpoint) -> SyncSpec:
+    """``[service.sync]``; the servers' own addresses are their ssh targets where nothing else is said."""
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    source = values.pop("from", "").rstrip("/")
+    copy = values.pop("to", source).rstrip("/")
+    for key, path in (("from", source), ("to", copy)):
+        if ".." in path.split("/"):
+            raise ConfigError(f"{where}.sync.{key}: {path} has a .. in it; give the real path")
+    spec = SyncSpec(
+        **{"primary": primary.address, "standby": standby.address} | values, source_path=source, copy_path=copy
+    )
+    if spec.primary == spec.standby and source == copy:
+        raise ConfigError(f"{where}.sync: primary and standby are the same place ({spec.primary}:{source})")
+    return spec
 
 
 def _policy(table: dict[str, Any]) -> Policy:

@@ -80,6 +80,10 @@ class Peer:
         self.pid, self.uid, self.gids = pid, uid, gids
 
 
+class UnreachableError(ControlError):
+    """Nobody answered: asking again may help, as it does not where a living daemon said no."""
+
+
 class RefusedError(Exception):
     """Raised by a server's handler to answer ``{"ok": false, "error": text}``."""
 
@@ -132,7 +136,7 @@ def _connect(path: str | Path, timeout: float) -> socket.socket:
     except OSError as error:
         sock.close()
         why = "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise ControlError(f"{path}: {why}: is the daemon running, and are you in its group?") from None
+        raise UnreachableError(f"{path}: {why}: is the daemon running, and are you in its group?") from None
     return sock
 
 
@@ -140,7 +144,7 @@ def _send(sock: socket.socket, request: Mapping[str, Any], path: str | Path) -> 
     try:
         sock.sendall(json.dumps(request).encode() + b"\n")
     except OSError as error:
-        raise ControlError(f"{path}: cannot send: {error.strerror or error}") from None
+        raise UnreachableError(f"{path}: cannot send: {error.strerror or error}") from None
 
 
 def _read_line(sock: socket.socket, path: str | Path, exact: bool = False) -> bytes:
@@ -150,11 +154,11 @@ def _read_line(sock: socket.socket, path: str | Path, exact: bool = False) -> by
         try:
             chunk = sock.recv(1 if exact else 65536)
         except TimeoutError:
-            raise ControlError(f"{path}: no reply in time") from None
+            raise UnreachableError(f"{path}: no reply in time") from None
         except OSError as error:
-            raise ControlError(f"{path}: cannot receive: {error.strerror or error}") from None
+            raise UnreachableError(f"{path}: cannot receive: {error.strerror or error}") from None
         if not chunk:
-            raise ControlError(f"{path}: closed without a reply")
+            raise UnreachableError(f"{path}: closed without a reply")
         buffer += chunk
         if len(buffer) > 64 * MAX_LINE:
             raise ControlError(f"{path}: reply too long")

@@ -216,6 +216,36 @@ class CheckSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SyncSpec:
+    """How a service's data is kept in step (``[service.sync]``). Commands are argument lists, never shell lines.
+
+    ``source_path`` (key ``from``) is what is read on the server that gives, ``copy_path`` (key ``to``) is what its
+    counterpart serves: a symbolic link that failover-sync switches. Both hold for both directions.
+    """
+
+    method: str = "rsync"  # rsync | syncrepl (the servers replicate by themselves: compare only)
+    primary: str = "local"  # user@host for ssh, or "local"
+    standby: str = "local"
+    controller: str = "local"  # where sockets and state are
+    source_path: str = ""
+    copy_path: str = ""
+    ssh_config: str | None = None
+    rsync_path: str | None = None  # what to run as rsync on the servers, e.g. "sudo rsync"
+    exclude: tuple[str, ...] = ()
+    bandwidth: int = 0  # bytes per second; 0: no limit
+    before: tuple[str, ...] = ()  # on the giving server
+    count: tuple[str, ...] = ()  # on the giving server: prints the number of entries
+    verify: tuple[str, ...] = ()  # on the receiving server, before the switch
+    after: tuple[str, ...] = ()  # on the receiving server, after the switch
+    timeout: float = 3600.0  # limit of one step
+    checksum: bool = True  # compare contents, not only size and time
+    max_shrink: float = 0.5  # share of files, bytes or entries that may be gone since the last good run
+    keep: int = 2  # copies kept on the receiving server, the serving one included
+    sync_back: str = "required"  # required | unnecessary: whether a fail-back waits for failover-sync --reverse
+    sync_back_valid: float = 900.0  # how long a reverse run counts
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """One service address and its two servers."""
 
@@ -228,7 +258,7 @@ class Service:
     check: CheckSpec
     policy: Policy = field(default_factory=Policy)
     source_nat: str | None = None  # the controller's address towards the servers, where their way back needs it
-    sync: Mapping[str, object] | None = None
+    sync: SyncSpec | None = None
     dialect: str | None = None  # sniffer.dialects: how requests and replies are told apart; None: by check type
 
     def server(self, target: Target) -> Endpoint:

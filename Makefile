@@ -1,0 +1,50 @@
+# make demo [FAULT=crash|hang|blackhole|apperror] [KEEP=1]   the main job on real parts, in network namespaces
+# make test                                                  lint, types, unit, component and system tests
+# make lint | unit | component | system | bench              one part of it
+# make install | uninstall [DESTDIR=]                        into this machine's Nagios; see README.md
+# make clean
+VENV ?= .venv
+FAULT ?= crash
+PYTHON := $(VENV)/bin/python
+RUFF := $(VENV)/bin/ruff
+PYTEST := $(PYTHON) -m pytest --strict-skips
+DESTDIR ?=
+
+.PHONY: demo test lint unit component system bench install uninstall clean lab-demo lab-test
+
+lab-demo:
+	@VENV=$(VENV) bash .ci/install demo
+
+lab-test:
+	@VENV=$(VENV) bash .ci/install test
+
+demo: lab-demo
+	@$(PYTHON) -m tests.lab.demo --fault $(FAULT) $(if $(KEEP),--keep)
+
+# One pytest for all, so that its closing line counts everything; unit first, because it fails fastest.
+test: lab-test lint
+	$(PYTEST) tests/unit tests/component tests/system
+
+lint: lab-test
+	$(RUFF) format --check --config .ci/ruff.toml check_failover tests handlers
+	$(RUFF) check --config .ci/ruff.toml check_failover tests handlers
+	$(PYTHON) -m mypy --config-file setup.cfg
+
+unit component system: lab-test
+	$(PYTEST) tests/$@
+
+bench: lab-test
+	@for script in tests/bench/*.py; do \
+	    [ -e "$$script" ] || { echo "no benchmark yet"; break; }; \
+	    name=$$(basename $$script .py); [ $$name = __init__ ] || $(PYTHON) -m tests.bench.$$name || exit 1; \
+	done
+
+install:
+	DESTDIR=$(DESTDIR) nagios-conf/install
+
+uninstall:
+	DESTDIR=$(DESTDIR) nagios-conf/install --uninstall
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .install.log
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,223 @@
+"""What is known about the standby's data: the record that failover-sync leaves and everybody else reads.
+
+``state_dir/sync/NAME.json`` is replaced as a whole after each step of a run, so a reader never sees half of one; a run
+holds a lock on ``NAME.lock`` for as long as it lives, so a killed one is not believed to run. Standard library only.
+Times in the record are wall clock (Unix time), because they must outlive a restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from check_failover.model import State
+
+CLOCK_SLACK = 60.0  # seconds by which a record may be ahead of our clock before it is no longer believed
+
+
+class Direction(StrEnum):
+    """Who gives: the primary (``forward``) or the standby (``reverse``)."""
+
+    FORWARD = "forward"
+    REVERSE = "reverse"
+
+
+class Phase(StrEnum):
+    """How far a run is. Only in ``SWITCH`` does the receiving server change; it takes seconds."""
+
+    PREPARE = "prepare"
+    TRANSFER = "transfer"
+    SWITCH = "switch"
+
+
+class Refusal(StrEnum):
+    """Why a run did not happen or did not finish. The words stand in records, texts and tests: never rename one."""
+
+    RUNNING = "already-running"
+    TARGET_UNKNOWN = "target-unknown"
+    TARGET_STANDBY = "target-is-standby"
+    TARGET_PRIMARY = "target-is-primary"
+    PRIMARY_FAILING = "primary-failing"
+    SHRUNK = "source-shrank"
+    NOT_ADOPTED = "not-adopted"
+    FAILED = "failed"  # a step went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much data a server has. ``entries`` is what the configured ``count`` printed."""
+
+    files: int
+    bytes: int
+    entries: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A run that is under way."""
+
+    pid: int
+    since: float
+    direction: Direction
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why the last run did not succeed."""
+
+    at: float
+    reason: Refusal
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncState:
+    """The record of one service. ``None`` means that it never happened."""
+
+    equal_at: float | None = None  # start of the last good run: both servers had the same data then
+    direction: Direction = Direction.FORWARD  # of that run
+    took: float = 0.0  # seconds of that run
+    changed: bool = False  # whether that run found differences
+    differed_files: int = 0  # before that run
+    differed_bytes: int = 0
+    sent: int = 0  # bytes that went over the wire
+    size: Size | None = None  # what the giving server had
+    synced_back: float | None = None  # start of the last good run in reverse
+    running: Running | None = None
+    problem: Problem | None = None
+    damaged: str | None = None  # why the record could not be read
+
+    def age(self, now: float) -> float | None:
+        """The sync age at ``now`` (wall clock): seconds since the data was equal; ``None``: unknown."""
+        if self.equal_at is None or self.equal_at > now + CLOCK_SLACK:
+            return None
+        return max(0.0, now - self.equal_at)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a flip must wait (``Facts.sync_running``): a server's data is being switched at this moment.
+
+        A forward run fills a staging directory most of the time; the standby stays whole and may take over. A reverse
+        run writes to the primary, to which a fail-back would lead, so there the whole run counts.
+        """
+        running = self.running
+        return running is not None and (running.direction is Direction.REVERSE or running.phase is Phase.SWITCH)
+
+    def brought_back(self, since: float | None, now: float, valid: float) -> bool:
+        """Whether what the standby took in since the flip at ``since`` is on the primary (``Situation.synced_back``).
+
+        Clients may go on writing afterwards, so a reverse run counts for ``valid`` seconds only.
+        """
+        at = self.synced_back
+        return at is not None and (since is None or at >= since) and now - valid <= at <= now + CLOCK_SLACK
+
+
+def parse(text: str) -> SyncState:
+    """A record from its text. Raises ValueError."""
+    raw = json.loads(text)
+    if not isinstance(raw, dict):
+        raise ValueError("not an object")
+    try:
+        running, problem, size = raw.get("running"), raw.get("problem"), raw.get("size")
+        return SyncState(
+            equal_at=_number(raw, "equal_at"),
+            direction=Direction(raw.get("direction", Direction.FORWARD)),
+            took=float(raw.get("took", 0.0)),
+            changed=bool(raw.get("changed", False)),
+            differed_files=int(raw.get("differed_files", 0)),
+            differed_bytes=int(raw.get("differed_bytes", 0)),
+            sent=int(raw.get("sent", 0)),
+            size=None if size is None else Size(**size),
+            synced_back=_number(raw, "synced_back"),
+            running=None
+            if running is None
+            else Running(
+                int(running["pid"]), float(running["since"]), Direction(running["direction"]), Phase(running["phase"])
+            ),
+            problem=None
+            if problem is None
+            else Problem(float(problem["at"]), Refusal(problem["reason"]), str(problem["text"])),
+        )
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"not a sync record: {error}") from None
+
+
+def _number(raw: Mapping[str, Any], key: str) -> float | None:
+    return None if raw.get(key) is None else float(raw[key])
+
+
+def dump(state: SyncState) -> str:
+    """The record as one JSON line; ``parse`` reads it back."""
+    raw = asdict(state)
+    del raw["damaged"]
+    return json.dumps(raw) + "\n"
+
+
+def directory(state_dir: Path) -> Path:
+    """Where the records are. Whoever owns it is the user that syncs."""
+    return state_dir / "sync"
+
+
+def read(state_dir: Path, name: str) -> SyncState:
+    """The record of a service; an empty one when it was never synced. Never raises: see ``damaged``."""
+    path = directory(state_dir) / f"{name}.json"
+    try:
+        state = parse(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return SyncState()
+    except OSError as error:
+        return SyncState(damaged=f"{path}: cannot read: {error.strerror}")
+    except ValueError as error:
+        return SyncState(damaged=f"{path}: damaged: {error}")
+    if state.running is not None and not locked(state_dir, name):
+        return replace(state, running=None)  # killed: the kernel has dropped its lock
+    return state
+
+
+def locked(state_dir: Path, name: str) -> bool:
+    """Whether a living run holds the lock of that service (flock(2))."""
+    try:
+        lock = os.open(directory(state_dir) / f"{name}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # not ours to look into: believe the record
+    with contextlib.closing(os.fdopen(lock)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State, str]:
+    """The state and the line of "NAME sync", for the check and for the result after each run alike."""
+    problem, age = state.problem, state.age(now)
+    if state.damaged is not None:
+        return State.UNKNOWN, state.damaged
+    if problem is not None and problem.reason is Refusal.TARGET_STANDBY and now - problem.at <= crit:
+        return State.OK, "the standby serves: nothing to bring to it"
+    known = "never in step" if age is None else f"in step {duration(age)} ago"
+    if problem is not None:
+        severe = age is None or age > crit or problem.reason is Refusal.SHRUNK
+        return State.CRITICAL if severe else State.WARNING, f"{known}; {problem.text}"
+    if age is None:
+        return State.CRITICAL, "the standby's data was never in step"
+    level = State.CRITICAL if age > crit else State.WARNING if age > warn else State.OK
+    return level, f"the standby's data was in step {duration(age)} ago"
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3 h``, ``2 d``: what a person reads in a text message."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
