@@ -1,0 +1,184 @@
+"""The event handler: what the core decided becomes an order for failover-redirector.
+
+It acts on HARD CRITICAL only: SOFT problems, WARNING, UNKNOWN and a stale result never move traffic. The state type is
+what counts, not the attempt: with the host DOWN the first CRITICAL is HARD already. OK withdraws an order that is still
+pending. With ``--fail-back`` it serves the service "NAME fail-back", where a person submits OK in the web UI.
+
+Facts come from the arguments alone, so a whole run is an interpreter's start and one question over a Unix socket. The
+order may come twice or a hundred times: the redirector answers "already there". When the redirector is away (it
+restarts) the handler asks again for ``PATIENCE`` seconds; Nagios would kill it after 30 (``event_handler_timeout``).
+A handler that ends non-zero is shown in nagios.log with what it said, one that ends well is not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from check_failover import __version__
+from check_failover.control import ControlError, UnreachableError, ask
+from check_failover.handlers.arguments import ANSWERED, UsageError, one_line, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+USAGE = """\
+failover_event: Nagios's and Icinga's event handler for a service with a fail-over.
+
+  --service NAME         name of the service in check_failover's config (required)
+  --state STATE          $SERVICESTATE$ or $SERVICESTATEID$ (required)
+  --state-type TYPE      $SERVICESTATETYPE$: SOFT or HARD (required)
+  --attempt N            $SERVICEATTEMPT$, for the log
+  --perfdata TEXT        $SERVICEPERFDATA$: the facts behind the verdict
+  --output TEXT          $SERVICEOUTPUT$
+  --downtime N           $SERVICEDOWNTIME$: above 0 the service is in downtime
+  --host-downtime N      $HOSTDOWNTIME$
+  --standby-state STATE  $SERVICESTATE:HOST:NAME standby$
+  --standby-checked AT   $LASTSERVICECHECK:HOST:NAME standby$ (Unix time, 0: never)
+  --host HOST            $HOSTNAME$, for the log
+  --by WHO               who stands in the journal for it (nagios)
+  --fail-back            for the service "NAME fail-back": OK from a person is the order to fail back
+  --socket PATH          the redirector's socket (/run/check_failover/redirector.sock)
+  --patience SECONDS     how long a redirector that is away is asked again (10)
+  -h, --help; -V, --version
+
+Exit code: 0 done, refused or nothing to do (said on stdout); 1 the redirector did not answer or did not listen to us;
+3 wrong command line."""
+
+OPTIONS = {
+    "service": "",
+    "state": "",
+    "state-type": "",
+    "attempt": "",
+    "perfdata": "",
+    "output": "",
+    "downtime": "0",
+    "host-downtime": "0",
+    "standby-state": "",
+    "standby-checked": "",
+    "host": "",
+    "by": "nagios",
+    "socket": "/run/check_failover/redirector.sock",
+    "patience": "10",
+}
+STATES = {"0": "OK", "1": "WARNING", "2": "CRITICAL", "3": "UNKNOWN"}
+STANDBY_BELIEVED = 900.0  # seconds: an older check of the standby says nothing about now
+REPLY_TIMEOUT = 12.0  # seconds; the redirector may probe a server before it decides
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two questions
+OWN_FAIL_BACK_RESULT = "on the primary"  # how the redirector's own result for "NAME fail-back" begins
+
+
+def main() -> int:
+    """Entry point of ``failover_event``."""
+    return run(sys.argv[1:])
+
+
+def run(argv: Sequence[str]) -> int:
+    """One event: prints one line, returns the exit code."""
+    if argv and argv[0] in ("-h", "--help", "-V", "--version"):
+        print(USAGE if argv[0] in ("-h", "--help") else f"failover_event {__version__}")
+        return ANSWERED
+    try:
+        options = parse(argv, OPTIONS, flags=("fail-back",))
+        state, state_type = _state(options)
+        patience = float(options["patience"])
+    except (UsageError, ValueError) as error:
+        print(f"failover_event: {one_line(str(error))}")
+        return ANSWERED
+    service = options["service"]
+    request, why_not = (_fail_back if "fail-back" in options else _fail_over)(options, state, state_type)
+    if request is None:
+        print(f"{service}: nothing to do: {why_not}")
+        return 0
+    try:
+        reply = _ask(options["socket"], request, patience)
+    except ControlError as error:
+        print(f"{service}: {request['verb']} NOT DONE: {one_line(str(error))}")
+        return 1
+    print(f"{service}: {request['verb']}: {_outcome(reply)}")
+    return 0
+
+
+def _state(options: Mapping[str, str]) -> tuple[str, str]:
+    for name in ("service", "state", "state-type"):
+        if not options[name]:
+            raise UsageError(f"--{name} is missing or empty")
+    state = STATES.get(options["state"], options["state"].upper())
+    if state not in STATES.values():
+        raise UsageError(f"--state {options['state']}: not one of {', '.join(STATES.values())}")
+    state_type = options["state-type"].upper()
+    if state_type not in ("SOFT", "HARD"):
+        raise UsageError(f"--state-type {options['state-type']}: not SOFT or HARD")
+    return state, state_type
+
+
+def _fail_over(options: Mapping[str, str], state: str, state_type: str) -> tuple[dict[str, Any] | None, str]:
+    service = {"service": options["service"], "by": options["by"]}
+    if state == "OK":
+        return {"verb": "recovered", **service}, ""
+    if state != "CRITICAL" or state_type != "HARD":
+        return None, f"{state} {state_type}, only CRITICAL HARD moves traffic"
+    downtime = any(_number(options[name]) > 0 for name in ("downtime", "host-downtime"))
+    request: dict[str, Any] = {"verb": "fail-over", **service, "downtime": downtime}
+    if options["standby-state"]:
+        request["standby_state"] = options["standby-state"]
+    if "probes=" in options["perfdata"]:
+        request["perfdata"] = options["perfdata"]
+    else:  # not our sniffer's verdict but a check of the site's: its own attempts were the confirmation
+        request["facts"] = {"detector": "core", "standby_ok": _standby_ok(options), "downtime": downtime}
+    return request, ""
+
+
+def _fail_back(options: Mapping[str, str], state: str, _state_type: str) -> tuple[dict[str, Any] | None, str]:
+    if state != "OK":
+        return None, f"{state}, only OK submitted by a person fails back"
+    if options["output"].startswith(OWN_FAIL_BACK_RESULT):
+        # A result kept while the core was away may arrive late: it reports a fail-back, it must never order the next.
+        return None, "the redirector's own result"
+    return {"verb": "fail-back", "service": options["service"], "by": options["by"]}, ""
+
+
+def _standby_ok(options: Mapping[str, str]) -> bool | None:
+    """What the core's own check says of the standby; None: it never looked, or too long ago.
+
+    A service that was never checked is "OK" to Nagios's macros, hence the time.
+    """
+    if options["standby-checked"]:
+        checked = _number(options["standby-checked"])
+        if not 0 <= time.time() - checked <= STANDBY_BELIEVED:
+            return None
+    state = STATES.get(options["standby-state"], options["standby-state"].upper())
+    return {"OK": True, "WARNING": True, "CRITICAL": False}.get(state)
+
+
+def _number(text: str) -> float:
+    """A macro's number; one that the core left unexpanded (``$...$`` without its dollars) is 0."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def _ask(path: str, request: Mapping[str, Any], patience: float) -> dict[str, Any]:
+    """Ask until somebody answers. Raises ControlError: the last refusal, or nobody there for ``patience`` seconds."""
+    end = time.monotonic() + patience
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return ask(path, request, timeout=REPLY_TIMEOUT)
+        except UnreachableError:
+            if time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _outcome(reply: Mapping[str, Any]) -> str:
+    text = one_line(str(reply.get("text", "")))
+    if reply.get("flipped"):
+        return f"done: {text}"
+    if "reason" not in reply:
+        return text or "understood"
+    return f"not done ({reply['reason']}): {text}"

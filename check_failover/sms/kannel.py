@@ -1,0 +1,71 @@
+"""Kannel's sendsms interface (User's Guide 1.4.5, "Using HTTP interface to send SMS").
+
+HTTP 202 means accepted or queued, nothing more: whether a phone got the text is told by a delivery receipt
+(``dlr_url``). ``coding=2&charset=UTF-8`` outside the GSM 7-bit alphabet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from check_failover.sms import GatewayError
+from check_failover.sms.text import is_gsm
+
+CONNECT_TIMEOUT, READ_TIMEOUT = 3.0, 10.0  # seconds
+ALL_RECEIPTS = "31"  # delivered, failed, buffered, accepted and rejected by the message centre
+
+
+class Kannel:
+    """Options: ``url``, ``username``, ``password_file``, ``sender``, ``dlr_url`` (``{id}`` is the reference)."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        if not options.get("url"):
+            raise GatewayError("the config's [sms] has no url (address of Kannel's sendsms interface)")
+        self._options = options
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy or CA bundle from some user's environment
+
+    def send(self, text: str, number: str, reference: str) -> None:
+        """One HTTP request. Raises GatewayError."""
+        query = {"to": number, "text": text, "charset": "UTF-8", "coding": "0" if is_gsm(text) else "2"}
+        query |= self._account()
+        if self._options.get("dlr_url"):
+            url = str(self._options["dlr_url"]).replace("{id}", reference)
+            query |= {"dlr-mask": ALL_RECEIPTS, "dlr-url": url}
+        try:
+            reply = self._session.get(
+                self._options["url"], params=query, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT), allow_redirects=False
+            )
+        except requests.RequestException as error:
+            raise GatewayError(f"{self._options['url']}: {_cause(error)}") from None
+        said = " ".join(reply.text[:200].split())
+        if reply.status_code not in (200, 202):
+            # This text or number never passes; all else (wrong password, no way to the message centre) can be mended.
+            permanent = reply.status_code == 400 or "do not try again" in said.lower() or "denied" in said.lower()
+            raise GatewayError(f"{self._options['url']}: HTTP {reply.status_code}: {said}", permanent=permanent)
+
+    def _account(self) -> dict[str, str]:
+        found = {"username": str(self._options.get("username", ""))}
+        path = self._options.get("password_file")
+        if path:
+            try:
+                found["password"] = Path(path).read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise GatewayError(f"{path}: cannot read the gateway's password: {error}") from None
+        if self._options.get("sender"):
+            found["from"] = str(self._options["sender"])
+        return {key: value for key, value in found.items() if value}
+
+
+def _cause(error: requests.RequestException) -> str:
+    """The innermost reason, without requests' object names (and without the URL, which holds the password)."""
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    inner: BaseException = error
+    while inner.__cause__ or inner.__context__:
+        inner = inner.__cause__ or inner.__context__ or inner
+    return str(getattr(inner, "strerror", None) or type(inner).__name__)

@@ -1,0 +1,56 @@
+"""What fits into a short message: the GSM 7-bit alphabet (3GPP TS 23.038, 6.2.1) or UCS-2 (6.2.3). Pure.
+
+One message holds 140 bytes: 160 septets, or 70 UTF-16 units. A longer text goes out in parts of 153 or 67, because
+each carries a header that puts them together again (3GPP TS 23.040, 9.2.3.24.1).
+"""
+
+from __future__ import annotations
+
+_BASIC = (
+    "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
+    "abcdefghijklmnopqrstuvwxyzäöñüà"
+)
+_EXTENDED = "\f^{}\\[~]|€"  # an escape septet in front of each
+_SEPTETS = dict.fromkeys(_BASIC, 1) | dict.fromkeys(_EXTENDED, 2)
+_TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\xa0": " "})
+
+SINGLE = {True: 160, False: 70}  # units of a text in one part: GSM 7-bit? -> septets, otherwise UTF-16 units
+PART = {True: 153, False: 67}
+
+
+def plain(text: str) -> str:
+    """Typographic characters, control characters and line ends as a phone's alphabet has them; one line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text.translate(_TYPOGRAPHY)).split())
+
+
+def is_gsm(text: str) -> bool:
+    """Whether every character is in the GSM 7-bit alphabet, so that 160 fit and not 70."""
+    return all(c in _SEPTETS for c in text)
+
+
+def units(text: str) -> int:
+    """Length as it counts: septets in GSM 7-bit, otherwise UTF-16 units (a character beyond U+FFFF takes two)."""
+    return sum(_SEPTETS[c] for c in text) if is_gsm(text) else len(text.encode("utf-16-be")) // 2
+
+
+def parts(text: str) -> int:
+    """How many messages the text takes."""
+    length, gsm = units(text), is_gsm(text)
+    return 1 if length <= SINGLE[gsm] else -(-length // PART[gsm])
+
+
+def fit(head: str, body: str, tail: str = "", limit: int = 1) -> str:
+    """``head body tail`` in at most ``limit`` messages: what is cut, with ``...``, is the end of the body."""
+    if parts(head + body + tail) <= limit:
+        return head + body + tail
+    low, high = 0, len(body)
+    while low < high:  # the longest body that fits
+        middle = (low + high + 1) // 2
+        fits = parts(f"{head}{body[:middle].rstrip()}...{tail}") <= limit
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return f"{head}{body[:low].rstrip()}...{tail}"
+
+
+def shorten(text: str, limit: int = 1) -> str:
+    """The text cut, with ``...`` as its end, so that it takes at most ``limit`` messages."""
+    return fit("", text, "", limit)

@@ -1,0 +1,260 @@
+"""Texts: what fits, what a notification becomes, and a spool that loses nothing and tells nothing twice."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from check_failover.handlers import sms
+from check_failover.sms import GatewayError
+from check_failover.sms.flush import Sender
+from check_failover.sms.spool import FAILED, QUEUE, SENT, Spool, SpoolError, Text, key_of
+from check_failover.sms.text import fit, is_gsm, parts, plain, shorten, units
+
+OPTIONS = sms.OPTIONS | {
+    "number": "+49170 123-456",
+    "type": "PROBLEM",
+    "host": "ldap.example.org",
+    "service": "ldap primary",
+    "state": "CRITICAL",
+    "output": "no useful reply to 12 of 12 requests",
+    "date": "21:02:33",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "gsm", "length", "count"),
+    [
+        ("a" * 160, True, 160, 1),
+        ("a" * 161, True, 161, 2),
+        ("a" * 307, True, 307, 3),
+        ("€" * 80, True, 160, 1),
+        ("€" * 81, True, 162, 2),
+        ("主" * 70, False, 70, 1),
+        ("主" * 71, False, 71, 2),
+        ("🔥" * 35, False, 70, 1),
+        ("🔥" * 36, False, 72, 2),
+        ("é à ü ñ Δ", True, 9, 1),
+        ("ê", False, 1, 1),
+        ("", True, 0, 1),
+    ],
+)
+def test_what_fits(text: str, gsm: bool, length: int, count: int) -> None:
+    """160 septets or 70 UTF-16 units in one message, 153 or 67 in a part; braces and the euro sign take two septets."""
+    assert (is_gsm(text), units(text), parts(text)) == (gsm, length, count)
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 500, "主" * 500, "[" * 500, "🔥" * 150, "a" * 190 + "主" * 20], ids=lambda t: f"{t[0]}-{len(t)}"
+)
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_shorten_fills_its_parts(text: str, limit: int) -> None:
+    """What is cut fits, ends in dots and wastes nothing: one more character would not fit."""
+    short = shorten(text, limit)
+    assert short.endswith("...")
+    assert parts(short) <= limit < parts(text[: len(short) - 3 + 1] + "...")
+
+
+def test_the_tail_survives_a_cut() -> None:
+    """The time of a long notification is not what is cut off."""
+    text = fit("PROBLEM: ", "x" * 300, " (21:02:33)")
+    assert text.startswith("PROBLEM: x")
+    assert text.endswith("x... (21:02:33)")
+    assert parts(text) == 1
+
+
+def test_plain() -> None:
+    """One line, in the phone's alphabet where there is an equivalent."""
+    assert plain("“a” –\n b\x07…\tc’s") == '"a" - b ...c\'s' or plain("“a” –\n b\x07…\tc’s") == '"a" - b ... c\'s'
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "PROBLEM ldap primary CRITICAL on ldap.example.org: no useful reply to 12 of 12 requests (21:02:33)"),
+        ({"service": "", "state": "DOWN", "output": ""}, "PROBLEM ldap.example.org DOWN (21:02:33)"),
+        (
+            {"type": "ACKNOWLEDGEMENT", "author": "joe", "comment": "on my way", "date": ""},
+            "ACKNOWLEDGEMENT ldap primary CRITICAL on ldap.example.org: joe: on my way; "
+            "no useful reply to 12 of 12 requests",
+        ),
+        ({"text": "hello\nworld"}, "hello world"),
+    ],
+)
+def test_what_a_notification_becomes(change: dict[str, str], expected: str) -> None:
+    """The words a person reads on the phone."""
+    (text,) = sms.compose(OPTIONS | change, now=1000.0)
+    assert (text.number, text.text) == ("+49170123456", expected)
+
+
+@pytest.mark.parametrize("number", ["", "pagenagios@localhost", "12", "+49 170 x", " , "])
+def test_what_is_no_number(number: str) -> None:
+    """A contact without a phone is an error of its own, not a text to nowhere."""
+    with pytest.raises(sms.UsageError):
+        sms.compose(OPTIONS | {"number": number}, now=1000.0)
+
+
+def test_an_event_is_one_text_for_each_phone() -> None:
+    """Handlers of one event make the same key, however their output differs; phones and repetitions make others."""
+
+    def key(**change: str) -> str:
+        return sms.compose(OPTIONS | {"event": "17-1"} | change, now=time.time())[0].key
+
+    assert key() == key(output="other words") == key(date="later")
+    assert len({key(), key(number="+491"), key(event="17-2"), key(state="OK"), key(type="RECOVERY")}) == 5
+    assert len({sms.compose(OPTIONS | {"text": "x"}, 1.0)[0].key for _ in range(5)}) == 5
+
+
+class Phone:
+    """A gateway that keeps what it takes; ``down`` and ``refuse`` say what it does with the next."""
+
+    def __init__(self) -> None:
+        self.got, self.down, self.refuse, self.asked = list[tuple[str, str]](), False, "", 0
+
+    def send(self, text: str, number: str, reference: str) -> None:
+        self.asked += 1
+        if self.down:
+            raise GatewayError("connection refused")
+        if number == self.refuse:
+            raise GatewayError("no such number", permanent=True)
+        self.got.append((number, text))
+
+
+def text(number: str = "+491", words: str = "x", at: float | None = None, window: float = 60.0) -> Text:
+    """A text with an event of its own words."""
+    return Text(key_of(number, words), number, words, time.time() if at is None else at, window)
+
+
+def test_the_spool_keeps_and_sends(tmp_path: Path) -> None:
+    """A text waits as one file that the group may read, leaves once, and is remembered."""
+    spool, phone = Spool(tmp_path / "spool"), Phone()
+    assert spool.put(text())
+    (waiting,) = (tmp_path / "spool" / QUEUE).iterdir()
+    assert waiting.stat().st_mode & 0o777 == 0o660
+    assert not spool.put(text())
+    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert not spool.put(text())
+    assert phone.got == [("+491", "x")]
+    assert (spool.count(QUEUE), spool.count(SENT)) == (0, 1)
+    assert json.loads((tmp_path / "spool" / "log.jsonl").read_text())["gateway"] == "phone"
+
+
+def test_the_same_event_much_later_is_another(tmp_path: Path) -> None:
+    """What was told counts for its window only."""
+    spool, phone = Spool(tmp_path), Phone()
+    spool.put(text())
+    Sender(spool, "phone", phone).run(stay=0)
+    assert spool.put(text(at=time.time() + 61))
+    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert len(phone.got) == 2
+
+
+def test_a_second_handler_that_came_between(tmp_path: Path) -> None:
+    """Queued by a handler that looked before the first text was sent: the sender drops it."""
+    spool, phone = Spool(tmp_path), Phone()
+    one = text()
+    spool.put(one)
+    spool.settle(replace(one, sent_at=1.0), SENT)
+    (tmp_path / QUEUE / f"{one.key}.json").write_bytes(one.dump())
+    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert (phone.got, spool.count(QUEUE)) == ([], 0)
+
+
+def test_handlers_at_once(tmp_path: Path) -> None:
+    """Fifty handlers for one event: one text; for fifty events: fifty."""
+    spool, phone = Spool(tmp_path), Phone()
+    took: list[bool] = []
+    threads = [threading.Thread(target=lambda: took.append(spool.put(text()))) for _ in range(50)]
+    threads += [threading.Thread(target=lambda n=n: spool.put(text(words=f"event {n}"))) for n in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert took.count(True) == 1
+    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert len(phone.got) == len(set(phone.got)) == 51
+
+
+def test_a_gateway_that_is_down(tmp_path: Path) -> None:
+    """It is asked once, not once per text; all stays; the attempt and its problem are noted; order is kept later."""
+    spool, phone = Spool(tmp_path), Phone()
+    for n in range(3):
+        spool.put(text(words=f"{n}", at=1000.0 + n))
+    phone.down = True
+    assert Sender(spool, "phone", phone).run(stay=0) == 3
+    assert phone.asked == 1
+    assert [(t.attempts, t.problem) for t in spool.pending()] == [(1, "connection refused"), (0, ""), (0, "")]
+    phone.down = False
+    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert sorted(phone.got) == [("+491", "0"), ("+491", "1"), ("+491", "2")]
+
+
+def test_a_sender_waits_for_the_gateway(tmp_path: Path) -> None:
+    """It stays and sends as soon as the gateway is back."""
+    spool, phone = Spool(tmp_path), Phone()
+    spool.put(text())
+    phone.down = True
+    timer = threading.Timer(0.3, lambda: setattr(phone, "down", False))
+    timer.start()
+    assert Sender(spool, "phone", phone).run(stay=10) == 0
+    timer.join()
+    assert phone.got == [("+491", "x")]
+
+
+def test_a_number_that_is_none_holds_nobody_up(tmp_path: Path) -> None:
+    """What the gateway will never take is put aside for a person."""
+    spool, phone = Spool(tmp_path), Phone()
+    phone.refuse = "+490"
+    spool.put(text("+490", at=1000.0))
+    spool.put(text("+491"))
+    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert phone.got == [("+491", "x")]
+    assert spool.count(FAILED) == 1
+
+
+def test_one_sender_at_a_time(tmp_path: Path) -> None:
+    """A second sender ends at once, without waiting."""
+    spool, phone = Spool(tmp_path), Phone()
+    spool.put(text())
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert Sender(spool, "phone", phone).run(stay=10) == 0
+    assert phone.got == []
+    assert spool.count(QUEUE) == 1
+
+
+def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
+    """Half a file, or a file of somebody else's, stops nothing."""
+    spool, phone = Spool(tmp_path), Phone()
+    spool.put(text())
+    for name, data in (("a", b"{"), ("b", b"[]"), ("c", b'{"key": "c"}'), ("d", b"\xff\n")):
+        (tmp_path / QUEUE / f"{name}.json").write_bytes(data)
+    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert phone.got == [("+491", "x")]
+    assert spool.count(FAILED) == 4
+
+
+def test_a_spool_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file where the directory should be: one line, no traceback."""
+    (tmp_path / "spool").write_text("")
+    with pytest.raises(SpoolError, match="spool"):
+        Spool(tmp_path / "spool").put(text())
+
+
+def test_old_texts_are_forgotten(tmp_path: Path) -> None:
+    """What was sent is kept for a day, what failed for a month."""
+    spool, now = Spool(tmp_path), time.time()
+    for folder, age in ((SENT, 90000), (SENT, 10), (FAILED, 90000), (FAILED, 31 * 86400)):
+        one = text(words=f"{folder} {age}")
+        spool.put(one)
+        spool.settle(one, folder)
+        os.utime(tmp_path / folder / f"{one.key}.json", (now - age, now - age))
+    spool.prune(now)
+    assert (spool.count(SENT), spool.count(FAILED)) == (1, 1)
