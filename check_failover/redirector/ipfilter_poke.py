@@ -1,0 +1,71 @@
+"""Wake clients that only wait: a bare ACK from the service address, answered by each client with its own numbers.
+
+A client whose server acknowledged its request and then died sends nothing, so nothing tells it that the server is
+gone. A segment outside of its window makes it answer (RFC 9293, section 3.10.7.4). Its NAT session was removed with
+the old rule, so that answer goes to the new server, which does not know the connection and resets it: the client
+connects anew. Raw sockets of the plain kind, so that every system that has IPFilter has them; root only.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import time
+from collections.abc import Iterable
+
+from check_failover.model import Endpoint
+
+PACE = 10_000  # clients per second: they all connect anew, and one server takes them
+_BATCH = 100
+
+
+def poke(pairs: Iterable[tuple[Endpoint, Endpoint]]) -> int:
+    """Poke the clients of (service address, client) pairs; returns how many. Raises OSError without the right to."""
+    sockets: dict[str, socket.socket] = {}
+    poked = 0
+    try:
+        for address, client in pairs:
+            if address.address not in sockets:
+                sockets[address.address] = _open(address)
+            where = (client.address, 0) if client.family == 4 else (client.address, 0, 0, 0)
+            try:
+                sockets[address.address].sendto(segment(address, client), where)
+            except OSError:
+                continue  # this client cannot be reached any more: it is not stranded, it is gone
+            poked += 1
+            if poked % _BATCH == 0:
+                time.sleep(_BATCH / PACE)
+    finally:
+        for sock in sockets.values():
+            sock.close()
+    return poked
+
+
+def _open(address: Endpoint) -> socket.socket:
+    family = socket.AF_INET if address.family == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    try:
+        sock.bind((address.address, 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def segment(address: Endpoint, client: Endpoint) -> bytes:
+    """A TCP header: ACK, random numbers, correct checksum (RFC 9293, section 3.1; RFC 8200, section 8.1)."""
+    header = struct.pack(
+        "!HHIIBBHHH",
+        *(address.port, client.port, random.getrandbits(32), random.getrandbits(32)),
+        *(5 << 4, 0x10, 8192, 0, 0),
+    )
+    pseudo = address.packed + client.packed + struct.pack("!II", len(header), socket.IPPROTO_TCP)
+    return header[:16] + struct.pack("!H", _checksum(pseudo + header)) + header[18:]
+
+
+def _checksum(data: bytes) -> int:
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
