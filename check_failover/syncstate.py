@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from check_failover.model import State
+from check_failover.model import Service, State
 
 CLOCK_SLACK = 60.0  # seconds by which a record may be ahead of our clock before it is no longer believed
 
@@ -198,6 +198,12 @@ def locked(state_dir: Path, name: str) -> bool:
         return False
 
 
+def limits(service: Service) -> tuple[float, float]:
+    """The ages that are a warning and critical: the policy's, or two and three runs missed of one in ten minutes."""
+    crit = service.policy.max_sync_age or 1800.0
+    return crit * 2 / 3, crit
+
+
 def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State, str]:
     """The state and the line of "NAME sync", for the check and for the result after each run alike."""
     problem, age = state.problem, state.age(now)
@@ -213,6 +219,18 @@ def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State
         return State.CRITICAL, "the standby's data was never in step"
     level = State.CRITICAL if age > crit else State.WARNING if age > warn else State.OK
     return level, f"the standby's data was in step {duration(age)} ago"
+
+
+def perfdata(state: SyncState, now: float, warn: float, crit: float) -> str:
+    """The record's numbers; what was never measured is left out."""
+    age, size = state.age(now), state.size
+    parts = [] if age is None else [f"sync_age={age:.0f}s;{warn:.0f};{crit:.0f};0"]
+    if size is not None:
+        parts += [f"files={size.files};;;0", f"bytes={size.bytes}B;;;0"]
+        parts += [] if size.entries is None else [f"entries={size.entries};;;0"]
+        parts += [f"differed_files={state.differed_files};;;0", f"differed_bytes={state.differed_bytes}B;;;0"]
+        parts += [f"sent={state.sent}B;;;0", f"took={state.took:.1f}s;;;0"]
+    return " ".join(parts)
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,301 @@
+"""The steps of one run, in order; read this second.
+
+1. refused?      the direction of truth, asked from the daemons (``guard``)
+2. before        on the giving server: export, snapshot; ``count`` says how many entries that are
+3. relay         where both servers are reached by ssh: the giving server's data comes to a directory here first
+4. look          what differs, by a dry run; a source that shrank is refused before anything is written
+5. stage         into an empty directory beside the serving copy, until a pass finds nothing left to change
+6. verify        the site's own command; it may build what the service needs inside the staged copy
+7. switch        the link moves in one step; ``after`` tells the service; if that fails the link moves back
+
+The receiving server's serving copy is never written to, so whatever happens at whatever moment it is whole.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from check_failover.model import SyncSpec
+from check_failover.sync.guard import RefusedError, Standing, check_direction, check_size
+from check_failover.sync.home import Home
+from check_failover.sync.hosts import Host, StepError, remote, run
+from check_failover.sync.rsync import Place, Report, copy
+from check_failover.syncstate import Direction, Phase, Refusal, Size, SyncState, directory
+
+T = TypeVar("T")
+
+MAX_PASSES = 4  # over a source that changes while it is read; then a snapshot is needed
+
+
+@dataclass(slots=True)
+class Job:
+    """One run: who gives to whom, and whom to tell. ``full`` loads and switches even where nothing differs."""
+
+    name: str
+    spec: SyncSpec
+    direction: Direction
+    giver: Host
+    taker: Host
+    home: Home
+    state_dir: Path
+    may_chown: bool  # whether we are root, so that a relayed file can have its owner
+    accept_shrink: bool = False
+    full: bool = False
+    say: Callable[[str], None] = lambda _text: None
+    progress: Callable[[str], None] | None = None
+    enter: Callable[[Phase], None] = lambda _phase: None  # records the phase
+
+    @property
+    def relay(self) -> Place | None:
+        """Where the data rests here when neither server is this machine; kept, so that only changes travel."""
+        if self.giver.target is None or self.taker.target is None:
+            return None
+        path = directory(self.state_dir) / f"{self.name}.relay" / self.direction
+        return Place(Host("relay"), str(path))
+
+    def copy_place(self, name: str) -> Place:
+        """A copy on the receiving server."""
+        return Place(self.taker, f"{self.spec.copy_path}.sync/{name}")
+
+
+def sync(job: Job, state: SyncState, started: float) -> SyncState:
+    """All steps. Returns the new record. Raises RefusedError or StepError; the receiving server is whole then."""
+    standing = job.home.standing()
+    check_direction(job.direction, standing)
+    full = job.full or state.equal_at is None or (standing.since is not None and standing.since > state.equal_at)
+    found = inspect(job)
+    if "pending" in found:
+        full = resume(job) or full
+        found = inspect(job)
+    serving = found.get("current")
+    entries = export(job)
+    origin = bring(job, state, serving, entries)
+
+    destination = job.copy_place(serving) if serving else None
+    look = compare(job, origin, destination) if destination else None
+    if look is not None:
+        guard_size(job, state, look, entries, serving)
+    if look is None or look.different or full:
+        look = renew(job, state, origin, serving, entries, look)
+    else:
+        job.say("nothing differs: the standby is left alone")
+        remote(job.taker, "discard", job.spec.copy_path)
+    now_equal = replace(
+        state,
+        equal_at=started,
+        direction=job.direction,
+        took=time.time() - started,
+        changed=look.different,
+        differed_files=look.differed_files,
+        differed_bytes=look.differed_bytes,
+        sent=look.wire,
+        size=Size(look.files, look.bytes, entries),
+        problem=None,
+    )
+    return replace(now_equal, synced_back=started) if job.direction is Direction.REVERSE else now_equal
+
+
+def inspect(job: Job) -> dict[str, str]:
+    """What the receiving server has. Raises RefusedError where it is nothing of ours."""
+    found = remote(job.taker, "inspect", job.spec.copy_path)
+    path = job.spec.copy_path
+    if "directory" in found:
+        text = f"{path} on the {job.taker} is an ordinary directory; once: failover-sync --adopt {job.name}"
+        raise RefusedError(Refusal.NOT_ADOPTED, text)
+    if "foreign" in found:
+        text = f"{path} on the {job.taker} is not ours ({found['foreign']}); name another path in [service.sync] to"
+        raise RefusedError(Refusal.NOT_ADOPTED, text)
+    return found
+
+
+def export(job: Job) -> int | None:
+    """``before`` and ``count`` on the giving server; the number of entries where that is asked."""
+    spec = job.spec
+    if spec.before:
+        timed(job, "before", lambda: run(job.giver, fill(job, spec.before), spec.timeout))
+    if not spec.count:
+        return None
+    out = run(job.giver, fill(job, spec.count), spec.timeout)
+    try:
+        return int(out)
+    except ValueError:
+        raise StepError(f"{job.giver}: count: printed {out[:40]!r}, not a number") from None
+
+
+def bring(job: Job, state: SyncState, serving: str | None, entries: int | None) -> Place:
+    """Where the data can be read from with one more rsync: the giving server, or the relay directory here."""
+    source = Place(job.giver, job.spec.source_path)
+    relay = job.relay
+    if relay is None:
+        return source
+    Path(relay.path).mkdir(parents=True, exist_ok=True, mode=0o700)
+    look = copy(source, relay, job.spec, checksum=False, dry=True, own_owners=job.may_chown)
+    guard_size(job, state, look, entries, serving)  # a wiped source must not even reach the relay
+    passes(job, source, relay)
+    return relay
+
+
+def compare(job: Job, origin: Place, destination: Place) -> Report:
+    """What differs; nothing is written."""
+    report = copy(
+        origin, destination, job.spec, checksum=job.spec.checksum, dry=True, own_owners=job.may_chown or not job.relay
+    )
+    job.say(f"{report.differed_files} of {report.files} files differ ({report.differed_bytes} bytes)")
+    return report
+
+
+def differences(job: Job, serving: str | None) -> tuple[int, int, int]:
+    """Files and bytes that differ, and files in all, without touching either server; an upper bound over a relay."""
+    source, relay = Place(job.giver, job.spec.source_path), job.relay
+    destination = job.copy_place(serving) if serving else nothing(job)
+    legs = [(source, destination)]
+    if relay is not None:
+        Path(relay.path).mkdir(parents=True, exist_ok=True, mode=0o700)
+        filled = any(Path(relay.path).iterdir())
+        legs = [(source, relay), *([(relay, destination)] if filled else [])]
+    checksum, owners = job.spec.checksum, job.may_chown or relay is None
+    reports = [copy(a, b, job.spec, checksum=checksum, dry=True, own_owners=owners) for a, b in legs]
+    return sum(r.differed_files for r in reports), sum(r.differed_bytes for r in reports), reports[0].files
+
+
+def nothing(job: Job) -> Place:
+    """An empty directory, against which a dry run counts all that a server has."""
+    empty = directory(job.state_dir) / ".empty"
+    empty.mkdir(exist_ok=True, mode=0o700)
+    return Place(Host("relay"), str(empty))
+
+
+def guard_size(job: Job, state: SyncState, look: Report, entries: int | None, serving: str | None) -> None:
+    """Refuse a source that shrank, against the last good run, or what the receiving server has where none is known."""
+    if job.accept_shrink:
+        return
+    good = state.size
+    if good is None and serving is not None:
+        have = copy(job.copy_place(serving), nothing(job), job.spec, checksum=False, dry=True)
+        good = Size(have.files, have.bytes)
+    check_size(Size(look.files, look.bytes, entries), good, job.spec.max_shrink)
+
+
+def renew(
+    job: Job, state: SyncState, origin: Place, serving: str | None, entries: int | None, look: Report | None
+) -> Report:
+    """Stage, verify, switch. Returns what differed before and what travelled."""
+    job.enter(Phase.TRANSFER)
+    made = remote(job.taker, "prepare", job.spec.copy_path, secrets.token_hex(2))
+    name = made["copy"]
+    staged = job.copy_place(f"staging-{name}")
+    bases = [job.copy_place(b).path for b in (serving, made.get("leftover")) if b]
+    done = timed(job, "transfer", lambda: passes(job, origin, staged, bases))
+    if look is None:
+        look = done
+    look.files, look.bytes, look.wire = done.files, done.bytes, done.wire
+    guard_size(job, state, look, entries, serving)  # it may have been wiped while we read
+    if job.spec.verify:
+        timed(job, "verify", lambda: run(job.taker, fill(job, job.spec.verify, staged.path, entries), job.spec.timeout))
+    job.enter(Phase.SWITCH)
+    standing: Standing = job.home.standing()
+    check_direction(job.direction, standing)  # a flip since the start makes this the wrong direction
+    timed(job, "switch", lambda: switch(job, name))
+    remote(job.taker, "prune", job.spec.copy_path, str(job.spec.keep))
+    return look
+
+
+def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = ()) -> Report:
+    """rsync until a pass finds nothing to change; with ``checksum`` that last pass has compared every byte."""
+    partial = (
+        f"{job.spec.copy_path}.sync/partial" if destination.host.role != "relay" else f"{destination.path}.partial"
+    )
+    owners = job.may_chown or job.relay is None
+    wire = 0
+    for number in range(MAX_PASSES):
+        report = copy(
+            origin,
+            destination,
+            job.spec,
+            checksum=job.spec.checksum and number > 0,
+            basis=basis,
+            partial=partial,
+            own_owners=owners,
+            progress=job.progress,
+        )
+        wire += report.wire
+        if number == 0:
+            first = report
+        elif not report.different:
+            report.wire, report.differed_files, report.other = wire, first.differed_files, first.other
+            report.differed_bytes = first.differed_bytes
+            return report
+    raise StepError(
+        f"{origin.host}: {origin.path} keeps changing while it is read ({report.differed_files} files in pass "
+        f"{MAX_PASSES}): export or snapshot it with before = [...]"
+    )
+
+
+def switch(job: Job, name: str) -> None:
+    """Move the link and tell the service; back again when the service does not like it."""
+    remote(job.taker, "switch", job.spec.copy_path, name)
+    settle(job)
+
+
+def resume(job: Job) -> bool:
+    """Finish a run that was killed after its switch. True when that failed, so that this run must bring a new copy."""
+    job.say("an earlier run ended after its switch: finishing it")
+    try:
+        settle(job)
+    except StepError as error:
+        job.say(str(error))
+        return True
+    return False
+
+
+def settle(job: Job) -> None:
+    """``after`` for the copy that the link names, which makes the switch final."""
+    if job.spec.after:
+        try:
+            run(job.taker, fill(job, job.spec.after), job.spec.timeout)
+        except StepError as error:
+            raise StepError(f"{error}; {put_back(job)}") from None
+    remote(job.taker, "settle", job.spec.copy_path)
+
+
+def put_back(job: Job) -> str:
+    """The copy before serves again; what became of it, for the error's text."""
+    try:
+        remote(job.taker, "back", job.spec.copy_path)
+        run(job.taker, fill(job, job.spec.after), job.spec.timeout)
+    except StepError as error:
+        return f"and the way back failed too, look after the {job.taker}: {error}"
+    return "the copy before serves again"
+
+
+def fill(job: Job, command: Sequence[str], staged: str = "", entries: int | None = None) -> list[str]:
+    """A configured command with its placeholders filled in, each within its own argument."""
+    words = {
+        "{name}": job.name,
+        "{direction}": job.direction.value,
+        "{source}": job.spec.source_path,
+        "{staged}": staged,
+        "{current}": job.spec.copy_path,
+        "{entries}": "" if entries is None else str(entries),
+    }
+
+    def put(argument: str) -> str:
+        for word, value in words.items():
+            argument = argument.replace(word, value)
+        return argument
+
+    return [put(argument) for argument in command]
+
+
+def timed(job: Job, what: str, step: Callable[[], T]) -> T:
+    """Say what is done and how long it took."""
+    job.say(f"{what} ...")
+    began = time.monotonic()
+    result = step()
+    job.say(f"{what}: {time.monotonic() - began:.1f} s")
+    return result

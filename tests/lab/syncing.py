@@ -1,0 +1,137 @@
+"""A service whose data failover-sync keeps in step, for tests: two servers behind ssh and a redirector's socket.
+
+The socket is the real ``control.Server``; what it answers is set by the test (``target``, ``since``, ``verdict``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from check_failover import control, syncstate
+from check_failover.syncstate import SyncState
+from tests.lab.sshd import Servers
+
+CONFIG = """
+[controller]
+run_dir = "{run}"
+state_dir = "{state}"
+[monitoring]
+transport = "command_file"
+command_file = "{run}/nagios.cmd"
+[[service]]
+name = "web"
+host = "www.example.org"
+protocol = "tcp"
+address = "192.0.2.10"
+port = 80
+primary = "127.0.0.1:9"
+standby = "127.0.0.2:9"
+[service.check]
+type = "tcp"
+[service.policy]
+max_sync_age = 1800
+[service.sync]
+primary = "{primary}"
+standby = "{standby}"
+ssh_config = "{ssh}"
+from = "{srv}/data"
+{more}
+"""
+
+
+class Syncing:
+    """One service "web". ``primary`` and ``standby`` are its data directories as the test sees them."""
+
+    def __init__(self, place: Path, servers: Servers, more: str = "", local: str | None = None) -> None:
+        self.place, self.servers = place, servers
+        self.run_dir, self.state_dir = place / "run", place / "state"
+        self.primary, self.standby = servers.place / "primary" / "data", servers.place / "standby" / "data"
+        self.config = place / "config.toml"
+        self.target, self.since = "primary", None
+        self.verdict, self.pending = "ok", None
+        for path in (self.run_dir, self.state_dir):
+            path.mkdir()
+        self.configure(more)
+        self._sockets = [
+            control.Server(self.run_dir / "redirector.sock", frozenset({"status"}), self._redirector, lambda *_: None),
+            control.Server(self.run_dir / "sniffer.sock", frozenset({"status"}), self._sniffer, lambda *_: None),
+        ]
+        for server in self._sockets:
+            server.start()
+
+    def configure(self, more: str = "", **changes: str) -> None:
+        """Write the config anew, with more keys for ``[service.sync]``."""
+        values = {
+            "run": str(self.run_dir),
+            "state": str(self.state_dir),
+            "srv": str(self.servers.srv),
+            "ssh": str(self.servers.ssh_config),
+            **self.servers.targets,
+            "more": more,
+        }
+        self.config.write_text(CONFIG.format(**(values | changes)))
+
+    def close(self) -> None:
+        """End the sockets."""
+        for server in self._sockets:
+            server.close()
+
+    def _redirector(self, _message: Any, _peer: Any) -> dict[str, Any]:
+        web = {"target": self.target, "kernel": self.target, "since": self.since, "pending": self.pending}
+        return {"services": {"web": web}}
+
+    def _sniffer(self, _message: Any, _peer: Any) -> dict[str, Any]:
+        return {"services": {"web": {"target": self.target, "verdict": self.verdict, "primary": {"text": "no reply"}}}}
+
+    def argv(self, *options: str) -> list[str]:
+        """The command line of a run."""
+        return [sys.executable, "-m", "check_failover.sync.run", "--config", str(self.config), *options, "web"]
+
+    def sync(self, *options: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run failover-sync to its end."""
+        return subprocess.run(self.argv(*options), text=True, capture_output=True, timeout=timeout, check=False)
+
+    def state(self) -> SyncState:
+        """The record."""
+        return syncstate.read(self.state_dir, "web")
+
+    def versions(self, who: str) -> list[str]:
+        """The copies and leftovers on a server."""
+        return sorted(p.name for p in (self.servers.place / who / "data.sync").glob("*"))
+
+
+def fill(directory: Path, files: dict[str, str]) -> None:
+    """Write files, making directories as needed."""
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """Every file's relative path with its digest, read through one directory handle, as one reader would."""
+    found: dict[str, str] = {}
+    root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for at, _, files, fd in os.fwalk(".", dir_fd=root):
+            for name in files:
+                handle = os.open(name, os.O_RDONLY, dir_fd=fd)
+                with os.fdopen(handle, "rb") as file:
+                    found[os.path.normpath(f"{at}/{name}")] = hashlib.sha256(file.read()).hexdigest()
+    finally:
+        os.close(root)
+    return found
+
+
+def as_json(text: str) -> Any:
+    """Parsed, with the text in the error when it is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise AssertionError(f"not JSON: {text!r}") from None
