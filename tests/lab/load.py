@@ -94,7 +94,7 @@ async def message(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return operation[0], operation[skip:]
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """The server answered, but with an error."""
 
 
@@ -102,13 +102,13 @@ async def bind(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.write(bind_request(1))
     tag, body = await message(reader)
     if tag != 0x61 or body[:3] != b"\x0a\x01\x00":
-        raise Failed(f"bind: result {body[2] if len(body) > 2 else tag}")
+        raise FailedError(f"bind: result {body[2] if len(body) > 2 else tag}")
 
 
 async def read_entry(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int, base: str, attribute: str
 ) -> str:
-    """The attribute's first value; raises Failed when the result is not success."""
+    """The attribute's first value; raises FailedError when the result is not success."""
     writer.write(search_request(number, base, attribute))
     value = ""
     while True:
@@ -119,7 +119,7 @@ async def read_entry(
             value = rest[4 : 4 + rest[3]].decode("utf-8", "replace") if where >= 0 else ""
         elif tag == 0x65:
             if body[:3] != b"\x0a\x01\x00":
-                raise Failed(f"search: result {body[2]}")
+                raise FailedError(f"search: result {body[2]}")
             return value
 
 
@@ -140,7 +140,7 @@ class Clients:
                 reader, writer = await asyncio.open_connection(self.address, self.port)
                 await bind(reader, writer)
                 server = await read_entry(reader, writer, 2, self.base, self.attribute)
-        except (OSError, EOFError, Failed, TimeoutError) as problem:
+        except (OSError, EOFError, FailedError, TimeoutError) as problem:
             error = _name(problem)
         self.out(Request("short", start, time.monotonic(), server, error))
         if writer is not None:
@@ -164,7 +164,7 @@ class Clients:
                         server = await read_entry(*streams, number, self.base, self.attribute)
                     self.out(Request("kept", start, time.monotonic(), server, error, reconnects))
                     break
-                except (OSError, EOFError, Failed, TimeoutError) as problem:
+                except (OSError, EOFError, FailedError, TimeoutError) as problem:
                     error = _name(problem)
                     reconnects += 1
                     if streams is not None:

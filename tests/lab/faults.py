@@ -1,0 +1,71 @@
+"""What can happen to a server, done for real, and undone.
+
+========== ============================================ =====================================================
+fault      what is done                                 what the network shows
+========== ============================================ =====================================================
+crash      SIGKILL to slapd                             open connections reset, new ones refused
+hang       SIGSTOP to slapd                             TCP looks perfect: SYNs are answered, data is ACKed
+blackhole  the host drops every frame, ARP included     nothing at all, as with the power cut
+apperror   slapd restricted through its cn=config       binds work, every search ends in unwillingToPerform
+========== ============================================ =====================================================
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+from tests.lab.netns import House
+from tests.lab.slapd import Slapd
+
+NFT = "/usr/sbin/nft"
+
+# ARP and IP are dropped in different families; the loopback stays, so that the host's own programs do not notice.
+DARK = """
+table arp dark {
+    chain in { type filter hook input priority -400; policy drop; }
+    chain out { type filter hook output priority -400; policy drop; }
+}
+table inet dark {
+    chain in { type filter hook input priority -400; iif != "lo" drop; }
+    chain out { type filter hook output priority -400; oif != "lo" drop; }
+}
+"""
+
+
+def crash(_house: House, _who: str, server: Slapd) -> None:
+    os.kill(server.pid, signal.SIGKILL)
+
+
+def hang(_house: House, _who: str, server: Slapd) -> None:
+    os.kill(server.pid, signal.SIGSTOP)
+
+
+def blackhole(house: House, who: str, _server: Slapd) -> None:
+    house.run(who, NFT, "-f", "-", input=DARK)
+
+
+def apperror(_house: House, _who: str, server: Slapd) -> None:
+    server.restrict("search")
+
+
+FAULTS: dict[str, Callable[[House, str, Slapd], None]] = {
+    "crash": crash,
+    "hang": hang,
+    "blackhole": blackhole,
+    "apperror": apperror,
+}
+
+
+def heal(house: House, who: str, server: Slapd, fault: str) -> None:
+    """Undo it: the server answers again when this returns."""
+    if fault == "crash":
+        server.stop()
+        server.start()
+    elif fault == "hang":
+        os.kill(server.pid, signal.SIGCONT)
+    elif fault == "blackhole":
+        house.run(who, NFT, "delete table arp dark; delete table inet dark")
+    else:
+        server.restrict(None)
