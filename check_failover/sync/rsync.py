@@ -17,8 +17,9 @@ from check_failover.sync.hosts import Host, StepError, clean, stream
 
 RSYNC = next((p for p in ("/usr/bin/rsync", "/usr/local/bin/rsync") if Path(p).exists()), "/usr/bin/rsync")
 _IO_TIMEOUT = 60  # seconds without a byte
-_VANISHED = 24  # rsync(1), EXIT VALUES: source files vanished during the transfer
+_PARTIAL, _VANISHED = 23, 24  # rsync(1), EXIT VALUES: not all transferred; source files vanished during the transfer
 _PROGRESS = re.compile(r"\s*[\d,.]+[KMGT]?\s+(\d+%)\s+(\S+)")
+_CUT = re.compile(r"read errors mapping .*(No data available|\(61\))|file has vanished|WARNING: .* failed verification")
 _ITEM = re.compile(r"([<>ch.])([fdLDS])([.+?cstTpoguabxn ]{9}) ")
 
 
@@ -47,13 +48,13 @@ class Report:
     differed_bytes: int = 0  # sizes of the changed and new ones
     other: int = 0  # directories, links, owners, modes
     wire: int = 0  # bytes sent and received
-    vanished: bool = False
+    unsteady: bool = False  # a file vanished or was cut short under rsync's hands: another pass is needed
     _left: dict[str, int] = field(default_factory=dict)
 
     @property
     def different(self) -> bool:
         """Whether anything but a time differed; an export written anew with the same contents is no difference."""
-        return bool(self.differed_files or self.other or self.vanished)
+        return bool(self.differed_files or self.other or self.unsteady)
 
     def line(self, text: str) -> None:
         """Take in one line of ``--itemize-changes --stats``."""
@@ -115,8 +116,8 @@ def copy(
             report.line(text)
 
     code, err = stream([*argv, "--", str(source), str(destination)], spec.timeout, line)
-    report.vanished = code == _VANISHED
-    if code not in (0, _VANISHED):
+    report.unsteady = code == _VANISHED or (code == _PARTIAL and _only_unsteady(err))
+    if code and not report.unsteady:
         far = source.host if source.host.target else destination.host
         raise StepError(f"rsync {source.host.role} to {destination.host.role}: {_why(err, code, far)}")
     return report
@@ -136,6 +137,12 @@ def _argv(source: Place, destination: Place, spec: SyncSpec, checksum: bool, dry
     else:
         argv += ["--no-whole-file"]  # differences only on one machine as well: a large file stays cheap
     return argv
+
+
+def _only_unsteady(err: str) -> bool:
+    """Whether nothing but files that changed while they were read is why a transfer is not whole."""
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith("rsync error: ")]
+    return bool(lines) and all(_CUT.search(line) for line in lines)
 
 
 def _why(err: str, code: int, far: Host) -> str:

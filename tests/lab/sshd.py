@@ -42,7 +42,7 @@ class Servers:
         self.ssh_config.write_text(
             f"Host *\n Port {port}\n IdentityFile {self.place}/id\n IdentitiesOnly yes\n"
             f" UserKnownHostsFile {self.place}/known\n GlobalKnownHostsFile /dev/null\n"
-            f" ControlMaster auto\n ControlPath {self._shared.name}/%h\n ControlPersist 20\n"  # a handshake costs 0.2 s
+            f" ControlMaster auto\n ControlPath {self._shared.name}/%r@%h\n ControlPersist 20\n"  # a handshake costs 0.2 s
         )
         try:
             for who, address in ADDRESSES.items():
@@ -82,7 +82,9 @@ class Servers:
             "MaxStartups 100\n"
         )
         log = (self.place / f"sshd_{who}.log").open("ab")
-        script = 'mount --bind "$1" "$2" && exec /usr/sbin/sshd -D -e -f "$3"'
+        # root's own .bashrc is not read: what it runs would be measured and its output would spoil rsync's protocol
+        script = "if [ -e ~/.bashrc ]; then mount --bind /dev/null ~/.bashrc; fi; "
+        script += 'mount --bind "$1" "$2" && exec /usr/sbin/sshd -D -e -f "$3"'
         argv = ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", script, "sh"]
         argv += [str(self.place / who), str(self.srv), str(config)]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
