@@ -47,6 +47,7 @@ class Report:
     differed_files: int = 0  # changed, new or gone
     differed_bytes: int = 0  # sizes of the changed and new ones
     other: int = 0  # directories, links, owners, modes
+    touched: int = 0  # files of which only the time differed
     wire: int = 0  # bytes sent and received
     unsteady: bool = False  # a file vanished or was cut short under rsync's hands: another pass is needed
     _left: dict[str, int] = field(default_factory=dict)
@@ -67,6 +68,8 @@ class Report:
                 self.differed_files += 1
             elif set(what) - set(".tT "):
                 self.other += 1
+            else:
+                self.touched += kind == "f"
         elif match := re.match(r"Number of files: [\d,.]+ \(.*?reg: ([\d,.]+)", text):
             self.files = _number(match[1])
         elif match := re.match(r"(Total file size|Total transferred file size|Total bytes \w+): ([\d,.]+)", text):

@@ -226,12 +226,13 @@ def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = (
         wire += report.wire
         if number == 0:
             first = report
-        elif not report.different:
+        elif not report.different and not report.touched:  # a new time: it was written to since the pass before
             report.wire, report.differed_files, report.other = wire, first.differed_files, first.other
             report.differed_bytes = first.differed_bytes
             return report
+    moving = report.differed_files + report.touched
     raise StepError(
-        f"{origin.host}: {origin.path} keeps changing while it is read ({report.differed_files} files in pass "
+        f"{origin.host}: {origin.path} keeps changing while it is read ({moving} files in pass "
         f"{MAX_PASSES}): export or snapshot it with before = [...]"
     )
 

@@ -422,10 +422,9 @@ def test_a_source_that_never_stands_still_is_not_copied_half(syncing: Syncing) -
     stop = threading.Event()
 
     def write() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            (syncing.primary / "busy").write_text(f"{number}")
+        with (syncing.primary / "busy").open("w") as file:
+            while not stop.wait(0.001):
+                print("one more line", file=file, flush=True)
 
     writer = threading.Thread(target=write)
     writer.start()

@@ -42,7 +42,7 @@ class Servers:
         self.ssh_config.write_text(
             f"Host *\n Port {port}\n IdentityFile {self.place}/id\n IdentitiesOnly yes\n"
             f" UserKnownHostsFile {self.place}/known\n GlobalKnownHostsFile /dev/null\n"
-            f" ControlMaster auto\n ControlPath {self._shared.name}/%r@%h\n ControlPersist 20\n"  # a handshake costs 0.2 s
+            f" ControlMaster auto\n ControlPath {self._shared.name}/%r@%h\n ControlPersist 20\n"  # a handshake: 0.2 s
         )
         try:
             for who, address in ADDRESSES.items():
