@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from check_failover.model import Service, State
+from check_failover.model import Facts, Service, State
 
 CLOCK_SLACK = 60.0  # seconds by which a record may be ahead of our clock before it is no longer believed
 
@@ -196,6 +196,14 @@ def locked(state_dir: Path, name: str) -> bool:
         except BlockingIOError:
             return True
         return False
+
+
+def known(state_dir: Path, service: Service, facts: Facts, now: float) -> Facts:
+    """The facts with what the record says of the standby's data; untouched where the service has no sync."""
+    if service.sync is None:
+        return facts
+    record = read(state_dir, service.name)
+    return replace(facts, sync_age=record.age(now), sync_running=record.blocks)
 
 
 def limits(service: Service) -> tuple[float, float]:

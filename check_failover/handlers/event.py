@@ -67,7 +67,7 @@ STATES = {"0": "OK", "1": "WARNING", "2": "CRITICAL", "3": "UNKNOWN"}
 STANDBY_BELIEVED = 900.0  # seconds: an older check of the standby says nothing about now
 REPLY_TIMEOUT = 12.0  # seconds; the redirector may probe a server before it decides
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two questions
-OWN_FAIL_BACK_RESULT = "on the primary"  # how the redirector's own result for "NAME fail-back" begins
+OWN_FAIL_BACK_RESULT = "OK: on the primary"  # how the redirector's own result for "NAME fail-back" begins
 
 
 def main() -> int:
@@ -122,8 +122,6 @@ def _fail_over(options: Mapping[str, str], state: str, state_type: str) -> tuple
         return None, f"{state} {state_type}, only CRITICAL HARD moves traffic"
     downtime = any(_number(options[name]) > 0 for name in ("downtime", "host-downtime"))
     request: dict[str, Any] = {"verb": "fail-over", **service, "downtime": downtime}
-    if options["standby-state"]:
-        request["standby_state"] = options["standby-state"]
     if "probes=" in options["perfdata"]:
         request["perfdata"] = options["perfdata"]
     else:  # not our sniffer's verdict but a check of the site's: its own attempts were the confirmation

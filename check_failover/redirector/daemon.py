@@ -19,13 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from check_failover import __version__, control
+from check_failover import __version__, control, syncstate
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError, Message, Peer, RefusedError, Server
 from check_failover.model import Detector, Facts, Service, Target
 from check_failover.notify import notify
 from check_failover.redirector import REDIRECTS, RedirectError
-from check_failover.redirector.report import Report
+from check_failover.redirector.report import Report, redirect_state
 from check_failover.redirector.state import StateError
 from check_failover.redirector.steering import Order, Steering
 
@@ -66,7 +66,7 @@ class Verbs:
     def handle(self, message: Message, peer: Peer) -> Message:
         verb = str(message["verb"])
         if verb == "status":
-            return {"services": {s.name: self._steering.status(s.name) for s in self._config.services}}
+            return {"services": {service.name: self._status(service.name) for service in self._config.services}}
         if verb == "history":
             return {"entries": self._history(message)}
         service = self._service(message)
@@ -76,6 +76,12 @@ class Verbs:
         except (RedirectError, StateError) as error:
             raise RefusedError(str(error)) from None
 
+    def _status(self, name: str) -> dict[str, Any]:
+        """The steering's status, with the state and the line that "NAME redirect" shows for it."""
+        status = self._steering.status(name)
+        state, text = redirect_state(status)
+        return {**status, "state": int(state), "text": text}
+
     def _act(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Message:
         name = service.name
         if verb in ("fail-over", "fail-back"):
@@ -84,7 +90,7 @@ class Verbs:
             self._report.attempt(service, entry, self._steering.status(name))
             return _answer(entry)
         if verb == "evidence":
-            acted = self._steering.evidence(name, _facts(message))
+            acted = self._steering.evidence(name, self._facts(service, message))
             if acted is None:
                 return {"flipped": False, "text": "nothing pending, or nothing new"}
             self._report.attempt(service, acted, self._steering.status(name))
@@ -104,7 +110,7 @@ class Verbs:
         manual = bool(message.get("manual"))
         if manual and peer.uid != 0 and _OPERATORS not in self._roles(peer):
             raise RefusedError(f"{verb}: only operators and root may order by hand")
-        facts = _facts(message)
+        facts = self._facts(service, message)
         if verb == "fail-over" and facts.standby_ok is None:
             facts = dataclasses.replace(facts, standby_ok=self._probe(service, Target.STANDBY))
         order = Order(service, verb, by, facts, manual=manual, peer={"pid": peer.pid, "uid": peer.uid})
@@ -117,7 +123,19 @@ class Verbs:
             primary_ok=self._probe(service, Target.PRIMARY),
             primary_passes=int(health.get("passes") or 0),
             primary_good_for=float(health.get("good_for") or 0.0),
+            synced_back=self._synced_back(service),
         )
+
+    def _facts(self, service: Service, message: Message) -> Facts:
+        """The asker's facts, with the sync record as it is now: nobody can make the data look fresher."""
+        return syncstate.known(self._config.controller.state_dir, service, _facts(message), time.time())
+
+    def _synced_back(self, service: Service) -> bool | None:
+        if service.sync is None or service.sync.sync_back != "required" or service.sync.method != "rsync":
+            return None
+        record = syncstate.read(self._config.controller.state_dir, service.name)
+        since = self._steering.status(service.name)["since"]
+        return record.brought_back(since, time.time(), service.sync.sync_back_valid)
 
     def _probe(self, service: Service, target: Target) -> bool | None:
         """Ask the sniffer, which has the probes and no privilege to lose. None: nobody could look."""
@@ -184,10 +202,6 @@ def _facts(message: Message) -> Facts:
     facts = Facts.parse(perfdata)
     if not facts.probes and facts.detector is None and not facts.blind:
         facts = dataclasses.replace(facts, detector=Detector.CORE)
-    standby = message.get("standby_state")
-    if facts.standby_ok is None and isinstance(standby, int):
-        # the core's own state of the standby: OK and WARNING serve, CRITICAL does not, UNKNOWN is no knowledge
-        facts = dataclasses.replace(facts, standby_ok={0: True, 1: True, 2: False}.get(standby))
     return dataclasses.replace(facts, downtime=bool(message.get("downtime")))
 
 

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from check_failover import __version__, control
+from check_failover import __version__, control, syncstate
 from check_failover.checks import ProbeError, probe_function
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError, Message, Peer, RefusedError, Server
@@ -161,7 +161,7 @@ class Loop:
         self._asker.submit(self._ask_redirector, message)
 
     def sync(self, service: Service, facts: Facts) -> Facts:
-        return facts
+        return syncstate.known(self._config.controller.state_dir, service, facts, time.time())
 
     # ------------------------------------------------------------ the redirector
 

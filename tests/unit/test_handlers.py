@@ -136,7 +136,7 @@ def test_a_refusal_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_fail_back_is_ordered_by_a_person_only(redirector: Redirector, capsys: pytest.CaptureFixture[str]) -> None:
     """OK typed in the web UI is the order; the redirector's own "on the primary" is not, however late it arrives."""
     assert run(redirector, "OK", "HARD", "--fail-back", "--output", "disks replaced") == 0
-    assert run(redirector, "OK", "HARD", "--fail-back", "--output", "on the primary since 10:02") == 0
+    assert run(redirector, "OK", "HARD", "--fail-back", "--output", "OK: on the primary since 10:02") == 0
     assert run(redirector, "WARNING", "HARD", "--fail-back", "--output", "on the standby: not proven") == 0
     assert run(redirector, "CRITICAL", "HARD", "--fail-back") == 0
     assert redirector.asked == [{"verb": "fail-back", "service": "ldap", "by": "nagios"}]

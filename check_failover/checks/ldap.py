@@ -1,0 +1,229 @@
+"""check_failover_ldap: bind and search, as a client of the directory does (RFC 4511), with ldap3.
+
+The probe passes when the search's result is success and an entry came back, with the wanted attribute and value where
+they are configured. An empty answer is a failure: a slapd that lost its database still binds.
+
+ldap3 needs care: without limits it waits for ever, its ``receive_timeout`` knows whole seconds only, and a corrupted
+reply comes out as whatever exception the parser ran into. So the socket's own timeout is set before each step, a timer
+closes it at the deadline (a server may send a byte now and then), and every exception is a failed probe.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ldap3
+from ldap3.core.exceptions import LDAPException, LDAPSocketOpenError
+
+from check_failover.checks import ProbeError, probing, tls
+from check_failover.checks.plugin import clean
+from check_failover.model import Endpoint, Probe
+
+DEFAULT_FILTER = "(objectClass=*)"
+_SCOPES: dict[str, Literal["BASE", "LEVEL", "SUBTREE"]] = {"base": ldap3.BASE, "one": ldap3.LEVEL, "sub": ldap3.SUBTREE}
+
+
+class _FailedError(Exception):
+    """The server answered, but not with what was asked for."""
+
+
+class _Tls(ldap3.Tls):
+    """Verified by Python's own ssl module: ldap3's own check lets the address stand in for the configured name."""
+
+    def __init__(self, context: ssl.SSLContext, name: str) -> None:
+        super().__init__(validate=ssl.CERT_REQUIRED)
+        self._context, self._name = context, name
+
+    def wrap_socket(self, connection: ldap3.Connection, do_handshake: bool = False) -> None:
+        connection.socket = self._context.wrap_socket(connection.socket, server_hostname=self._name)
+
+
+def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe:
+    """See ``checks``. Options: base, scope, filter, attribute, value, bind_dn, bind_password_file, tls, ca_file,
+    server_name.
+    """
+    began = time.monotonic()
+    connection = _connection(server, options, timeout)
+    try:
+        text = _ask(connection, options, began + timeout)
+    except ProbeError:
+        raise
+    except Exception as error:  # ldap3 lets KeyError, IndexError and others out when a reply makes no sense
+        took = time.monotonic() - began
+        late = took >= timeout
+        return Probe(False, took, "no answer in time" if late else _reason(error), refused=_refused(error))
+    finally:
+        _close(connection)
+    return Probe(True, time.monotonic() - began, text)
+
+
+def _connection(server: Endpoint, options: Mapping[str, object], timeout: float) -> ldap3.Connection:
+    security = options.get("tls", "none")
+    secured = None if security == "none" else _Tls(tls.context(options), tls.server_name(server, options))
+    directory = ldap3.Server(
+        server.address,
+        server.port,
+        use_ssl=security == "ldaps",
+        tls=secured,
+        get_info=ldap3.NONE,
+        connect_timeout=timeout,
+    )
+    try:
+        return ldap3.Connection(
+            directory,
+            user=str(options["bind_dn"]) if "bind_dn" in options else None,
+            password=_password(options),
+            client_strategy=ldap3.SYNC,
+            receive_timeout=max(1, round(timeout)),
+            read_only=True,
+            auto_referrals=False,
+        )
+    except LDAPException as error:
+        raise ProbeError(f"bind_dn: {error}") from None
+
+
+def _password(options: Mapping[str, object]) -> str | None:
+    path = options.get("bind_password_file")
+    if path is None:
+        if options.get("bind_dn"):
+            raise ProbeError("bind_dn without bind_password_file: give the file that holds the password")
+        return None
+    try:
+        password = Path(str(path)).read_text("utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ProbeError(f"{path}: cannot read the bind password: {reason}") from None
+    if not password:
+        raise ProbeError(f"{path}: is empty; a bind without a password would be anonymous (RFC 4513, 5.1.2)")
+    return password
+
+
+def _ask(connection: ldap3.Connection, options: Mapping[str, object], end: float) -> str:
+    connection.open(read_server_info=False)
+    watchdog = threading.Timer(max(0.0, end - time.monotonic()), _shut, (connection.socket,))
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        if options.get("tls") == "starttls":
+            _patience(connection, end)
+            if not connection.start_tls(read_server_info=False):
+                raise _FailedError(f"StartTLS: {_said(connection)}")
+        _patience(connection, end)
+        if not connection.bind(read_server_info=False):
+            raise _FailedError(f"bind: {_said(connection)}")
+        _patience(connection, end)
+        return _search(connection, options)
+    finally:
+        watchdog.cancel()
+
+
+def _search(connection: ldap3.Connection, options: Mapping[str, object]) -> str:
+    attribute, value = options.get("attribute"), options.get("value")
+    connection.search(
+        str(options["base"]),
+        str(options.get("filter", DEFAULT_FILTER)),
+        search_scope=_SCOPES[str(options.get("scope", "base"))],
+        attributes=[str(attribute)] if attribute else [ldap3.NO_ATTRIBUTES],
+        size_limit=0 if attribute else 1,
+    )
+    entries = [row for row in connection.response or () if row.get("type") == "searchResEntry"]
+    result = connection.result.get("result")
+    if result != 0 and not (result == 4 and entries):  # 4, sizeLimitExceeded: we asked for one
+        raise _FailedError(f"search: {_said(connection)}")
+    if not entries:
+        raise _FailedError(f"search: no entry at {options['base']!r}")
+    if attribute:
+        _look(entries, str(attribute), None if value is None else str(value))
+    return "bind and search answered"
+
+
+def _look(entries: list[dict[str, Any]], attribute: str, value: str | None) -> None:
+    found = [
+        v for row in entries for k, vs in row["raw_attributes"].items() if k.lower() == attribute.lower() for v in vs
+    ]
+    if not found:
+        raise _FailedError(f"no entry has the attribute {attribute}")
+    if value is not None and value.encode() not in found:
+        raise _FailedError(f"{attribute} is {found[0].decode('utf-8', 'replace')[:40]!r}, expected {value!r}")
+
+
+def _patience(connection: ldap3.Connection, end: float) -> None:
+    """What is left of the time goes to the next step."""
+    left = end - time.monotonic()
+    if left <= 0 or connection.socket is None:
+        raise TimeoutError
+    connection.socket.settimeout(left)
+
+
+def _shut(sock: socket.socket) -> None:
+    """From the timer's thread: wakes whatever waits for this socket."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return
+
+
+def _close(connection: ldap3.Connection) -> None:
+    """Without the unbind that ldap3 would wait to send; closing is enough (RFC 4511, 5.3)."""
+    sock = connection.socket
+    if sock is not None:
+        _shut(sock)
+        sock.close()
+
+
+def _said(connection: ldap3.Connection) -> str:
+    """``busy (51)``, with the server's own words where it has some."""
+    result = connection.result or {}
+    words = str(result.get("message") or "")[:80]
+    return f"{result.get('description', 'no result')} ({result.get('result')})" + (f": {words}" if words else "")
+
+
+def _refused(error: BaseException) -> bool:
+    return isinstance(error, LDAPSocketOpenError) and f"[Errno {errno.ECONNREFUSED}]" in str(error)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, _FailedError):
+        return clean(str(error))
+    text = str(error)
+    if _refused(error):
+        return "connection refused"
+    if isinstance(error, TimeoutError) or "timed out" in text:
+        return "no answer in time"
+    certificate = re.search(r"certificate verify failed: ([^(]+)", text)
+    if certificate:
+        return f"certificate not accepted: {clean(certificate[1])}"
+    number = re.search(r"\[Errno \d+\] ([^\])]+)", text)
+    if number:
+        return clean(number[1])
+    return clean(f"{type(error).__name__}: {text}")[:160]
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "base": {"metavar": "DN", "help": "DN to read"},
+    "scope": {"choices": tuple(_SCOPES), "help": "scope of the search (base)"},
+    "filter": {"metavar": "FILTER", "help": f"search filter ({DEFAULT_FILTER})"},
+    "attribute": {"metavar": "NAME", "help": "attribute that an entry of the answer must have"},
+    "value": {"metavar": "TEXT", "help": "value that the attribute must have"},
+    "bind_dn": {"metavar": "DN", "help": "DN to bind as; anonymous without it"},
+    "bind_password_file": {"metavar": "FILE", "help": "file that holds the bind password"},
+    "tls": {"choices": ("none", "starttls", "ldaps"), "help": "none, starttls or ldaps (both verified)"},
+    "ca_file": {"metavar": "FILE", "help": "CA certificates that sign the server's certificate"},
+    "server_name": {"metavar": "NAME", "help": "name that the server's certificate must carry"},
+}
+
+
+def main() -> None:
+    probing.main("check_failover_ldap", __doc__, probe, OPTIONS, kind="ldap", default_port=389, needed=("base",))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The frame of every check: arguments, timeout, output, exit code (Monitoring Plugins Development Guidelines).
+
+A check is acquire -> evaluate -> present: its ``main()`` builds a parser with ``parser()``, acquires, and ends with
+``present(Outcome)``. What the frame takes care of:
+
+- exit codes 0 to 3 only. A wrong option, a bad config, an exception of our own: 3 (UNKNOWN), never argparse's 2, so
+  that a typo cannot fail over. ``-h`` and ``-V`` exit 3 as the guidelines say.
+- one first line of at most 80 characters that starts with the state, no ``|`` and no control characters in texts,
+  UTF-8 whatever the locale; perfdata in base units, without exponents.
+- ``-t``: one deadline over the whole run. A target that is silent is CRITICAL.
+
+pynag's own ``PluginHelper`` is not used: it exits 1 and 2 on errors and escapes nothing. Its threshold ranges are
+right, and are what ``-w`` and ``-c`` go through.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from check_failover import __version__
+from check_failover.model import State
+
+FIRST_LINE = 80  # characters; the rest goes to the long output
+ANSWERED = 3  # exit code after -h and -V
+
+
+class CheckError(Exception):
+    """We could not check: a fault of ours or of the configuration. UNKNOWN, with this line."""
+
+
+class TimeoutExpired(Exception):  # noqa: N818 - the standard library's word for it
+    """The deadline of ``-t`` passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Perf:
+    """One value as perfdata. ``unit`` is empty, s, B, % or c; None is left out of the output."""
+
+    label: str
+    value: float | None
+    unit: str = ""
+    warn: str = ""
+    crit: str = ""
+    minimum: str = ""
+    maximum: str = ""
+
+    def __str__(self) -> str:
+        value = "U" if self.value is None or not math.isfinite(self.value) else f"{number(self.value)}{self.unit}"
+        text = ";".join((value, self.warn, self.crit, self.minimum, self.maximum)).rstrip(";")
+        label = f"'{self.label}'" if " " in self.label else self.label
+        return f"{label}={text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a check found. ``text`` is one line, ``details`` may have several."""
+
+    state: State
+    text: str
+    perf: tuple[Perf, ...] = ()
+    details: str = ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        present(Outcome(State.UNKNOWN, f"{self.prog}: {message}, see --help"))
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if message:
+            print(message, end="")
+        sys.exit(ANSWERED)
+
+
+def parser(name: str, description: str | None, *, timeout: float = 10.0) -> argparse.ArgumentParser:
+    """A parser with the options that every check has: -h -V -t -v -w -c."""
+    made = _Parser(prog=name, description=(description or "").split("\n\n")[0], allow_abbrev=False)
+    made.add_argument("-V", "--version", action="version", version=f"{name} {__version__}")
+    made.add_argument(
+        "-t", "--timeout", type=seconds, default=timeout, help="of the whole run, in seconds: %(default)s"
+    )
+    made.add_argument("-v", "--verbose", action="count", default=0, help="tell more; may be given three times")
+    made.add_argument("-w", "--warning", type=threshold, metavar="RANGE", help="WARNING outside this range")
+    made.add_argument("-c", "--critical", type=threshold, metavar="RANGE", help="CRITICAL outside this range")
+    return made
+
+
+def seconds(text: str) -> float:
+    """An argument that is a time: above 0, finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds (above 0)")
+    return value
+
+
+def port(text: str) -> int:
+    """An argument that is a TCP or UDP port."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port between 1 and 65535")
+    return int(text)
+
+
+def threshold(text: str) -> str:
+    """An argument that is a range as the guidelines have it (``10``, ``5:``, ``~:10``, ``@1:2``)."""
+    from pynag.Plugins import classic_threshold_syntax as ranges
+
+    try:
+        ranges.check_range(0, text)
+    except Exception:  # InvalidThreshold, but a bad number comes out as ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 10, 5: or @1:2") from None
+    return text
+
+
+def judge(value: float | None, warning: str | None, critical: str | None) -> State:
+    """The state of a value against two ranges; OK without a value or without ranges."""
+    if value is None or (warning is None and critical is None):
+        return State.OK
+    from pynag.Plugins import classic_threshold_syntax as ranges
+
+    return State(ranges.check_threshold(value, warning, critical))
+
+
+_SEVERITY = (State.OK, State.UNKNOWN, State.WARNING, State.CRITICAL)
+
+
+def worst(*states: State) -> State:
+    """CRITICAL over WARNING over UNKNOWN over OK (guidelines, 2.4)."""
+    return max(states, key=_SEVERITY.index)
+
+
+def number(value: float) -> str:
+    """A number without exponent and without trailing zeros."""
+    text = f"{value:.6f}".rstrip("0").rstrip(".")
+    return "0" if text in ("", "-0") else text
+
+
+def clean(text: str) -> str:
+    """One line for people and cores: no control characters, no ``|``, which would begin the perfdata."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text.replace("|", "/")).split())
+
+
+def render(outcome: Outcome) -> str:
+    """The plugin's whole output."""
+    line = clean(f"{outcome.state.name}: {outcome.text}")
+    details = [clean(row) for row in outcome.details.splitlines()]
+    if len(line) > FIRST_LINE:
+        details.insert(0, line)
+        line = line[: FIRST_LINE - 3].rstrip() + "..."
+    perf = " ".join(str(value) for value in outcome.perf)
+    return "\n".join([f"{line} | {perf}" if perf else line, *details])
+
+
+def present(outcome: Outcome) -> NoReturn:
+    """Print and exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    print(render(outcome), flush=True)
+    sys.exit(int(outcome.state))
+
+
+def run(check: Callable[[Sequence[str]], Outcome], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a check to its exit code. ``check`` raises CheckError, TimeoutExpired, or returns an Outcome."""
+    try:
+        outcome = check(sys.argv[1:] if argv is None else argv)
+    except CheckError as error:
+        outcome = Outcome(State.UNKNOWN, str(error))
+    except TimeoutExpired as error:
+        outcome = Outcome(State.CRITICAL, str(error) or "no answer in time")
+    except Exception as error:  # our own fault: never a traceback where a core reads, never an exit code that moves
+        outcome = Outcome(State.UNKNOWN, f"internal error: {type(error).__name__}: {error}")
+    present(outcome)
+
+
+def deadline(timeout: float, what: str) -> None:
+    """From now on the whole run has ``timeout`` seconds; then TimeoutExpired, whatever it waits for."""
+
+    def expired(_number: int, _frame: object) -> None:
+        raise TimeoutExpired(f"{what}: no answer within {number(timeout)} s")
+
+    signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, timeout)

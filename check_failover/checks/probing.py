@@ -1,0 +1,126 @@
+"""The ``main`` of a check that probes a server: where the server comes from, how the outcome is shown.
+
+A server is given by hand (``-H``, ``-p`` and the probe's own options) or comes from the config:
+``--config FILE --service NAME --target primary|standby|service``, so that Nagios checks exactly what the sniffer
+probes. Options given by hand win over the config's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from check_failover.checks import ProbeError, ProbeFunction
+from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, port, run, worst
+from check_failover.model import Endpoint, State, Target
+
+DEFAULT_CONFIG = "/etc/check_failover/config.toml"
+_RESERVE = 0.2  # seconds of -t kept for saying what happened
+
+
+def options_of(made: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that say where the server is; returns the group for the probe's own."""
+    server = made.add_argument_group("which server")
+    server.add_argument("-H", "--hostname", metavar="ADDRESS", help="name or address of the server")
+    server.add_argument("-p", "--port", type=port, help="its port")
+    server.add_argument("--config", metavar="FILE", default=DEFAULT_CONFIG, help="default: %(default)s")
+    server.add_argument("--service", metavar="NAME", help="take server and options from this service of the config")
+    server.add_argument("--target", choices=("primary", "standby", "service"), help="which of the service's addresses")
+    return made.add_argument_group("what to ask")
+
+
+def main(
+    name: str,
+    doc: str | None,
+    probe: ProbeFunction,
+    add: Mapping[str, Mapping[str, object]],
+    *,
+    kind: str,
+    default_port: int | None = None,
+    needed: Sequence[str] = (),
+) -> NoReturn:
+    """Entry point of one check. ``add`` maps each option of the probe (a config key) to its argparse settings."""
+
+    def check(argv: Sequence[str]) -> Outcome:
+        made = parser(name, doc)
+        group = options_of(made)
+        for key, settings in add.items():
+            group.add_argument(f"--{key.replace('_', '-')}", **settings)  # type: ignore[arg-type]
+        arguments = made.parse_args(argv)
+        server, options, timeout = _what(made, arguments, kind, default_port)
+        options |= {key: value for key in add if (value := getattr(arguments, key)) is not None}
+        for key in needed:
+            if key not in options:
+                made.error(f"--{key.replace('_', '-')} is missing (or --service, to take it from the config)")
+        deadline(arguments.timeout, f"{server.address} port {server.port}")
+        return _ask(probe, server, options, min(timeout, arguments.timeout - _RESERVE), arguments)
+
+    run(check)
+
+
+def _what(
+    made: argparse.ArgumentParser, arguments: argparse.Namespace, kind: str, default_port: int | None
+) -> tuple[Endpoint, dict[str, object], float]:
+    """Server, options and time limit: from the config, from the command line, or from both."""
+    options: dict[str, object] = {}
+    timeout = arguments.timeout
+    server: Endpoint | None = None
+    if arguments.service is not None:
+        server, options, timeout = _from_config(arguments, kind)
+    elif arguments.target is not None:
+        made.error("--target needs --service")
+    elif arguments.hostname is None:
+        made.error("say which server: -H ADDRESS, or --service NAME")
+    address = server.address if server and arguments.hostname is None else _resolve(str(arguments.hostname))
+    at = arguments.port or (server.port if server else default_port)
+    if at is None:
+        made.error("--port is missing")
+    return Endpoint(address, int(at)), options, max(0.1, timeout)
+
+
+def _from_config(arguments: argparse.Namespace, kind: str) -> tuple[Endpoint, dict[str, object], float]:
+    from check_failover.config import ConfigError, load
+
+    try:
+        service = load(arguments.config).service(arguments.service)
+    except ConfigError as error:
+        raise CheckError(str(error)) from None
+    if service.check.type != kind:
+        raise CheckError(
+            f"{arguments.config}: service {service.name!r} has check type {service.check.type!r}, not {kind}"
+        )
+    target = arguments.target or "primary"
+    server = service.address if target == "service" else service.server(Target(target))
+    return server, dict(service.check.options), max(service.check.timeout, arguments.timeout - _RESERVE)
+
+
+def _resolve(host: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckError(f"cannot look up {host!r}: {reason}") from None
+
+
+def _ask(
+    probe: ProbeFunction,
+    server: Endpoint,
+    options: Mapping[str, object],
+    timeout: float,
+    arguments: argparse.Namespace,
+) -> Outcome:
+    try:
+        found = probe(server, options, max(0.1, timeout))
+    except ProbeError as error:
+        raise CheckError(str(error)) from None
+    perf = Perf("time", found.seconds, "s", arguments.warning or "", arguments.critical or "", "0")
+    state = State.OK if found.passed else State.CRITICAL
+    text = f"{server}: {found.text}"
+    if found.passed:
+        state = worst(state, judge(found.seconds, arguments.warning, arguments.critical))
+        text += f", {number(round(found.seconds, 4))} s"
+    shown = "".join(f"\n{key}: {value}" for key, value in options.items() if arguments.verbose)
+    return Outcome(state, text, (perf,), shown.strip(os.linesep))

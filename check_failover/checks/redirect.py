@@ -1,0 +1,61 @@
+"""check_failover_redirect: whether the kernel's redirect is what it should be.
+
+Asks failover-redirector, which reads the rule from the kernel. OK on the primary; WARNING on the standby or while held;
+CRITICAL when kernel and intent differ, a fail-over is pending, or the redirector does not answer: then traffic flows on
+as it is, but nothing would be flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from check_failover import control
+from check_failover.checks.daemons import socket_of
+from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, parser, run
+from check_failover.control import ControlError, UnreachableError
+from check_failover.model import State, Target
+
+
+def check(argv: Sequence[str]) -> Outcome:
+    made = parser("check_failover_redirect", __doc__)
+    made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
+    made.add_argument("--config", metavar="FILE", help="read the socket's place from here")
+    made.add_argument("--socket", metavar="PATH", help="the redirector's socket")
+    arguments = made.parse_args(argv)
+    deadline(arguments.timeout, "failover-redirector")
+    path = arguments.socket or socket_of(arguments.config, "redirector.sock")
+    try:
+        reply = control.ask(path, {"verb": "status"}, timeout=arguments.timeout)
+    except UnreachableError as error:
+        return Outcome(State.CRITICAL, f"failover-redirector is away: {error}")
+    except ControlError as error:
+        raise CheckError(str(error)) from None
+    known = reply.get("services", {})
+    if arguments.service not in known:
+        raise CheckError(f"no service {arguments.service!r}; the redirector has: {', '.join(sorted(known)) or 'none'}")
+    return judge(known[arguments.service])
+
+
+def judge(status: dict[str, object]) -> Outcome:
+    """The redirector's own words; that kernel and intent agree is compared here once more."""
+    state, text = State(int(str(status["state"]))), str(status["text"])
+    if status["kernel"] != status["target"] and state is not State.CRITICAL:
+        state, text = State.CRITICAL, f"the kernel says {status['kernel'] or 'nothing'}, intended is {status['target']}"
+    last = status.get("last")
+    details = f"service address {status['protocol']} {status['address']}\n"
+    details += f"primary {status['primary']}, standby {status['standby']}"
+    if isinstance(last, dict):
+        details += f"\nlast: {last.get('line')}"
+    perf = (
+        Perf("standby", int(status["target"] == Target.STANDBY), "", "", "", "0", "1"),
+        Perf("held", int(status["hold"] is not None), "", "", "", "0", "1"),
+    )
+    return Outcome(state, text, perf, details)
+
+
+def main() -> None:
+    run(check)
+
+
+if __name__ == "__main__":
+    main()

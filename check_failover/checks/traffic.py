@@ -1,0 +1,129 @@
+"""check_failover_traffic: do clients' requests get answers? Looks at the traffic, probes nobody.
+
+With failover-sniffer running it shows what the sniffer knows: request rate, reply gap p50 and p99, error share. Without
+it, it compares two readings of the NAT's own counters, ``--interval`` seconds apart: requests without a single answer
+are CRITICAL. ``-w`` and ``-c`` are ranges for the reply gap's p99 in seconds; ``--warning-errors`` and
+``--critical-errors`` for the error share in percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from check_failover import control
+from check_failover.checks.daemons import socket_of
+from check_failover.checks.plugin import (
+    CheckError,
+    Outcome,
+    Perf,
+    deadline,
+    judge,
+    number,
+    parser,
+    run,
+    seconds,
+    threshold,
+    worst,
+)
+from check_failover.control import ControlError
+from check_failover.model import State
+
+LEAST = 3  # packets that demand an answer, before none at all means something
+
+
+def check(argv: Sequence[str]) -> Outcome:
+    made = parser("check_failover_traffic", __doc__)
+    made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
+    made.add_argument("--config", metavar="FILE", help="read the sockets' place from here")
+    made.add_argument("--interval", type=seconds, default=1.0, help="between two readings of the NAT's counters: 1 s")
+    made.add_argument("--warning-errors", type=threshold, metavar="RANGE", help="WARNING outside, percent")
+    made.add_argument("--critical-errors", type=threshold, metavar="RANGE", help="CRITICAL outside, percent")
+    made.add_argument("--counters", action="store_true", help="use the NAT's counters even when the sniffer runs")
+    arguments = made.parse_args(argv)
+    deadline(arguments.timeout, "failover-sniffer and failover-redirector")
+    why = "not asked"
+    if not arguments.counters:
+        try:
+            return from_sniffer(_service(socket_of(arguments.config, "sniffer.sock"), arguments), arguments)
+        except ControlError as error:
+            why = str(error)
+    path = socket_of(arguments.config, "redirector.sock")
+    try:
+        first = _activity(path, arguments)
+        time.sleep(arguments.interval)
+        second = _activity(path, arguments)
+    except ControlError as error:
+        raise CheckError(f"neither the sniffer ({why}) nor the redirector can be asked: {error}") from None
+    return from_counters(first, second, arguments.interval)
+
+
+def from_sniffer(status: Mapping[str, Any], arguments: argparse.Namespace) -> Outcome:
+    """The sniffer's condition, made worse by the thresholds."""
+    stats = status["stats"]
+    share = 100 * stats["error_share"]
+    state = {"ok": State.OK, "suspect": State.WARNING, "failed": State.CRITICAL}.get(status["verdict"], State.UNKNOWN)
+    text = f"{number(round(stats['request_rate'], 1))} requests/s to the {status['target']}"
+    if stats["p99"] is not None:
+        text += f", 99 % answered in {number(round(stats['p99'], 3))} s"
+    if stats["unanswered"]:
+        text += f", {stats['unanswered']} unanswered for {number(round(stats['oldest_unanswered'], 1))} s"
+    if status["blind"]:
+        text = f"blind: {status['blind']}"
+    elif state is State.CRITICAL:
+        text = f"{text}; {status['text']}"
+    state = worst(
+        state,
+        judge(stats["p99"], arguments.warning, arguments.critical),
+        judge(share, arguments.warning_errors, arguments.critical_errors),
+    )
+    perf = (
+        Perf("requests", stats["request_rate"], "", "", "", "0"),
+        Perf("replies", stats["reply_rate"], "", "", "", "0"),
+        Perf("unanswered", stats["unanswered"], "", "", "", "0"),
+        Perf("gap_p50", stats["p50"], "s", "", "", "0"),
+        Perf("gap_p99", stats["p99"], "s", arguments.warning or "", arguments.critical or "", "0"),
+        Perf("errors", share, "%", arguments.warning_errors or "", arguments.critical_errors or "", "0", "100"),
+        Perf("rescued", stats["rescued"], "c", "", "", "0"),
+        Perf("drops", stats["drops"], "c", "", "", "0"),
+    )
+    return Outcome(state, text, perf)
+
+
+def from_counters(first: Mapping[str, int], second: Mapping[str, int], interval: float) -> Outcome:
+    """Two readings of (asked, answered); counters that went back were loaded anew in between."""
+    asked, answered = (second[key] - first[key] for key in ("asked", "answered"))
+    if asked < 0 or answered < 0:
+        raise CheckError("the NAT's counters were reset in between; the next run will tell")
+    perf = (Perf("asked", asked / interval, "", "", "", "0"), Perf("answered", answered / interval, "", "", "", "0"))
+    rates = f"{asked} packets asked, {answered} answered in {number(interval)} s (NAT's counters)"
+    if asked >= LEAST and not answered:
+        return Outcome(State.CRITICAL, f"no answer: {rates}", perf)
+    return Outcome(State.OK, rates if asked else f"no traffic in {number(interval)} s (NAT's counters)", perf)
+
+
+def _service(path: object, arguments: argparse.Namespace) -> Mapping[str, Any]:
+    reply = control.ask(str(path), {"verb": "status"}, timeout=arguments.timeout / 2)
+    known = reply.get("services", {})
+    if arguments.service not in known:
+        raise CheckError(f"no service {arguments.service!r}; configured are: {', '.join(sorted(known)) or 'none'}")
+    found: Mapping[str, Any] = known[arguments.service]
+    return found
+
+
+def _activity(path: object, arguments: argparse.Namespace) -> Mapping[str, int]:
+    found = _service(path, arguments)
+    if not found.get("activity"):
+        raise CheckError(f"the redirector cannot read the counters: {found.get('problem') or 'no reason given'}")
+    activity: Mapping[str, int] = found["activity"]
+    return activity
+
+
+def main() -> None:
+    run(check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""A private slapd: its own cn=config, an mdb database, three entries; ended by whoever made it.
+
+    with Slapd(directory, "10.0.0.11", serves="primary", argv_prefix=house.argv("primary")) as slapd: ...
+
+``serves`` is the value of the base entry's ``description``: the answer tells which server gave it. The admin (``ADMIN``
+with ``PASSWORD``) may write. With ``tls`` it offers StartTLS and LDAPS with a certificate made here (``ca_file``).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.lab.netns import end, poll
+
+SLAPD, SLAPADD, LDAPMODIFY = "/usr/sbin/slapd", "/usr/sbin/slapadd", "/usr/bin/ldapmodify"
+BASE = "dc=example,dc=org"
+ADMIN, PASSWORD = f"cn=admin,{BASE}", "secret"
+
+CONFIG = """\
+dn: cn=config
+objectClass: olcGlobal
+cn: config
+olcPidFile: {directory}/slapd.pid
+{tls}
+dn: cn=module,cn=config
+objectClass: olcModuleList
+cn: module
+olcModulePath: /usr/lib/ldap
+olcModuleLoad: back_mdb
+
+dn: cn=schema,cn=config
+objectClass: olcSchemaConfig
+cn: schema
+
+include: file:///etc/ldap/schema/core.ldif
+include: file:///etc/ldap/schema/cosine.ldif
+include: file:///etc/ldap/schema/inetorgperson.ldif
+
+dn: olcDatabase=config,cn=config
+objectClass: olcDatabaseConfig
+olcDatabase: config
+olcRootDN: cn=config
+olcRootPW: {password}
+
+dn: olcDatabase=mdb,cn=config
+objectClass: olcDatabaseConfig
+objectClass: olcMdbConfig
+olcDatabase: mdb
+olcSuffix: {base}
+olcRootDN: {admin}
+olcRootPW: {password}
+olcDbDirectory: {directory}/data
+olcDbMaxSize: 67108864
+olcDbNoSync: TRUE
+olcAccess: to * by * read
+"""
+
+ENTRIES = """\
+dn: {base}
+objectClass: dcObject
+objectClass: organization
+dc: example
+o: Example
+description: {serves}
+
+dn: ou=people,{base}
+objectClass: organizationalUnit
+ou: people
+
+dn: cn=joe,ou=people,{base}
+objectClass: inetOrgPerson
+cn: joe
+sn: Doe
+mail: joe@example.org
+"""
+
+
+class Slapd:
+    """One server. ``stop`` and ``start`` may alternate; the data stays."""
+
+    def __init__(
+        self,
+        directory: Path,
+        address: str,
+        *,
+        serves: str,
+        port: int = 389,
+        argv_prefix: Sequence[str] = (),
+        tls: bool = False,
+    ) -> None:
+        self.directory, self.address, self.port = directory, address, port
+        self._prefix = tuple(argv_prefix)
+        self._process: subprocess.Popen[Any] | None = None
+        (directory / "config").mkdir(parents=True)
+        (directory / "data").mkdir()
+        self.ca_file = directory / "cert.pem"
+        self.tls = tls
+        lines = ""
+        if tls:
+            _certificate(directory, address)
+            lines = f"olcTLSCertificateFile: {self.ca_file}\nolcTLSCertificateKeyFile: {directory}/key.pem\n"
+        config = CONFIG.format(directory=directory, base=BASE, admin=ADMIN, password=PASSWORD, tls=lines)
+        _slapadd("-n", "0", "-F", str(directory / "config"), text=config)
+        _slapadd("-q", "-b", BASE, "-F", str(directory / "config"), text=ENTRIES.format(base=BASE, serves=serves))
+
+    def __enter__(self) -> Slapd:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "slapd is not running"
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"ldap://{host}:{self.port}"
+
+    def start(self) -> None:
+        """Start and wait until it answers a search."""
+        urls = self.url + (f" {self.url.replace('ldap:', 'ldaps:').rsplit(':', 1)[0]}:{self.port + 247}" * self.tls)
+        with (self.directory / "slapd.out").open("ab") as out:
+            self._process = subprocess.Popen(
+                [*self._prefix, SLAPD, "-d", "0", "-F", str(self.directory / "config"), "-h", urls],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+
+        def there() -> bool:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise AssertionError(f"slapd ended at its start: {(self.directory / 'slapd.out').read_text()}")
+            return self.search("description").returncode == 0
+
+        poll(there, 15.0, f"slapd answers at {self.url}")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            end(self._process, patience=10.0)
+            self._process = None
+
+    def search(self, attribute: str) -> subprocess.CompletedProcess[str]:
+        """ldapsearch on the base entry, by the server's own side of the network."""
+        argv = ["/usr/bin/ldapsearch", "-x", "-LLL", "-o", "nettimeout=2", "-H", self.url]
+        return _run([*self._prefix, *argv, "-b", BASE, "-s", "base", "(objectClass=*)", attribute])
+
+    def modify(self, ldif: str, *, who: str = ADMIN) -> None:
+        """Apply LDIF as the admin (or as ``cn=config``)."""
+        argv = [*self._prefix, LDAPMODIFY, "-x", "-H", self.url, "-D", who, "-w", PASSWORD]
+        done = _run(argv, textwrap.dedent(ldif))
+        assert done.returncode == 0, f"ldapmodify: {done.stdout}{done.stderr}"
+
+    def restrict(self, operation: str | None) -> None:
+        """Have it refuse an operation with unwillingToPerform (olcRestrict); None: none. Works while it runs."""
+        how = f"replace: olcRestrict\nolcRestrict: {operation}\n" if operation else "delete: olcRestrict\n"
+        self.modify(f"dn: olcDatabase={{1}}mdb,cn=config\nchangetype: modify\n{how}", who="cn=config")
+
+
+def _certificate(directory: Path, address: str) -> None:
+    """A self-signed certificate for the address, which is its own CA."""
+    argv = ["/usr/bin/openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=ldap.test"]
+    argv += ["-addext", f"subjectAltName=IP:{address},DNS:ldap.test", "-out", str(directory / "cert.pem")]
+    done = _run([*argv, "-keyout", str(directory / "key.pem")])
+    assert done.returncode == 0, done.stderr
+
+
+def _slapadd(*options: str, text: str) -> None:
+    done = _run([SLAPADD, *options], text)
+    assert done.returncode == 0, f"slapadd: {done.stderr}"
+
+
+def _run(argv: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        argv, input=text, capture_output=True, text=True, timeout=30, check=False, env=os.environ | {"LDAPNOINIT": "1"}
+    )

@@ -1,0 +1,280 @@
+"""Every shipped plugin, run the way Nagios runs it, keeps the Monitoring Plugins guidelines."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from check_failover.checks import plugin
+from check_failover.checks.plugin import Outcome, Perf, number, render
+from check_failover.control import Message, Peer, Server
+from check_failover.model import State
+from tests.lab.netns import python_argv
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = sorted(
+    path.stem for path in (ROOT / "check_failover" / "checks").glob("*.py") if "\ndef main()" in path.read_text()
+)
+PERF = re.compile(r"('[^'=]+'|[^\s'=]+)=(U|-?\d+(\.\d+)?(s|%|B|c)?)(;[^; ]*){0,4}( |$)")
+
+
+def run(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LC_")} | {"LC_ALL": "C", "PYTHONPATH": "."}
+    return subprocess.run(
+        python_argv(f"check_failover.checks.{name}", *argv),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+        env=environment,
+    )
+
+
+def proper(done: subprocess.CompletedProcess[str], state: State) -> str:
+    """The output keeps the rules and says ``state``; returns the first line."""
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode == state, done.stdout + done.stderr
+    first = done.stdout.splitlines()[0]
+    text, _, perf = first.partition(" | ")
+    assert text.startswith(f"{state.name}: ")
+    assert len(text) <= 80
+    assert "|" not in text
+    assert not perf or re.fullmatch(f"({PERF.pattern})+", perf), perf
+    return first
+
+
+def test_there_are_plugins() -> None:
+    """The list below is made from the files; an empty one would test nothing."""
+    assert {"ldap", "tcp", "traffic", "redirect"} <= set(PLUGINS)
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("option", ["-h", "--help", "-V", "--version"])
+def test_help_and_version_exit_3(name: str, option: str) -> None:
+    """A core that runs it by mistake must not take help for OK."""
+    done = run(name, option)
+    assert done.returncode == 3
+    assert f"check_failover_{name}" in done.stdout
+    if option in ("-h", "--help"):
+        for wanted in ("--timeout", "--verbose", "--warning", "--critical", "--version"):
+            assert wanted in done.stdout
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--nonsense"],
+        ["positional"],
+        ["-t", "never"],
+        ["-t", "-1"],
+        ["-w", "a:b"],
+        ["--service", "no", "--config", "/nowhere"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_our_own_fault_is_unknown(name: str, argv: list[str]) -> None:
+    """Wrong options and a missing config end as UNKNOWN, which never moves traffic."""
+    proper(run(name, *argv), State.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1e-7, "0"), (0.25, "0.25"), (1e9, "1000000000"), (-0.0, "0"), (12.0, "12"), (0.000123, "0.000123")],
+)
+def test_numbers_have_no_exponent(value: float, text: str) -> None:
+    """``1e-05`` is no number to a core."""
+    assert number(value) == text
+
+
+def test_output_is_kept_in_order() -> None:
+    """A remote string cannot begin perfdata or a second line; what is too long goes to the long output whole."""
+    said = "x" * 90 + " | a=1\nb\x00"
+    lines = render(
+        Outcome(State.CRITICAL, said, (Perf("gap p99", 0.5, "s", "1", "", "0"), Perf("u", None)))
+    ).splitlines()
+    assert len(lines) == 2
+    text, perf = lines[0].split(" | ")
+    assert len(text) == 80
+    assert text.endswith("...")
+    assert perf == "'gap p99'=0.5s;1;;0 u=U"
+    assert lines[1] == "CRITICAL: " + "x" * 90 + " / a=1 b"
+
+
+@pytest.mark.parametrize(
+    ("value", "warning", "critical", "state"),
+    [
+        (5, None, None, State.OK),
+        (5, "10", "20", State.OK),
+        (15, "10", "20", State.WARNING),
+        (25, "10", "20", State.CRITICAL),
+        (5, "10:", None, State.WARNING),
+        (-1, "~:10", None, State.OK),
+        (5, "@1:10", None, State.WARNING),
+        (None, "10", "20", State.OK),
+    ],
+)
+def test_ranges(value: float | None, warning: str | None, critical: str | None, state: State) -> None:
+    """Ranges as the guidelines define them."""
+    assert plugin.judge(value, warning, critical) is state
+
+
+def test_crash_of_our_own_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    """An exception nobody thought of is UNKNOWN in one line."""
+
+    def check(_argv: object) -> Outcome:
+        raise KeyError("boo|m")
+
+    with pytest.raises(SystemExit) as end:
+        plugin.run(check, [])
+    assert end.value.code == 3
+    assert capsys.readouterr().out == "UNKNOWN: internal error: KeyError: 'boo/m'\n"
+
+
+# ---------------------------------------------------------------- against daemons' sockets
+
+STATS = {
+    "request_rate": 50.2,
+    "reply_rate": 50.0,
+    "unanswered": 0,
+    "oldest_unanswered": 0.0,
+    "p50": 0.001,
+    "p99": 0.004,
+    "error_share": 0.1,
+    "requests": 100,
+    "replies": 100,
+    "rescued": 0,
+    "drops": 0,
+}
+SNIFFER: Message = {"target": "primary", "verdict": "ok", "blind": None, "text": "", "stats": STATS}
+REDIRECTOR: Message = {
+    "target": "primary",
+    "kernel": "primary",
+    "state": 0,
+    "text": "on the primary 10.0.0.11:389",
+    "hold": None,
+    "problem": None,
+    "protocol": "tcp",
+    "address": "192.0.2.10:389",
+    "primary": "10.0.0.11:389",
+    "standby": "10.0.0.12:389",
+    "last": None,
+    "activity": {"asked": 10, "answered": 10},
+}
+
+
+class Daemons:
+    """Both sockets, with a status that the test may change. Our own server class, a scripted answer."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.sniffer, self.redirector = dict(SNIFFER), dict(REDIRECTOR)
+        self.readings: list[Message] = []
+        self._servers: list[Server] = []
+
+    def start(self, name: str) -> None:
+        def handle(_message: Message, _peer: Peer) -> Message:
+            status = self.sniffer if name == "sniffer" else self.redirector
+            if name == "redirector" and self.readings:
+                status = {**status, "activity": self.readings.pop(0)}
+            return {"services": {"ldap": status}}
+
+        server = Server(self.directory / f"{name}.sock", frozenset({"status"}), handle, lambda _verb, _peer: None)
+        server.start()
+        self._servers.append(server)
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> Iterator[Daemons]:
+    config = (ROOT / "tests" / "fixtures" / "config" / "good.toml").read_text()
+    (tmp_path / "config.toml").write_text(re.sub(r'run_dir = "[^"]*"', f'run_dir = "{tmp_path}"', config))
+    both = Daemons(tmp_path)
+    yield both
+    both.close()
+
+
+def ask(daemons: Daemons, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return run(name, "--service", "ldap", "--config", str(daemons.directory / "config.toml"), *argv)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "said"),
+    [
+        ({}, State.OK, "50.2 requests/s to the primary"),
+        ({"verdict": "suspect"}, State.WARNING, "50.2 requests/s"),
+        ({"verdict": "failed", "text": "no answer"}, State.CRITICAL, "no answer"),
+        ({"verdict": "blind", "blind": "cl0 is down"}, State.UNKNOWN, "blind: cl0 is down"),
+    ],
+)
+def test_traffic_from_the_sniffer(daemons: Daemons, changes: Message, state: State, said: str) -> None:
+    """The sniffer's condition becomes the state, its numbers perfdata."""
+    daemons.sniffer |= changes
+    daemons.start("sniffer")
+    done = ask(daemons, "traffic")
+    first = proper(done, state)
+    assert said in done.stdout
+    for part in ("requests=50.2", "gap_p99=0.004s", "errors=10%"):
+        assert part in first
+
+
+def test_traffic_thresholds(daemons: Daemons) -> None:
+    """Slow replies and a share of errors are worth a warning of the site's own measure."""
+    daemons.start("sniffer")
+    proper(ask(daemons, "traffic", "-w", "0.001", "-c", "1"), State.WARNING)
+    proper(ask(daemons, "traffic", "--critical-errors", "5"), State.CRITICAL)
+
+
+@pytest.mark.parametrize(
+    ("readings", "state"),
+    [
+        ([(100, 90), (120, 110)], State.OK),
+        ([(100, 90), (100, 90)], State.OK),
+        ([(100, 90), (120, 90)], State.CRITICAL),
+        ([(100, 90), (3, 2)], State.UNKNOWN),
+    ],
+)
+def test_traffic_from_the_counters(daemons: Daemons, readings: list[tuple[int, int]], state: State) -> None:
+    """Without the sniffer two readings of the NAT's counters tell whether clients get answers."""
+    daemons.readings = [{"asked": asked, "answered": answered} for asked, answered in readings]
+    daemons.start("redirector")
+    proper(ask(daemons, "traffic", "--interval", "0.05"), state)
+
+
+def test_traffic_without_anybody(daemons: Daemons) -> None:
+    """Nobody to ask is our own fault: UNKNOWN."""
+    proper(ask(daemons, "traffic"), State.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, State.OK),
+        ({"target": "standby", "kernel": "standby", "state": 1, "text": "on the standby"}, State.WARNING),
+        ({"kernel": "standby"}, State.CRITICAL),
+        ({"kernel": None}, State.CRITICAL),
+        ({"state": 2, "text": "fail-over pending, hold"}, State.CRITICAL),
+    ],
+)
+def test_redirect(daemons: Daemons, changes: Message, state: State) -> None:
+    """Kernel and intent must agree; the redirector's own judgement is taken otherwise."""
+    daemons.redirector |= changes
+    daemons.start("redirector")
+    proper(ask(daemons, "redirect"), state)
+
+
+def test_redirect_without_the_redirector(daemons: Daemons) -> None:
+    """A redirector that is away flips nothing: CRITICAL."""
+    first = proper(ask(daemons, "redirect"), State.CRITICAL)
+    assert "away" in first
