@@ -12,7 +12,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Controller:
     operators: str = "failover-operators"
     core_user: str = "nagios"
     sniffer_user: str = "failover-sniffer"
+    ipfilter: Mapping[str, Any] = field(default_factory=dict)  # what differs from the platform's own places
 
     @property
     def redirector_socket(self) -> Path:

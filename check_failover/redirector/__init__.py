@@ -66,6 +66,13 @@ def _nftables(config: Config) -> Redirect:
     return Nftables(config)
 
 
+def _ipfilter(config: Config) -> Redirect:
+    from check_failover.redirector.ipfilter import Ipfilter
+
+    return Ipfilter(config)
+
+
 REDIRECTS: dict[str, Callable[[Config], Redirect]] = {
     "nftables": _nftables,
+    "ipfilter": _ipfilter,
 }

@@ -22,11 +22,6 @@ class BootFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def block(self) -> tuple[str, ...]:
-        """The lines of our block; none where there is no block or no file."""
-        _, block, _ = self._split(self._read())
-        return tuple(line.decode("latin-1").rstrip("\r\n") for line in block)
-
     def write(self, rules: str) -> bool:
         """Make ``rules`` our block, at its old place or at the end. False: it was that already."""
         content = self._read()

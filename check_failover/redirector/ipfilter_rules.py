@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from check_failover.model import Endpoint, Service, Target
 
 TAG_MARK = "cfo."
-TAG_LENGTH = 16  # IPFTAG_LEN: what is longer is cut off without a word
+TAG_LENGTH = 15  # IPFTAG_LEN is 16, and ipnat prints a map rule's tag up to a zero byte that must still fit in
 PORTMAP = "20000:60000"  # source ports of a service's map rule; clear of the controller's own
 
 # Words that ipnat would not take for an interface's name.
 KEYWORDS = frozenset(
     """
-    age any auto bimap config divert dst dstlist eq frag from ge gt hash icmpidmap in inet inet6 le lt map map-
-    block mask mssclamp ne netmask no on out pool port portmap ports proto proxy purge range rdr rewrite round-
-    robin sequential src sticky tag tcp tcpudp to udp
+    age any auto bimap config divert dst dstlist eq frag from ge gt hash icmpidmap in inet inet6 le lt map map-block
+    mask mssclamp ne netmask no on out pool port portmap ports proto proxy purge range rdr rewrite round-robin
+    sequential src sticky tag tcp tcpudp to udp
     """.split()  # noqa: SIM905 - sixty words, one per line, are no easier to read
 )
 

@@ -1,4 +1,4 @@
-"""Read the lists of ipnat and ipfstat: rules in the kernel's order, NAT sessions, accounting rules. Pure.
+"""Read the list of ipnat: rules in the kernel's order, NAT sessions and what they count. Pure.
 
 The session table is what stage 1 can be read from without a sniffer: a dead server shows sessions with packets from
 the client and none back. Sources: the lists that IPFilter 5.1.2 printed (tests/fixtures/ipfilter) and its printers.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from check_failover.model import Endpoint, Service, Target
+from check_failover.model import Endpoint, Service
 from check_failover.redirector.ipfilter_rules import Rule, parse
 
 
@@ -98,31 +98,3 @@ class Meter:
             self.answered += session.answered - answered
             now[key] = (session.asked, session.answered)
         self._seen = now
-
-
-# ---------------------------------------------------------------- accounting rules
-
-
-def count_rules(service: Service, interface: str) -> tuple[str, ...]:
-    """The ``ipf`` rules that count a service's packets, to and from each server, in the words that ``ipf`` prints.
-
-    They see packets behind the ``rdr`` rule, so they name the real server, whatever the NAT rule says at the moment.
-    """
-    rules: list[str] = []
-    for server in (service.server(target) for target in Target):
-        family, bits = ("inet6", 128) if server.family == 6 else ("inet", 32)
-        where = f"{server.address}/{bits} port = {server.port}"
-        rules.append(f"count in on {interface} {family} proto {service.protocol} from any to {where}")
-        rules.append(f"count out on {interface} {family} proto {service.protocol} from {where} to any")
-    return tuple(rules)
-
-
-def counts(text: str) -> dict[str, int]:
-    """Read ``ipfstat -aiohR``: rule -> packets. Comments ("empty list") and rules of other kinds are passed over."""
-    found: dict[str, int] = {}
-    for line in text.splitlines():
-        match = re.fullmatch(r"(\d+) \d+ (count (?:in|out) .*)", line.rstrip())
-        if match:
-            rule = match[2].replace("(!)", "")  # printed behind the name of an interface that does not exist
-            found[rule] = found.get(rule, 0) + int(match[1])
-    return found
