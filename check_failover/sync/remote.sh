@@ -7,6 +7,7 @@
 #   PATH.sync/v-000011-77c0           the copy before it
 #   PATH.sync/staging-000013-09be     being filled; nobody reads it
 #   PATH.sync/pending                 names the copy before, while it is not yet known that the service likes the new one
+#   PATH.sync/lock                    the process whose step changes something here
 set -eu
 umask 022
 verb=$1 path=$2
@@ -14,6 +15,31 @@ place=$path.sync
 name=${path##*/}
 
 fail() { echo "$1" >&2; exit 1; }
+
+works() { # whether the process $1 is a step of ours; a number comes round again, after a reboot for instance
+    kill -0 "$1" 2>/dev/null || return 1
+    case $(ps -p "$1" -o args= 2>/dev/null || echo "$path") in *"$path"*) ;; *) return 1 ;; esac
+}
+
+alone() { # a run that was killed may have left a step at work here: two must not mix
+    mkdir -p "$place"
+    tries=0
+    until (set -C && echo $$ >"$place/lock") 2>/dev/null; do
+        holder=$(cat "$place/lock" 2>/dev/null || :)
+        if [ -n "$holder" ] && works "$holder"; then
+            tries=$((tries + 1))
+            [ "$tries" -le 40 ] || fail "an earlier step (process $holder) is still at work"
+            sleep 1
+        elif [ -s "$place/lock" ] || [ "$tries" -gt 2 ]; then
+            rm -f "$place/lock"
+        else
+            [ -w "$place" ] || fail "$place: cannot write there"
+            tries=$((tries + 1))
+            sleep 1
+        fi
+    done
+    trap 'rm -f "$place/lock"' EXIT
+}
 
 current() { # the serving copy's name, or nothing
     [ -L "$path" ] || return 0
@@ -47,7 +73,7 @@ inspect)
 
 prepare) # new staging directory with the suffix $3; the newest unfinished one stays as a source of finished files
     [ -d "${path%/*}/" ] || fail "${path%/*}: no such directory: make it once by hand"
-    mkdir -p "$place"
+    alone
     keep=
     for old in "$place"/staging-*; do if [ -d "$old" ]; then keep=$old; fi; done
     for old in "$place"/staging-*; do
@@ -68,6 +94,7 @@ prepare) # new staging directory with the suffix $3; the newest unfinished one s
     ;;
 
 switch) # $3: the staged copy becomes the serving one
+    alone
     old=$(current)
     mv "$place/staging-$3" "$place/v-$3"
     echo "${old:--}" >"$place/pending.new"
@@ -77,9 +104,13 @@ switch) # $3: the staged copy becomes the serving one
     flush
     ;;
 
-settle) rm -f "$place/pending" ;;
+settle)
+    alone
+    rm -f "$place/pending"
+    ;;
 
 back) # the service did not like the new copy: the one before serves again
+    alone
     old=$(cat "$place/pending")
     [ "$old" != - ] || fail "there is no copy before this one"
     [ -d "$place/$old" ] || fail "$place/$old: the copy before is gone"
@@ -90,9 +121,13 @@ back) # the service did not like the new copy: the one before serves again
     if [ -n "$bad" ] && [ "$bad" != "$old" ]; then mv "$place/$bad" "$place/staging-${bad#v-}"; fi
     ;;
 
-discard) for old in "$place"/staging-*; do if [ -d "$old" ]; then rm -rf -- "$old"; fi; done ;;
+discard)
+    alone
+    for old in "$place"/staging-*; do if [ -d "$old" ]; then rm -rf -- "$old"; fi; done
+    ;;
 
 prune) # leave the serving copy and the newest $3 - 1 before it
+    alone
     copy=$(current)
     [ -n "$copy" ] || fail "$path: not a link to a copy"
     left=$(($3 - 1)) older=
@@ -114,7 +149,7 @@ prune) # leave the serving copy and the newest $3 - 1 before it
 adopt) # an ordinary directory becomes the first copy
     [ ! -L "$path" ] || fail "$path: is a link already"
     [ -d "$path" ] || fail "$path: no such directory"
-    mkdir -p "$place"
+    alone
     mv "$path" "$place/v-000000-adopted"
     ln -s "$name.sync/v-000000-adopted" "$path" || {
         mv "$place/v-000000-adopted" "$path"

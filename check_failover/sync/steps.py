@@ -201,7 +201,10 @@ def renew(
     standing: Standing = job.home.standing()
     check_direction(job.direction, standing)  # a flip since the start makes this the wrong direction
     timed(job, "switch", lambda: switch(job, name))
-    remote(job.taker, "prune", job.spec.copy_path, str(job.spec.keep))
+    try:
+        remote(job.taker, "prune", job.spec.copy_path, str(job.spec.keep))
+    except StepError as error:
+        job.say(str(error))  # the new copy serves; the next run removes what is left
     return look
 
 

@@ -10,11 +10,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from check_failover import control, syncstate
-from check_failover.syncstate import SyncState
+from check_failover.syncstate import Refusal, SyncState
 from tests.lab.sshd import Servers
 
 CONFIG = """
@@ -135,3 +138,50 @@ def as_json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         raise AssertionError(f"not JSON: {text!r}") from None
+
+
+FILES = {f"d{i % 3}/f{i}": f"file {i}\n" * i for i in range(30)}
+
+
+@pytest.fixture(scope="module", name="servers")
+def servers_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Both servers' sshd, for all tests of a file. Tests import the fixtures from here."""
+    with Servers(tmp_path_factory.mktemp("servers")) as made:
+        yield made
+
+
+@pytest.fixture(name="syncing")
+def syncing_fixture(servers: Servers, tmp_path: Path) -> Iterator[Syncing]:
+    """A service whose primary has ``FILES`` and whose standby has nothing."""
+    for who in ("primary", "standby"):
+        subprocess.run(["/bin/rm", "-rf", *map(str, (servers.place / who).glob("*"))], check=True)
+    made = Syncing(tmp_path, servers)
+    fill(made.primary, FILES)
+    yield made
+    made.close()
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> str:
+    """The line of a run that succeeded."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("OK: "), done.stdout
+    assert done.stdout.count("\n") == 1, done.stdout
+    return done.stdout
+
+
+def refused(syncing: Syncing, done: subprocess.CompletedProcess[str], reason: Refusal, text: str) -> None:
+    """That run did nothing, for that reason, and the record says so."""
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    assert text in done.stdout, done.stdout
+    assert done.stdout.count("\n") == 1, done.stdout
+    assert "Traceback" not in done.stderr, done.stderr
+    problem = syncing.state().problem
+    assert problem is not None, done.stdout
+    assert problem.reason is reason, problem
+
+
+def script(path: Path, text: str) -> Path:
+    """An executable shell script."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path

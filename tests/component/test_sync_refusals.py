@@ -1,0 +1,166 @@
+"""What failover-sync refuses: to move data against the direction of truth, and to copy a wiped source."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import pytest
+
+from check_failover.syncstate import Direction, Refusal
+from tests.lab.netns import poll
+from tests.lab.syncing import (  # noqa: F401
+    FILES,
+    Syncing,
+    as_json,
+    contents,
+    fill,
+    ok,
+    refused,
+    script,
+    servers_fixture,
+    syncing_fixture,
+)
+
+pytestmark = pytest.mark.component
+
+
+def test_nothing_moves_towards_the_serving_standby(syncing: Syncing) -> None:
+    """Its data is the newer; refused, and Nagios has nothing to worry about."""
+    ok(syncing.sync())
+    syncing.target = "standby"
+    fill(syncing.standby, {"written": "by a client"})
+    refused(syncing, syncing.sync(), Refusal.TARGET_STANDBY, "the standby serves")
+    assert (syncing.standby / "written").exists()
+
+
+def test_nothing_moves_while_nobody_knows_who_serves(syncing: Syncing) -> None:
+    """A redirector that does not answer may have flipped."""
+    (syncing.run_dir / "redirector.sock").unlink()
+    refused(syncing, syncing.sync(), Refusal.TARGET_UNKNOWN, "nobody says which server serves")
+    assert syncing.versions("standby") == []
+
+
+@pytest.mark.parametrize("verdict", ["suspect", "failed"])
+def test_nothing_comes_from_a_failing_primary(syncing: Syncing, verdict: str) -> None:
+    """The sniffer's verdict is enough."""
+    syncing.verdict = verdict
+    refused(syncing, syncing.sync(), Refusal.PRIMARY_FAILING, f"the sniffer's verdict is {verdict} (no reply)")
+
+
+def test_a_pending_fail_over_stops_a_sync(syncing: Syncing) -> None:
+    """The core has judged already."""
+    syncing.pending = "sync-stale: too old"
+    refused(syncing, syncing.sync(), Refusal.PRIMARY_FAILING, "a fail-over is pending: sync-stale: too old")
+
+
+def test_a_flip_in_the_middle_of_a_run_ends_it_before_the_switch(syncing: Syncing) -> None:
+    """Asked again at the last moment: the standby keeps the copy it began to serve."""
+    ok(syncing.sync())
+    serving = syncing.standby.resolve()
+    fill(syncing.primary, {"new": "1"})
+    go = syncing.place / "go"
+    wait = script(syncing.place / "wait", f"touch {syncing.place}/staged\nuntil [ -e {go} ]; do sleep 0.05; done")
+    syncing.configure(f'verify = ["{wait}"]')
+    run = subprocess.Popen(syncing.argv(), stdout=subprocess.PIPE, text=True)
+    poll((syncing.place / "staged").exists, 30, "staged")
+    assert syncing.state().running is not None
+    assert not syncing.state().blocks  # a fail-over may come: the standby is whole
+    syncing.target = "standby"
+    go.touch()
+    out, _ = run.communicate(timeout=30)
+    assert "[target-is-standby]" in out
+    assert syncing.standby.resolve() == serving
+
+
+def test_reverse_brings_back_what_the_standby_took_in(syncing: Syncing) -> None:
+    """Refused while the primary serves and until its directory was adopted; then both are equal and it is recorded."""
+    ok(syncing.sync())
+    back = syncing.sync("--reverse")
+    assert back.returncode == 1
+    assert "the primary serves" in back.stdout
+    assert syncing.state().problem is None  # a person's mistake is no news about the data
+    syncing.target, syncing.since = "standby", time.time()
+    fill(syncing.standby, {"d0/f0": "changed", "new": "on the standby"})
+    refused(syncing, syncing.sync("--reverse"), Refusal.NOT_ADOPTED, "once: failover-sync --adopt web")
+    assert "adopted on primary" in ok(syncing.sync("--adopt"))
+    assert "needs no adoption" in ok(syncing.sync("--adopt"))
+    assert contents(syncing.primary).keys() == FILES.keys()
+    ok(syncing.sync("--reverse"))
+    assert contents(syncing.primary) == contents(syncing.standby)
+    assert (syncing.primary / "new").read_text() == "on the standby"
+    state = syncing.state()
+    assert state.direction is Direction.REVERSE
+    assert state.brought_back(syncing.since, time.time(), 900)
+    syncing.target, syncing.since = "primary", time.time()
+    assert not state.brought_back(syncing.since, time.time(), 900)
+
+
+def test_after_a_flip_the_next_run_loads_anew_even_if_files_are_equal(syncing: Syncing) -> None:
+    """What the standby's service changed beside the copied files (its database) would stay otherwise."""
+    syncing.configure(f'after = ["/usr/bin/touch", "{syncing.place}/after"]')
+    ok(syncing.sync())
+    (syncing.place / "after").unlink()
+    syncing.since = time.time()
+    ok(syncing.sync())
+    assert (syncing.place / "after").exists()
+
+
+def test_a_wiped_primary_does_not_wipe_the_standby(syncing: Syncing) -> None:
+    """Empty, or with less than half its files or bytes: refused, critical, and the relay is not touched either."""
+    ok(syncing.sync())
+    good = contents(syncing.standby)
+    for name in sorted(FILES)[:16]:
+        (syncing.primary / name).unlink()
+    gone = syncing.sync()
+    assert gone.returncode == 2
+    refused(syncing, gone, Refusal.SHRUNK, "the source shrank to 14 of 30 files")
+    subprocess.run(["/bin/rm", "-rf", *map(str, syncing.primary.glob("*"))], check=True)
+    refused(syncing, syncing.sync(), Refusal.SHRUNK, "the source is empty")
+    syncing.primary.rmdir()
+    refused(syncing, syncing.sync(), Refusal.FAILED, "No such file or directory")
+    assert contents(syncing.standby) == good
+    assert contents(syncing.state_dir / "sync/web.relay/forward") == good
+
+
+def test_fewer_bytes_count_as_well(syncing: Syncing) -> None:
+    """A file cut short, as by a full disk."""
+    ok(syncing.sync())
+    for name in FILES:
+        (syncing.primary / name).write_text("")
+    refused(syncing, syncing.sync(), Refusal.SHRUNK, "bytes; if that is right: --accept-shrink")
+
+
+def test_fewer_entries_count_as_well(syncing: Syncing) -> None:
+    """Files of the same size may hold fewer entries."""
+    syncing.configure('count = ["/bin/echo", "1000"]')
+    ok(syncing.sync())
+    syncing.configure('count = ["/bin/echo", "499"]')
+    refused(syncing, syncing.sync(), Refusal.SHRUNK, "the source shrank to 499 of 1000 entries")
+    syncing.configure('count = ["/bin/echo", "0"]')
+    refused(syncing, syncing.sync(), Refusal.SHRUNK, "no entries")
+    syncing.configure('count = ["/bin/echo", "many"]')
+    refused(syncing, syncing.sync(), Refusal.FAILED, "count: printed 'many\\n', not a number")
+    syncing.configure('count = ["/bin/echo", "501"]')
+    ok(syncing.sync())
+
+
+def test_a_person_may_accept_the_shrink_once(syncing: Syncing) -> None:
+    """Afterwards the new size is the good one."""
+    ok(syncing.sync())
+    subprocess.run(["/bin/rm", "-rf", str(syncing.primary / "d0"), str(syncing.primary / "d1")], check=True)
+    assert syncing.sync().returncode == 2
+    ok(syncing.sync("--accept-shrink"))
+    ok(syncing.sync())
+    assert contents(syncing.standby) == contents(syncing.primary)
+
+
+def test_a_lost_record_does_not_lose_the_guard(syncing: Syncing) -> None:
+    """Without a last good run what the standby has is the measure; a damaged record is one that is lost."""
+    ok(syncing.sync())
+    for name in sorted(FILES)[:20]:
+        (syncing.primary / name).unlink()
+    record = syncing.state_dir / "sync" / "web.json"
+    for spoil in (record.unlink, lambda: record.write_text('{"equal_at": ')):
+        spoil()
+        refused(syncing, syncing.sync(), Refusal.SHRUNK, "the source shrank to 10 of 30 files")
