@@ -83,8 +83,8 @@ def _held(_f: Facts, _p: Policy, s: Situation) -> str | None:
 
 
 def _not_confirmed(f: Facts, _p: Policy, _s: Situation) -> str | None:
-    if f.detector is Detector.CORE:
-        return None  # its own attempts (max_check_attempts) were the confirmation
+    if f.detector is Detector.CORE and f.probes == f.probes_failed:
+        return None  # its own attempts (max_check_attempts) were the confirmation; a passed probe would outdo them
     if f.probes == 0:
         return "nobody probed the primary"
     needed = 2
@@ -182,6 +182,8 @@ def describe(facts: Facts, situation: Situation) -> str:
         return "ordered by a person"
     if facts.requests:
         return f"no useful reply to {facts.requests - facts.replies} of {facts.requests} requests"
+    if facts.detector is Detector.CORE and not facts.probes:
+        return "the core's own check failed"
     return f"{facts.probes_failed} of {facts.probes} probes failed"
 
 

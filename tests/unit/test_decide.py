@@ -1,0 +1,255 @@
+"""The decision: every combination of facts against the written policy, and the situations of ``situations/``.
+
+The policy is written here a second time and in another way, as the set of everything that speaks against a flip, so
+that a row that was lost, swapped or inverted in the tables is found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from check_failover.decide import FAIL_BACK, FAIL_OVER, RETRYABLE, Reason, Situation, checklist, decide
+from check_failover.model import Detector, Facts, Hold, Policy, Target
+
+SITUATIONS = sorted((Path(__file__).parent / "situations").glob("*.toml"))
+TABLES = {"fail-over": FAIL_OVER, "fail-back": FAIL_BACK}
+HELD = Hold("ada", 0.0, "disk swap")
+GOOD = Facts(Detector.UNANSWERED_REQUEST, 2, 2, 12, 0, standby_ok=True, sync_age=100.0)
+HERE = Situation(Target.PRIMARY)
+
+
+def against_fail_over(f: Facts, p: Policy, s: Situation) -> set[Reason]:
+    """Everything the written policy has against moving the traffic to the standby."""
+    found = set()
+    if s.target is not Target.PRIMARY:
+        found.add(Reason.ALREADY)
+    if s.hold is not None:
+        found.add(Reason.HOLD)
+    if f.standby_ok is None:
+        found.add(Reason.STANDBY_UNKNOWN)
+    if f.standby_ok is not True:
+        found.add(Reason.NO_HEALTHY_SERVER)
+    if f.sync_running:
+        found.add(Reason.SYNC_RUNNING)
+    if s.manual:
+        return found
+    if p.shadow:
+        found.add(Reason.SHADOW)
+    if f.blind:
+        found.add(Reason.BLIND)
+    if f.downtime and p.downtime == "inhibit":
+        found.add(Reason.DOWNTIME)
+    loss_like = f.detector in (Detector.RETRANSMISSION, Detector.ERROR_SHARE)
+    both = f.probes >= 2 and f.probes_failed == f.probes
+    two_of_three = loss_like and f.probes_failed >= 2 and f.probes_failed / max(f.probes, 1) >= 2 / 3
+    core_alone = f.detector is Detector.CORE and f.probes == f.probes_failed
+    if not (both or two_of_three or core_alone):
+        found.add(Reason.NOT_CONFIRMED)
+    if f.requests and f.replies / f.requests >= p.min_useful:
+        found.add(Reason.TRAFFIC_ANSWERED)
+    fresh = f.sync_age is not None and p.max_sync_age is not None and f.sync_age <= p.max_sync_age
+    if p.max_sync_age is not None and p.sync == "refuse" and not fresh:
+        found.add(Reason.SYNC_STALE)
+    if s.since_flip is not None and s.since_flip < p.hold_down:
+        found.add(Reason.HOLD_DOWN)
+    return found
+
+
+def against_fail_back(f: Facts, p: Policy, s: Situation) -> set[Reason]:
+    """Everything the written policy has against moving the traffic back to the primary."""
+    found = set()
+    if s.target is not Target.STANDBY:
+        found.add(Reason.ALREADY)
+    if s.hold is not None:
+        found.add(Reason.HOLD)
+    if s.primary_ok is None:
+        found.add(Reason.PRIMARY_UNKNOWN)
+    if s.primary_ok is not True:
+        found.add(Reason.PRIMARY_FAILED)
+    if s.primary_passes < p.fail_back_passes or s.primary_good_for < p.fail_back_seconds:
+        found.add(Reason.PRIMARY_UNPROVEN)
+    if f.sync_running:
+        found.add(Reason.SYNC_RUNNING)
+    if s.synced_back is False:
+        found.add(Reason.NOT_SYNCED_BACK)
+    if s.since_flip is not None and s.since_flip < p.hold_down:
+        found.add(Reason.HOLD_DOWN)
+    return found
+
+
+def all_facts() -> Iterator[Facts]:
+    for values in itertools.product(
+        (None, Detector.REFUSED, Detector.ERROR_SHARE, Detector.CORE),
+        ((0, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)),
+        ((0, 0), (10, 4), (10, 5)),
+        (None, False, True),
+        (False, True),
+        (None, 1800.0, 1801.0),
+        (False, True),
+        (False, True),
+    ):
+        detector, probes, traffic, standby_ok, blind, sync_age, sync_running, downtime = values
+        yield Facts(detector, *probes, *traffic, standby_ok, blind, sync_age, sync_running, downtime)
+
+
+def all_policies() -> list[Policy]:
+    return [
+        Policy(max_sync_age=1800.0),
+        Policy(max_sync_age=None),
+        Policy(max_sync_age=1800.0, sync="warn", downtime="ignore"),
+        Policy(max_sync_age=1800.0, shadow=True),
+    ]
+
+
+def all_situations() -> list[Situation]:
+    whole = itertools.product(Target, (None, HELD), (None, 59.9, 60.0), (False, True))
+    return [Situation(target, hold, since, manual) for target, hold, since, manual in whole]
+
+
+def test_fail_over_follows_the_written_policy_in_every_combination() -> None:
+    """It flips exactly when nothing speaks against it, and the named reason is one that does."""
+    policies, situations = all_policies(), all_situations()
+    flips = 0
+    for facts in all_facts():
+        for policy in policies:
+            for situation in situations:
+                reasons = against_fail_over(facts, policy, situation)
+                decision = decide(FAIL_OVER, facts, policy, situation)
+                flips += decision.flip
+                if decision.flip is bool(reasons) or (reasons and decision.reason not in reasons):
+                    pytest.fail(f"{facts}\n{policy}\n{situation}\nagainst it: {reasons}\ndecided: {decision}")
+    assert flips > 1000  # the product is no empty exercise
+
+
+def test_fail_back_follows_the_written_policy_in_every_combination() -> None:
+    """The same for the way back; a person's order passes none of its rows."""
+    policy = Policy()
+    flips = 0
+    whole = itertools.product(
+        Target, (None, HELD), (None, 59.9, 60.0), (False, True), (None, False, True), (0, 2, 3), (0.0, 9.9, 10.0)
+    )
+    for *first, ok, passes, good_for in whole:
+        target, hold, since, manual = first
+        for synced_back, running in itertools.product((None, False, True), (False, True)):
+            situation = Situation(target, hold, since, manual, ok, passes, good_for, synced_back)
+            facts = Facts(sync_running=running)
+            reasons = against_fail_back(facts, policy, situation)
+            decision = decide(FAIL_BACK, facts, policy, situation)
+            flips += decision.flip
+            assert decision.flip is not bool(reasons), (situation, facts, reasons, decision)
+            assert decision.flip or decision.reason in reasons
+    assert flips > 0
+
+
+def test_the_good_case_flips() -> None:
+    """Everything known and well: the fail-over happens, and says how bad it was."""
+    decision = decide(FAIL_OVER, GOOD, Policy(max_sync_age=1800.0), HERE)
+    assert (decision.flip, decision.reason) == (True, Reason.FLIP)
+    assert decision.text == "no useful reply to 12 of 12 requests"
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Facts)])
+def test_what_nobody_looked_at_moves_nothing(name: str) -> None:
+    """Each fact alone, unknown (its default): never a flip that would not also have happened with it known well."""
+    unknown = replace(GOOD, **{name: next(f.default for f in fields(Facts) if f.name == name)})
+    decision = decide(FAIL_OVER, unknown, Policy(max_sync_age=1800.0), HERE)
+    if name in ("probes", "probes_failed", "standby_ok", "sync_age"):
+        assert not decision.flip
+        assert decision.reason in {Reason.NOT_CONFIRMED, Reason.STANDBY_UNKNOWN, Reason.SYNC_STALE}
+    else:  # unknown is the good case there: no detector, no traffic, not blind, no sync, no downtime
+        assert decision.flip
+
+
+def test_nothing_known_moves_nothing() -> None:
+    """No facts at all: no fail-over, not even by a person's order; no fail-back."""
+    for manual in (False, True):
+        assert not decide(FAIL_OVER, Facts(), Policy(), replace(HERE, manual=manual)).flip
+        assert not decide(FAIL_BACK, Facts(), Policy(), Situation(Target.STANDBY, manual=manual)).flip
+
+
+def test_passed_probes_beat_the_cores_opinion() -> None:
+    """A core's own check may be wrong (its network, its timeout): where somebody probed, the probes count."""
+    facts = replace(GOOD, detector=Detector.CORE, requests=0)
+    assert decide(FAIL_OVER, replace(facts, probes=0, probes_failed=0), Policy(), HERE).flip
+    passed = replace(facts, probes=2, probes_failed=0)
+    assert decide(FAIL_OVER, passed, Policy(), HERE).reason is Reason.NOT_CONFIRMED
+
+
+def test_the_veto_of_the_traffic_begins_at_min_useful() -> None:
+    """Half of the requests answered is enough to stay; one less is not."""
+    assert decide(FAIL_OVER, replace(GOOD, requests=100, replies=49), Policy(), HERE).flip
+    decision = decide(FAIL_OVER, replace(GOOD, requests=100, replies=50), Policy(), HERE)
+    assert decision.reason is Reason.TRAFFIC_ANSWERED
+    assert decision.text == "the primary still answers 50 of 100 requests"
+
+
+def test_refusals_that_no_later_fact_can_lift_are_not_tried_again() -> None:
+    """Already there, shadow mode, a downtime and everything of the fail-back end an order."""
+    final = {Reason.ALREADY, Reason.SHADOW, Reason.DOWNTIME, Reason.FLIP} | {
+        *(Reason.PRIMARY_UNKNOWN, Reason.PRIMARY_FAILED, Reason.PRIMARY_UNPROVEN, Reason.NOT_SYNCED_BACK)
+    }
+    assert set(Reason) == final | RETRYABLE
+    assert not final & RETRYABLE
+
+
+def test_every_refusal_has_a_text_for_a_person() -> None:
+    """One line, no bare enum name, and the checklist says the same as the decision."""
+    for facts in itertools.islice(all_facts(), 0, None, 97):
+        for situation in all_situations():
+            decision = decide(FAIL_OVER, facts, Policy(max_sync_age=1800.0), situation)
+            assert decision.text
+            assert "\n" not in decision.text
+            rows = dict(checklist(FAIL_OVER, facts, Policy(max_sync_age=1800.0), situation))
+            if not decision.flip:
+                assert rows[decision.reason] == decision.text
+
+
+def read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return tomllib.load(file)
+
+
+def situation_of(table: dict[str, Any]) -> Situation:
+    hold = table.pop("hold", None)
+    target = Target(table.pop("target"))
+    return Situation(target, None if hold is None else Hold(**hold), **table)
+
+
+@pytest.mark.parametrize("path", SITUATIONS, ids=lambda path: path.stem)
+def test_situation(path: Path) -> None:
+    """One situation as it is met in the field: facts, policy, what must be decided, and the words for it."""
+    data = read(path)
+    facts = dict(data.get("facts", {}))
+    detector = facts.pop("detector", None)
+    known = Facts(detector=None if detector is None else Detector(detector), **facts)
+    decision = decide(
+        TABLES[data["order"]], known, Policy(**data.get("policy", {})), situation_of(dict(data["situation"]))
+    )
+    expected = data["expect"]
+    assert (decision.flip, str(decision.reason)) == (expected["flip"], expected["reason"])
+    assert expected["text"] in decision.text
+    assert (decision.reason in RETRYABLE) is expected.get("tried_again", False)
+
+
+def test_every_reason_has_a_situation() -> None:
+    """A reason without a story in ``situations`` is a rule nobody can picture."""
+    told = {read(path)["expect"]["reason"] for path in SITUATIONS}
+    assert told == {str(reason) for reason in Reason}
+
+
+def test_every_fault_of_the_design_has_a_situation() -> None:
+    """The faults of the design's table that end in a decision are all told."""
+    told = {read(path)["fault"] for path in SITUATIONS}
+    assert told >= {
+        *("process dies", "hang", "host dark", "application errors", "standby dead as well", "standby recovers"),
+        *("controller's link down", "capture drops", "idle", "slow legal query", "port scan", "SYN flood"),
+        *("one bad client", "core away", "core orders", "restarted while on the standby", "sync running", "sync stale"),
+        *("hold set", "primary comes back", "handler called many times", "downtime", "just flipped", "planned"),
+    }
