@@ -32,7 +32,6 @@ from check_failover.redirector.steering import Order, Steering
 log = logging.getLogger("failover-redirector")
 
 HEAL_EVERY = 2.0  # seconds between two looks at the kernel's rules
-HEARTBEAT = 60.0  # seconds between two reports of an unchanged state
 _EVERYONE, _CORE, _SNIFFER, _OPERATORS = "everyone", "core", "sniffer", "operators"
 
 # verb -> who may say it; root may say everything
@@ -66,7 +65,7 @@ class Verbs:
     def handle(self, message: Message, peer: Peer) -> Message:
         verb = str(message["verb"])
         if verb == "status":
-            return {"services": {service.name: self._status(service.name) for service in self._config.services}}
+            return {"services": {service.name: self.status(service) for service in self._config.services}}
         if verb == "history":
             return {"entries": self._history(message)}
         service = self._service(message)
@@ -76,9 +75,13 @@ class Verbs:
         except (RedirectError, StateError) as error:
             raise RefusedError(str(error)) from None
 
-    def _status(self, name: str) -> dict[str, Any]:
+    def status(self, service: Service) -> dict[str, Any]:
         """The steering's status, with the state and the line that "NAME redirect" shows for it."""
-        status = self._steering.status(name)
+        order = None
+        if self._steering.targets()[service.name] is Target.STANDBY:
+            health = self._health(service)
+            order = self._fail_back(Order(service, "fail-back", "", self._facts(service, {})), health.get("ok"), health)
+        status = self._steering.status(service.name, order)
         state, text = redirect_state(status)
         return {**status, "state": int(state), "text": text}
 
@@ -87,13 +90,13 @@ class Verbs:
         if verb in ("fail-over", "fail-back"):
             order = self._order(verb, service, by, message, peer)
             entry = self._steering.order(order)
-            self._report.attempt(service, entry, self._steering.status(name))
+            self._report.attempt(service, entry, self.status(service))
             return _answer(entry)
         if verb == "evidence":
             acted = self._steering.evidence(name, self._facts(service, message))
             if acted is None:
                 return {"flipped": False, "text": "nothing pending, or nothing new"}
-            self._report.attempt(service, acted, self._steering.status(name))
+            self._report.attempt(service, acted, self.status(service))
             return _answer(acted)
         if verb == "recovered":
             return {"text": self._steering.recovered(name)}
@@ -103,7 +106,7 @@ class Verbs:
         act = self._steering.hold if verb == "hold" else None
         reason = str(message.get("reason") or "")[:500]
         text = act(name, by, reason) if act else self._steering.release(name, by)
-        self._report.state(service, self._steering.status(name))
+        self._report.state(service, self.status(service))
         return {"text": text}
 
     def _order(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Order:
@@ -116,14 +119,17 @@ class Verbs:
         order = Order(service, verb, by, facts, manual=manual, peer={"pid": peer.pid, "uid": peer.uid})
         if verb == "fail-over":
             return order
-        health = self._health(service)
+        return self._fail_back(order, self._probe(service, Target.PRIMARY), self._health(service))
+
+    def _fail_back(self, order: Order, primary_ok: bool | None, health: dict[str, Any]) -> Order:
+        """The order with what its checklist asks about the primary."""
         return dataclasses.replace(
             order,
             manual=True,
-            primary_ok=self._probe(service, Target.PRIMARY),
+            primary_ok=primary_ok,
             primary_passes=int(health.get("passes") or 0),
             primary_good_for=float(health.get("good_for") or 0.0),
-            synced_back=self._synced_back(service),
+            synced_back=self._synced_back(order.service),
         )
 
     def _facts(self, service: Service, message: Message) -> Facts:
@@ -252,13 +258,10 @@ def run(config: Config, stop: threading.Event) -> None:
     notify("READY=1")
     for line in (f"{name}: {target}" for name, target in steering.targets().items()):
         log.info("started, %s", line)
-    reported = 0.0
-    while not stop.wait(HEAL_EVERY if reported else 0.0):
+    while not stop.wait(0.0 if report.nothing_yet else HEAL_EVERY):
         steering.heal()
-        if not reported or time.monotonic() - reported >= HEARTBEAT:
-            reported = time.monotonic()
-            for service in config.services:
-                report.state(service, steering.status(service.name))
+        for service in config.services:
+            report.look(service, verbs.status(service))
     notify("STOPPING=1")
     server.close()
     report.close()

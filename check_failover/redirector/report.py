@@ -1,8 +1,9 @@
 """What the core hears from the redirector: passive results "NAME redirect" and "NAME fail-back".
 
 "redirect" tells the outcome of each attempt (the problem itself is told by "NAME primary", whose notification leaves
-before the handler runs). "fail-back" is WARNING while the target is the standby; a person who submits OK for it orders
-the fail-back.
+before the handler runs). "fail-back" is OK while the target is the primary, UNKNOWN while it is the standby and a
+fail-back would be refused (the reason stands in its text), WARNING once it would be done: "ready to fail back". A
+person who submits OK for it orders the fail-back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from check_failover.model import PassiveResult, Service, State, Target
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
 
+HEARTBEAT = 60.0  # seconds between two results of an unchanged state
+
 
 class Report:
     """Hands results to the core; never blocks, keeps what the core does not take."""
@@ -24,6 +27,11 @@ class Report:
     def __init__(self, config: Config) -> None:
         transport = TRANSPORTS[config.monitoring["transport"]](config.monitoring)
         self._outbox = Outbox(transport, config.controller.state_dir / "target" / "results.kept")
+        self._last: dict[str, tuple[float, object]] = {}
+
+    @property
+    def nothing_yet(self) -> bool:
+        return not self._last
 
     def attempt(self, service: Service, entry: Mapping[str, Any], status: Mapping[str, Any]) -> None:
         """An attempt was made: its outcome, then the state it left."""
@@ -32,18 +40,27 @@ class Report:
         if entry["flipped"]:
             self.state(service, status, str(entry["line"]))
             return
-        state = State.CRITICAL if entry["verb"] == "fail-over" else State.WARNING
         text = f"{entry['verb']} refused, {entry['reason']}: {entry['text']}"
-        self._send(service, "redirect" if entry["verb"] == "fail-over" else "fail-back", state, text, status)
+        if entry["verb"] == "fail-over":
+            self._send(service, "redirect", State.CRITICAL, text, status)
+        else:
+            state = State.OK if status["target"] == Target.PRIMARY else fail_back_state(status)[0]
+            self._send(service, "fail-back", state, text, status)
+
+    def look(self, service: Service, status: Mapping[str, Any]) -> None:
+        """Called every few seconds: reports when something changed, or as a heartbeat."""
+        now = (redirect_state(status)[0], status["pending"], status["target"], fail_back_state(status)[0])
+        at, before = self._last.get(service.name, (float("-inf"), None))
+        if now != before or time.monotonic() - at >= HEARTBEAT:
+            self.state(service, status)
 
     def state(self, service: Service, status: Mapping[str, Any], line: str | None = None) -> None:
         """How things stand, for both services."""
         state, text = redirect_state(status)
+        back, why = fail_back_state(status)
+        self._last[service.name] = (time.monotonic(), (state, status["pending"], status["target"], back))
         self._send(service, "redirect", state, line or text, status)
-        if status["target"] == Target.PRIMARY:
-            self._send(service, "fail-back", State.OK, "on the primary, nothing to fail back", status)
-        else:
-            self._send(service, "fail-back", State.WARNING, f"{text}; submit OK to fail back", status)
+        self._send(service, "fail-back", back, why, status)
 
     def close(self) -> None:
         self._outbox.close()
@@ -54,6 +71,16 @@ class Report:
         self._outbox.submit(
             PassiveResult(service.host, f"{service.name} {suffix}", state, text, time.time(), perfdata=perfdata)
         )
+
+
+def fail_back_state(status: Mapping[str, Any]) -> tuple[State, str]:
+    """State and text of "NAME fail-back": the first item of the checklist that is not met."""
+    if status["target"] == Target.PRIMARY:
+        return State.OK, "on the primary, nothing to fail back"
+    open_items = [(reason, why) for reason, why in status["fail_back"] if why is not None]
+    if not open_items:
+        return State.WARNING, "ready to fail back: submit OK here, or failoverctl fail-back"
+    return State.UNKNOWN, f"not ready to fail back, {open_items[0][0]}: {open_items[0][1]}"
 
 
 def redirect_state(status: Mapping[str, Any]) -> tuple[State, str]:

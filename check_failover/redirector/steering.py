@@ -265,8 +265,8 @@ class Steering:
     def history(self, limit: int) -> list[dict[str, Any]]:
         return self._journal.read(limit)
 
-    def status(self, name: str) -> dict[str, Any]:
-        """See ``control``; asks the kernel for the rule and the counters."""
+    def status(self, name: str, fail_back: Order | None = None) -> dict[str, Any]:
+        """See ``control``; asks the kernel for rule and counters. ``fail_back``: what is known of the primary."""
         service, state = self._services[name], self._state[name]
         kernel = self._redirect.current(service)
         activity: dict[str, int] | None = None
@@ -278,7 +278,7 @@ class Steering:
         if kernel is not state.target and problem is None:
             problem = f"the kernel's rule says {kernel or 'nothing'}, not {state.target}"
         since = None if state.since is None else max(0.0, time.time() - state.since)
-        order = Order(service, "fail-back", "", Facts())
+        order = fail_back or Order(service, "fail-back", "", Facts())
         return {
             "target": state.target,
             "kernel": kernel,
@@ -292,7 +292,10 @@ class Steering:
             "address": str(service.address),
             "primary": str(service.primary),
             "standby": str(service.standby),
-            "fail_back": [list(row) for row in checklist(FAIL_BACK, Facts(), service.policy, self._situation(order))],
+            "fail_back": [
+                [str(reason), why]
+                for reason, why in checklist(FAIL_BACK, order.facts, service.policy, self._situation(order))
+            ],
             "last": self._last.get(name),
         }
 

@@ -1,0 +1,199 @@
+"""failoverctl: look at the fail-over controller and steer it by hand.
+
+What it does goes through the daemons' sockets; it has no privilege of its own. Exit code: 0 done, 1 refused or not
+possible (one line on stderr says why), 2 wrong command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pwd
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from check_failover import __version__, control
+from check_failover.admin import show
+from check_failover.admin.objects import ObjectsError, nagios
+from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
+from check_failover.control import ControlError
+from check_failover.model import Service, Target
+
+REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server
+
+
+class FailedError(Exception):
+    """Refused or impossible: one line, exit code 1."""
+
+
+def main() -> None:
+    """Entry point of ``failoverctl``."""
+    arguments = _parser().parse_args()
+    try:
+        config = load(arguments.config)
+        arguments.act(config, arguments)
+        sys.stdout.flush()
+    except (ConfigError, ControlError, ObjectsError, FailedError) as error:
+        sys.exit(f"failoverctl: {error}")
+    except BrokenPipeError:  # the pager was closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="failoverctl", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--config", type=Path, default=Path(DEFAULT_PATH), help="default: %(default)s")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, act: Callable[[Config, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.add_argument("--config", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        made.set_defaults(act=act)
+        return made
+
+    made = command(
+        "status", _status, "where the traffic goes, what is held or pending, whether a fail-back is possible"
+    )
+    made.add_argument("service", nargs="?", help="one service; all without it")
+    made.add_argument("--json", action="store_true", help="everything, as JSON")
+    for name, act, text in (
+        ("fail-over", _fail_over, "send a service's traffic to its standby, now"),
+        ("fail-back", _fail_back, "send a service's traffic back to its primary, when it is safe"),
+        ("release", _release, "allow flips again"),
+    ):
+        command(name, act, text).add_argument("service")
+    made = command("hold", _hold, "forbid any flip of a service until it is released")
+    made.add_argument("service")
+    made.add_argument("--reason", default="", help="stands in status, journal and refusals")
+    made = command("history", _history, "what was ordered, done and refused, newest last")
+    made.add_argument("service", nargs="?")
+    made.add_argument("--limit", type=int, default=20, metavar="N", help="how many entries (%(default)s)")
+    made.add_argument("--show", metavar="ID", help="everything about one entry")
+    made.add_argument("--json", action="store_true", help="as JSON lines")
+    command("check-config", _check_config, "read the config and say what it means")
+    made = command("nagios-config", _nagios_config, "print the Nagios objects for this config")
+    made.add_argument("--services-only", action="store_true", help="without commands and templates")
+    return parser
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _status(config: Config, arguments: argparse.Namespace) -> None:
+    services = _chosen(config, arguments.service)
+    redirector = _ask(config, {"verb": "status"})["services"]
+    try:
+        sniffer = control.ask(config.controller.sniffer_socket, {"verb": "status"}, timeout=5.0)["services"]
+        away = None
+    except ControlError as error:
+        sniffer, away = {}, str(error)
+    if arguments.json:
+        names = [service.name for service in services]
+        print(json.dumps({n: {"redirector": redirector.get(n), "sniffer": sniffer.get(n)} for n in names}, indent=2))
+        return
+    for service in services:
+        if service.name not in redirector:
+            raise FailedError(f"{service.name}: the redirector does not know it: restart failover-redirector")
+        print("\n".join(show.status(service, redirector[service.name], sniffer.get(service.name), away)))
+
+
+def _fail_over(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    message: dict[str, Any] = {"verb": "fail-over", "service": service.name, "by": _by(), "manual": True}
+    reply = _ask(config, message)
+    if reply["reason"] == "standby-not-probed":  # the sniffer is away: look for ourselves
+        reply = _ask(config, {**message, "facts": {"standby_ok": _probe(service, Target.STANDBY)}})
+    _told(reply)
+
+
+def _fail_back(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    _told(_ask(config, {"verb": "fail-back", "service": service.name, "by": _by(), "manual": True}))
+
+
+def _hold(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    print(_ask(config, {"verb": "hold", "service": service.name, "by": _by(), "reason": arguments.reason})["text"])
+
+
+def _release(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    print(_ask(config, {"verb": "release", "service": service.name, "by": _by()})["text"])
+
+
+def _history(config: Config, arguments: argparse.Namespace) -> None:
+    chosen = {service.name for service in _chosen(config, arguments.service)}
+    if arguments.limit < 1:
+        raise FailedError("--limit must be at least 1")
+    entries = _ask(config, {"verb": "history", "limit": min(arguments.limit * len(config.services), 10000)})["entries"]
+    if arguments.show:
+        entries = _ask(config, {"verb": "history", "limit": 10000})["entries"]
+        found = [entry for entry in entries if entry.get("id") == arguments.show]
+        if not found:
+            raise FailedError(f"history: no entry {arguments.show!r}; failoverctl history lists them")
+        print("\n".join(show.entry(found[-1])))
+        return
+    for entry in [entry for entry in entries if entry.get("service") in chosen][-arguments.limit :]:
+        print(json.dumps(entry) if arguments.json else show.line(entry))
+
+
+def _check_config(config: Config, _arguments: argparse.Namespace) -> None:
+    print("\n".join(show.config(config)))
+
+
+def _nagios_config(config: Config, arguments: argparse.Namespace) -> None:
+    print(nagios(config, templates=not arguments.services_only))
+
+
+# ---------------------------------------------------------------- help for them
+
+
+def _chosen(config: Config, name: str | None) -> tuple[Service, ...]:
+    return config.services if name is None else (config.service(name),)
+
+
+def _ask(config: Config, message: dict[str, Any]) -> dict[str, Any]:
+    return control.ask(config.controller.redirector_socket, message, timeout=REPLY_TIMEOUT)
+
+
+def _told(reply: dict[str, Any]) -> None:
+    """Print the outcome of an order; a refusal is a failure, "already there" is not."""
+    text = f"{reply.get('line') or reply.get('text')}"
+    if reply.get("flipped"):
+        print(text)
+        if reply.get("error"):
+            raise FailedError(f"flipped, but {reply['error']}")
+        return
+    if reply["reason"] == "already-there":
+        print(reply["text"])
+        return
+    raise FailedError(f"refused, {reply['reason']}: {reply['text']}")
+
+
+def _probe(service: Service, target: Target) -> bool:
+    from check_failover.checks import ProbeError, probe_function
+
+    try:
+        probe = probe_function(service.check)(service.server(target), service.check.options, service.check.timeout)
+    except ProbeError as error:
+        raise FailedError(f"cannot probe the {target}: {error}") from None
+    return probe.passed
+
+
+def _by() -> str:
+    """The person, also behind sudo (sudo(8), SUDO_USER)."""
+    if os.getuid() == 0 and "SUDO_USER" in os.environ:
+        return os.environ["SUDO_USER"]
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Nagios objects for a config: commands, templates and the services, in one text that a site includes.
+
+Commands and templates are the files of ``nagios-conf/nagios4``, installed beside the package, with the config's own
+paths; the services come from the config. Contacts, groups and escalations are the site's: services without contacts
+inherit their host's.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from check_failover.config import DEFAULT_PATH, Config, Controller
+from check_failover.model import Service
+
+FILES = ("commands.cfg", "templates.cfg")
+
+
+class ObjectsError(Exception):
+    """The templates are not where the installation puts them: one line."""
+
+
+def nagios(config: Config, *, templates: bool = True) -> str:
+    """The whole text. ``templates`` False: services only, for a site that includes the template files itself."""
+    head = f"# Made by: failoverctl nagios-config --config {config.path}\n"
+    parts = [_file(name, config) for name in FILES] if templates else []
+    return "\n".join([head, *parts, *(_service(service) for service in config.services)])
+
+
+def directory() -> Path:
+    """Where the template files are: beside an installation's prefix, or in the source tree. Raises ObjectsError."""
+    installed = Path(sys.prefix) / "share" / "check_failover" / "nagios4"
+    source = Path(__file__).resolve().parents[2] / "nagios-conf" / "nagios4"
+    for place in (source, installed):
+        if all((place / name).is_file() for name in FILES):
+            return place
+    raise ObjectsError(f"{installed}: the templates {', '.join(FILES)} are missing: install check_failover again")
+
+
+def _file(name: str, config: Config) -> str:
+    try:
+        text = (directory() / name).read_text("utf-8")
+    except OSError as error:
+        raise ObjectsError(f"{name}: cannot read: {error.strerror}") from None
+    text = text.replace(str(Controller().redirector_socket), str(config.controller.redirector_socket))
+    return text.replace(DEFAULT_PATH, str(config.path.absolute()))
+
+
+def _service(service: Service) -> str:
+    name = service.name
+    standby = f"$SERVICESTATE::{name} standby$!$LASTSERVICECHECK::{name} standby$"
+    return "\n".join(
+        [
+            f"# ---- {name}: {service.protocol} {service.address}, {service.primary} or {service.standby}",
+            _define(service, "traffic", check_command=f"check_failover_traffic!{name}"),
+            _define(service, "primary", event_handler=f"check_failover_event!{name}!{standby}"),
+            _define(service, "standby", check_command=f"check_failover_{service.check.type}!{name}!standby"),
+            _define(service, "redirect", check_command=f"check_failover_redirect!{name}"),
+            _define(service, "fail-back", event_handler=f"check_failover_event_fail_back!{name}"),
+            _dependency(service),
+        ]
+    )
+
+
+def _define(service: Service, suffix: str, **directives: str) -> str:
+    return _block(
+        "service",
+        {
+            "use": f"failover-{suffix}",
+            "host_name": service.host,
+            "service_description": f"{service.name} {suffix}",
+            **directives,
+        },
+    )
+
+
+def _dependency(service: Service) -> str:
+    """One fault pages once: while "NAME primary" is CRITICAL the traffic's own alarm says nothing new."""
+    return _block(
+        "servicedependency",
+        {
+            "host_name": service.host,
+            "service_description": f"{service.name} primary",
+            "dependent_host_name": service.host,
+            "dependent_service_description": f"{service.name} traffic",
+            "execution_failure_criteria": "n",
+            "notification_failure_criteria": "c,u,p",
+        },
+    )
+
+
+def _block(kind: str, directives: dict[str, str]) -> str:
+    width = max(map(len, directives))
+    lines = "".join(f"    {key:<{width}}  {_value(value)}\n" for key, value in directives.items())
+    return f"define {kind} {{\n{lines}}}"
+
+
+def _value(value: str) -> str:
+    r"""A ``;`` would begin a comment (xodtemplate)."""
+    return value.replace(";", "\\;")

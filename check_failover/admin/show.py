@@ -1,0 +1,113 @@
+"""What ``failoverctl`` prints: status, history and config as lines for a person. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from check_failover.config import Config
+from check_failover.model import Service, State
+
+
+def status(
+    service: Service, redirect: Mapping[str, Any], sniffer: Mapping[str, Any] | None, away: str | None
+) -> list[str]:
+    """One service: first line for a glance, then what explains it."""
+    state = State(int(redirect["state"]))
+    lines = [f"{service.name}: {state.name}: {redirect['text']}"]
+    lines.append(f"  {service.protocol} {service.address} -> {redirect['target']} {_server(service, redirect)}")
+    if service.policy.shadow:
+        lines.append("  mode: shadow: decides and reports, never flips")
+    if redirect["hold"]:
+        hold = redirect["hold"]
+        lines.append(f"  held by {hold['by']} since {moment(hold['at'])}: {hold['reason'] or 'no reason given'}")
+    if redirect["hold_down_left"]:
+        lines.append(f"  hold-down: {redirect['hold_down_left']:.0f} s left")
+    lines += _traffic(sniffer, away)
+    if redirect["target"] == "standby":
+        lines.append("  fail-back:")
+        rows = [(reason, why) for reason, why in redirect["fail_back"] if reason != "already-there"]
+        lines += [f"    [{' ' if why else 'x'}] {why or _met(reason)}" for reason, why in rows]
+    if redirect["last"]:
+        lines.append(f"  last: {line(redirect['last'])}")
+    return lines
+
+
+def _server(service: Service, redirect: Mapping[str, Any]) -> str:
+    return str(service.standby if redirect["target"] == "standby" else service.primary)
+
+
+def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
+    if sniffer is None:
+        return [f"  sniffer: away: {away or 'it does not know this service'}"]
+    stats = sniffer["stats"]
+    p99 = "" if stats["p99"] is None else f", 99 % of replies within {1000 * stats['p99']:.1f} ms"
+    lines = [f"  traffic: {stats['request_rate']:.1f} requests/s{p99}, {stats['unanswered']} unanswered"]
+    if sniffer["blind"]:
+        lines.append(f"  sniffer: blind: {sniffer['blind']}")
+    for server in ("primary", "standby"):
+        health = sniffer[server]
+        word = {True: "passes", False: "fails", None: "not probed"}[health["ok"]]
+        lines.append(f"  {server}: {word}: {health['text']}" if health["ok"] is not None else f"  {server}: {word} yet")
+    return lines
+
+
+_MET = {
+    "hold": "not held",
+    "primary-not-probed": "the primary was probed",
+    "primary-failed": "the primary passes its probe",
+    "primary-not-proven": "the primary passed often and long enough",
+    "sync-running": "no data sync is running",
+    "not-synced-back": "the standby's changes are on the primary, or need not be",
+    "hold-down": "hold-down is over",
+}
+
+
+def _met(reason: str) -> str:
+    return _MET.get(reason, reason)
+
+
+def line(entry: Mapping[str, Any]) -> str:
+    """One line of the journal."""
+    took = f", {1000 * entry['took']:.0f} ms" if "took" in entry else ""
+    return f"{moment(entry.get('at'))} {entry.get('line')} (by {entry.get('by')}{took}) {entry.get('id')}"
+
+
+def entry(found: Mapping[str, Any]) -> list[str]:
+    """All that the journal knows of one attempt."""
+    lines = [line(found)]
+    for key, value in found.items():
+        if key in ("line", "at"):
+            continue
+        if isinstance(value, Mapping):
+            lines += [f"  {key}.{inner}: {value[inner]}" for inner in value if value[inner] is not None]
+        elif value is not None:
+            lines.append(f"  {key}: {value}")
+    return lines
+
+
+def config(config: Config) -> list[str]:
+    """What a config means, in a few lines."""
+    controller = config.controller
+    interfaces = ", ".join(controller.client_interfaces) or "none (the sniffer will not start)"
+    lines = [
+        f"{config.path}: good",
+        f"  redirect by {controller.redirect}, clients seen on {interfaces}",
+        f"  results through {config.monitoring['transport']}",
+        f"  SMS through {config.sms['gateway']}" if config.sms else "  no SMS",
+    ]
+    for service in config.services:
+        policy = service.policy
+        lines.append(f"  {service.name}: {service.protocol} {service.address} on host {service.host}")
+        lines.append(f"    primary {service.primary}, standby {service.standby}, probed by {service.check.type}")
+        stale = "no criterion" if policy.max_sync_age is None else f"{policy.max_sync_age:.0f} s ({policy.sync})"
+        lines.append(f"    hold-down {policy.hold_down:.0f} s, sync age {stale}" + ", shadow" * policy.shadow)
+    return lines
+
+
+def moment(at: object) -> str:
+    """Local time to the second."""
+    if not isinstance(at, int | float):
+        return "?"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
