@@ -94,7 +94,8 @@ def notification(options: Mapping[str, str]) -> str:
     what = f"{value['service']} {value['state']} on {value['host']}" if value["service"] else ""
     head = " ".join(filter(None, (value["type"], what or f"{value['host']} {value['state']}")))
     said = f"{value['author']}: {value['comment']}" if value["author"] and value["comment"] else value["comment"]
-    body = "; ".join(filter(None, (said, value["output"])))
+    output = value["output"].removeprefix(f"{value['state']}: ")  # the state stands in the head already
+    body = "; ".join(filter(None, (said, output)))
     tail = f" ({value['date']})" if value["date"] else ""
     return fit(f"{head}: " if body else head, body, tail)
 

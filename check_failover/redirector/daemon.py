@@ -23,7 +23,7 @@ from check_failover import __version__, control, syncstate
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError, Message, Peer, RefusedError, Server
 from check_failover.model import Detector, Facts, Service, Target
-from check_failover.notify import notify
+from check_failover.notify import log_to_stderr, notify
 from check_failover.redirector import REDIRECTS, RedirectError
 from check_failover.redirector.report import Report, redirect_state
 from check_failover.redirector.state import StateError
@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
     parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(levelname)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -38,7 +38,7 @@ class Report:
         if entry["reason"] == Reason.ALREADY:
             return
         if entry["flipped"]:
-            self.state(service, status, str(entry["line"]))
+            self.state(service, status, f"{entry['verb']} done, now on the {entry['to']}: {entry['text']}")
             return
         text = f"{entry['verb']} refused, {entry['reason']}: {entry['text']}"
         if entry["verb"] == "fail-over":

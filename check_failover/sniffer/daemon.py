@@ -28,7 +28,7 @@ from check_failover.checks import ProbeError, probe_function
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError, Message, Peer, RefusedError, Server
 from check_failover.model import Facts, PassiveResult, Probe, Service, Target
-from check_failover.notify import notify
+from check_failover.notify import log_to_stderr, notify
 from check_failover.sniffer.capture import CaptureError
 from check_failover.sniffer.eyes import Eyes
 from check_failover.sniffer.packet import RST
@@ -112,9 +112,7 @@ class Loop:
 
     def _frames(self, tap: object) -> None:
         for sentry, packet, frame in self._eyes.read(tap, self.sentries):
-            suspicion = sentry.packet(packet, frame)
-            if suspicion is not None:
-                log.info("%s: suspicion, %s: %s", suspicion.service, suspicion.detector, suspicion.text)
+            sentry.packet(packet, frame)
             if packet.flags & RST:
                 self._rescue.refused(sentry, packet)
 
@@ -159,6 +157,9 @@ class Loop:
     def evidence(self, service: Service, facts: Facts) -> None:
         message = {"verb": "evidence", "service": service.name, "facts": asdict(facts)}
         self._asker.submit(self._ask_redirector, message)
+
+    def note(self, text: str) -> None:
+        log.info("%s", text)
 
     def sync(self, service: Service, facts: Facts) -> Facts:
         return syncstate.known(self._config.controller.state_dir, service, facts, time.time())
@@ -291,7 +292,7 @@ def main() -> None:
     parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
     parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(levelname)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         run(load(arguments.config))
     except (ConfigError, ControlError, CaptureError, ProbeError) as error:

@@ -44,6 +44,9 @@ class Outlet(Protocol):
 
     def evidence(self, service: Service, facts: Facts) -> None: ...
 
+    def note(self, text: str) -> None:
+        """A line for the log."""
+
     def sync(self, service: Service, facts: Facts) -> Facts:
         """The facts with what is known of the data sync."""
 
@@ -163,6 +166,8 @@ class Sentry:
         self._investigate(suspicion, now)
 
     def _investigate(self, suspicion: Suspicion, now: float) -> None:
+        if self.condition is not Condition.FAILED:
+            self._outlet.note(f"{suspicion.service}: suspicion, {suspicion.detector}: {suspicion.text}")
         self._suspicion = suspicion
         self._investigation = Investigation(self.service, suspicion, self.target, now)
         self._start_probes(now)
@@ -201,6 +206,7 @@ class Sentry:
         self._verdict = verdict
         self._next_look = now + LOOK_AGAIN
         if first or not same:
+            self._outlet.note(f"{self.service.name}: verdict: {verdict.text}")
             self._report(now)
         if not first and self.target is Target.PRIMARY:
             self._send_evidence(verdict, now)
@@ -214,6 +220,7 @@ class Sentry:
 
     def _refuted(self, suspicion: Suspicion, now: float) -> None:
         was = self.condition
+        self._outlet.note(f"{self.service.name}: refuted: {self.target} passes its probe")
         self.watch.refuted(suspicion.detector, now)
         self._verdict = None
         self.condition = Condition.OK

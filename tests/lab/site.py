@@ -1,0 +1,346 @@
+"""A whole site in network namespaces: two slapd, the controller with both daemons, Nagios 4, Kannel. Real parts only.
+
+    with Site(directory) as site:
+        site.load ...            # clients, see tests.lab.load
+        site.crash("primary")    # see tests.lab.faults
+
+The daemons, Nagios and Kannel run in the controller's namespace; handlers and plugins run as the core's own user.
+``config`` says what differs from the usual config; everything is ended and removed by ``close``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from check_failover import control
+from tests.lab import faults
+from tests.lab.kannel import Kannel
+from tests.lab.nagios import BASE_OBJECTS, PLUGINS, Nagios
+from tests.lab.netns import CONTROLLER, PRIMARY, SERVICE_ADDRESS, STANDBY, House, end, poll, python_argv
+from tests.lab.slapd import BASE, Slapd
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "ldap.example.org"
+ONCALL = "+491701234567"
+SERVERS = {"primary": PRIMARY, "standby": STANDBY}
+PROGRAMS = {
+    "eventhandlers/failover_event": "check_failover.handlers.event",
+    "eventhandlers/failover_sms": "check_failover.handlers.sms",
+    "check_failover_ldap": "check_failover.checks.ldap",
+    "check_failover_tcp": "check_failover.checks.tcp",
+    "check_failover_traffic": "check_failover.checks.traffic",
+    "check_failover_redirect": "check_failover.checks.redirect",
+}
+
+CONFIG = """\
+[controller]
+redirect = "nftables"
+client_interface = "cl0"
+run_dir = "{directory}/run"
+state_dir = "{directory}/state"
+{controller}
+[monitoring]
+{monitoring}
+[sms]
+gateway = "kannel"
+url = "{sms_url}"
+username = "nagios"
+password_file = "{password_file}"
+sender = "1234"
+[[service]]
+name = "ldap"
+host = "ldap.example.org"
+protocol = "tcp"
+address = "{address}"
+port = 389
+primary = "{primary}"
+standby = "{standby}"
+{service}
+[service.check]
+type = "ldap"
+base = "{base}"
+attribute = "description"
+[service.policy]
+hold_down = 2
+fail_back_passes = 2
+fail_back_seconds = 1
+{policy}
+"""
+
+SITE_OBJECTS = f"""\
+define contact {{
+    use           failover-sms-contact
+    contact_name  oncall
+    pager         {ONCALL}
+}}
+define contactgroup {{
+    contactgroup_name  oncall
+    members            oncall
+}}
+define host {{
+    host_name              {HOST}
+    address                {SERVICE_ADDRESS}
+    check_command          check-host-alive
+    check_period           24x7
+    max_check_attempts     3
+    contact_groups         oncall
+    notification_period    24x7
+    notification_interval  60
+}}
+"""
+
+
+class Site:
+    """See the module. Parts that are left out (``nagios``, ``kannel``, ``servers`` False) do not run."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        prefix: str | None = None,
+        nagios: bool = True,
+        kannel: bool = True,
+        servers: bool = True,
+        extra: str = "",
+        **config: str,
+    ) -> None:
+        self.directory = directory
+        self.house = House(prefix)
+        self.core_user = "nagios"
+        self._parts = contextlib.ExitStack()
+        self._daemons: dict[str, subprocess.Popen[Any]] = {}
+        self._with = {"nagios": nagios, "kannel": kannel, "servers": servers}
+        self._settings, self._extra = config, extra
+        self.slapd: dict[str, Slapd] = {}
+        self.kannel: Kannel | None = None
+        self.core: Nagios | None = None
+        self.config = directory / "config.toml"
+
+    def __enter__(self) -> Site:
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End everything, newest first."""
+        for name in list(self._daemons):
+            self.stop(name)
+        self._parts.close()
+
+    # ------------------------------------------------------------ building
+
+    def _build(self) -> None:
+        _readable_by(self.core_user)
+        self._parts.enter_context(self.house)
+        _shared(self.directory, self.core_user, 0o755)
+        for name in ("run", "state"):
+            _shared(self.directory / name, self.core_user, 0o2770)
+        if self._with["servers"]:
+            for name, address in SERVERS.items():
+                slapd = Slapd(self.directory / name, address, serves=name, argv_prefix=self.house.argv(name))
+                self.slapd[name] = self._parts.enter_context(slapd)
+        prefix = self.house.argv("controller")
+        self.kannel = Kannel(self.directory / "kannel", prefix)
+        shutil.chown(self.kannel.password_file, group=_group_of(self.core_user))
+        self.kannel.password_file.chmod(0o640)
+        if self._with["kannel"]:
+            self._parts.enter_context(self.kannel)
+        self._write_config()
+        self.start("redirector")
+        if self._with["nagios"]:
+            plugins = self._plugins()
+            self.core = Nagios(self.directory / "nagios", self.objects(), prefix, plugins=plugins, user=self.core_user)
+            self.core.verify()
+            self._parts.enter_context(self.core)
+        self.start("sniffer")
+
+    def _write_config(self) -> None:
+        assert self.kannel is not None
+        values = {
+            "directory": str(self.directory),
+            "address": SERVICE_ADDRESS,
+            "primary": PRIMARY,
+            "standby": STANDBY,
+            "sms_url": self.kannel.url,
+            "password_file": str(self.kannel.password_file),
+            "base": BASE,
+            "controller": "",
+            "monitoring": f'command_file = "{self.directory}/nagios/rw/nagios.cmd"',
+            "service": "",
+            "policy": "",
+        }
+        self.config.write_text(CONFIG.format(**values | self._settings) + self._extra)
+        self.config.chmod(0o644)
+
+    def objects(self) -> str:
+        """What Nagios reads: the site's own objects and what ``failoverctl nagios-config`` prints."""
+        return BASE_OBJECTS + SITE_OBJECTS + self.ctl("nagios-config")
+
+    def _plugins(self) -> Path:
+        """``$USER1$``: the installed programs, or wrappers around this source tree where it is not installed."""
+        place = self.directory / "plugins"
+        (place / "eventhandlers").mkdir(parents=True, exist_ok=True)
+        for name, module in PROGRAMS.items():
+            installed = Path(sys.executable).parent / Path(name).name
+            path = place / name
+            if installed.exists():
+                path.symlink_to(installed)
+                continue
+            path.write_text(
+                f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "
+                f'"import sys; from {module} import main; sys.exit(main())" "$@"\n'
+            )
+            path.chmod(0o755)
+        (place / "check_dummy").symlink_to(PLUGINS / "check_dummy")
+        return place
+
+    # ------------------------------------------------------------ daemons
+
+    def start(self, name: str, *argv: str) -> subprocess.Popen[Any]:
+        """Start ``redirector`` or ``sniffer`` and wait for its socket."""
+        module = f"check_failover.{name}.daemon"
+        log = self.directory / f"{name}.log"
+        command = [*python_argv(module, "--config", str(self.config)), *argv]
+        process = self.house.start("controller", *command, log=log, cwd=ROOT, env=environment())
+        self._daemons[name] = process
+
+        def there() -> bool:
+            if process.poll() is not None:
+                raise AssertionError(f"{module} ended at its start:\n{log.read_text()}")
+            try:
+                control.ask(self.socket(name), {"verb": "status"}, timeout=2.0)
+            except control.ControlError:
+                return False
+            return True
+
+        poll(there, 20.0, f"{module} answers")
+        return process
+
+    def stop(self, name: str) -> None:
+        """End a daemon in order (SIGTERM)."""
+        process = self._daemons.pop(name, None)
+        if process is not None:
+            end(process, patience=10.0)
+
+    def kill(self, name: str) -> None:
+        """End a daemon as an out-of-memory killer would."""
+        process = self._daemons.pop(name)
+        process.kill()
+        process.wait()
+
+    def pid(self, name: str) -> int:
+        return self._daemons[name].pid
+
+    def socket(self, name: str) -> Path:
+        return self.directory / "run" / f"{name}.sock"
+
+    def log(self, name: str) -> str:
+        path = self.directory / f"{name}.log"
+        return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    # ------------------------------------------------------------ looking and steering
+
+    def ctl(self, *argv: str, check: bool = True) -> str:
+        """``failoverctl`` as root in the controller; its stdout (stdout and stderr when ``check`` is off)."""
+        command = [*python_argv("check_failover.admin.ctl", *argv), "--config", str(self.config)]
+        done = subprocess.run(
+            [*self.house.argv("controller"), *command], cwd=ROOT, env=environment(), capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"failoverctl {' '.join(argv)}: {done.stdout}{done.stderr}"
+        return done.stdout if check else f"{done.returncode}: {done.stdout}{done.stderr}"
+
+    def status(self, name: str = "ldap") -> dict[str, Any]:
+        """The redirector's status of a service."""
+        reply: dict[str, Any] = control.ask(self.socket("redirector"), {"verb": "status"}, timeout=10.0)
+        found: dict[str, Any] = reply["services"][name]
+        return found
+
+    def sniffer(self, name: str = "ldap") -> dict[str, Any]:
+        """The sniffer's status of a service."""
+        found: dict[str, Any] = control.ask(self.socket("sniffer"), {"verb": "status"}, timeout=10.0)["services"][name]
+        return found
+
+    def journal(self, *verbs: str) -> list[dict[str, Any]]:
+        """The journal's entries with one of these verbs (all without)."""
+        path = self.directory / "state" / "journal.jsonl"
+        entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [entry for entry in entries if not verbs or entry["verb"] in verbs]
+
+    def wait_target(self, target: str, deadline: float = 15.0, name: str = "ldap") -> dict[str, Any]:
+        """The status once kernel and intent are at ``target``."""
+
+        def there() -> dict[str, Any] | None:
+            status = self.status(name)
+            return status if status["target"] == status["kernel"] == target else None
+
+        try:
+            return poll(there, deadline, f"{name} on the {target}", every=0.05)
+        except AssertionError as error:
+            tail = "\n".join(f"{n}: {self.log(n)[-1500:]}" for n in ("sniffer", "redirector"))
+            core = "" if self.core is None else self.core.tail()
+            raise AssertionError(f"{error}\n{tail}\n{core}") from None
+
+    def wait_healthy(self, *targets: str, deadline: float = 15.0, name: str = "ldap") -> None:
+        """Until the sniffer's last probes of these servers passed."""
+        poll(
+            lambda: all(self.sniffer(name)[target]["ok"] for target in targets),
+            deadline,
+            f"{targets} pass their probes",
+        )
+
+    # ------------------------------------------------------------ faults
+
+    def fault(self, kind: str, who: str = "primary") -> float:
+        """Do it (see ``faults.FAULTS``); returns the moment, monotonic seconds."""
+        at = time.monotonic()
+        faults.FAULTS[kind](self.house, who, self.slapd[who])
+        return at
+
+    def heal(self, kind: str, who: str = "primary") -> None:
+        faults.heal(self.house, who, self.slapd[who], kind)
+
+    def poll(self, condition: Callable[[], Any], deadline: float, what: str) -> Any:
+        return poll(condition, deadline, what, every=0.05)
+
+
+def environment() -> dict[str, str]:
+    """Of the programs under test: their bytecode may be kept, so that a start takes what it takes on a site."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(ROOT)}
+
+
+def _group_of(user: str) -> str:
+    return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+
+
+def _shared(path: Path, user: str, mode: int) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    shutil.chown(path, group=_group_of(user))
+    path.chmod(mode)
+
+
+def _readable_by(user: str) -> None:
+    """Nagios runs plugins as its own user: say so at once when it could not."""
+    for path in (Path(sys.executable), ROOT / "check_failover" / "__init__.py"):
+        done = subprocess.run(["/usr/sbin/runuser", "-u", user, "--", "/usr/bin/test", "-r", str(path)], check=False)
+        assert done.returncode == 0, f"the user {user} cannot read {path}: keep the project where everybody may read it"
+
+
+__all__ = ["BASE", "CONTROLLER", "HOST", "ONCALL", "Site"]
