@@ -50,12 +50,8 @@ def check_size(now: Size, good: Size | None, max_shrink: float) -> None:
         raise RefusedError(Refusal.SHRUNK, f"the source is empty ({'no files' if now.files == 0 else 'no entries'})")
     if good is None:
         return
-    pairs: list[tuple[str, int, int | None]] = [
-        ("files", now.files, good.files),
-        ("bytes", now.bytes, good.bytes),
-    ]
-    if now.entries is not None:
-        pairs.append(("entries", now.entries, good.entries))
+    pairs: list[tuple[str, int, int | None]] = [] if now.entries is None else [("entries", now.entries, good.entries)]
+    pairs += [("files", now.files, good.files), ("bytes", now.bytes, good.bytes)]
     for what, have, had in pairs:
         if had and have < had * (1 - max_shrink):
             raise RefusedError(

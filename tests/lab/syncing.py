@@ -43,7 +43,7 @@ max_sync_age = 1800
 primary = "{primary}"
 standby = "{standby}"
 ssh_config = "{ssh}"
-from = "{srv}/data"
+from = "{source}"
 {more}
 """
 
@@ -74,6 +74,7 @@ class Syncing:
             "run": str(self.run_dir),
             "state": str(self.state_dir),
             "srv": str(self.servers.srv),
+            "source": f"{self.servers.srv}/data",
             "ssh": str(self.servers.ssh_config),
             **self.servers.targets,
             "more": more,
