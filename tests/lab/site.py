@@ -165,7 +165,7 @@ class Site:
         self._write_config()
         self.start("redirector")
         if self._with["nagios"]:
-            plugins = self._plugins()
+            plugins = self.plugins()
             self.core = Nagios(self.directory / "nagios", self.objects(), prefix, plugins=plugins, user=self.core_user)
             self.core.verify()
             self._parts.enter_context(self.core)
@@ -193,7 +193,7 @@ class Site:
         """What Nagios reads: the site's own objects and what ``failoverctl nagios-config`` prints."""
         return BASE_OBJECTS + SITE_OBJECTS + self.ctl("nagios-config")
 
-    def _plugins(self) -> Path:
+    def plugins(self) -> Path:
         """``$USER1$``: the installed programs, or wrappers around this source tree where it is not installed."""
         place = self.directory / "plugins"
         (place / "eventhandlers").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,235 @@
+"""The main job, on real parts: from a dead primary to served clients and an SMS, and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.lab.load import Load
+from tests.lab.netns import CONTROLLER
+from tests.lab.site import HOST, ONCALL, Site
+
+pytestmark = pytest.mark.system
+
+MakeSite = Callable[..., Site]
+MakeLoad = Callable[..., Load]
+
+
+@pytest.mark.parametrize("fault", ["crash", "hang", "blackhole", "apperror"])
+def test_from_fault_to_served_clients(make_site: MakeSite, make_load: MakeLoad, fault: str) -> None:
+    """Each fault ends in one flip, served clients, states that tell the story, and one SMS for each thing to tell."""
+    site = make_site()
+    assert site.core is not None
+    assert site.kannel is not None
+    load = make_load(site)
+    assert site.sniffer()["primary"]["ok"] is None, "the primary was probed although it answered"
+    at = site.fault(fault)
+    site.wait_target("standby")
+    site.poll(lambda: load.answered_by("standby", at), 10.0, "an answer from the standby")
+    after = time.monotonic()
+    site.poll(lambda: len(load.requests(after)) > 60, 15.0, "sixty requests after the flip")
+    assert [r for r in load.requests(after) if r.server != "standby"] == []
+    site.core.wait("ldap primary", 2)
+    site.core.wait("ldap redirect", 1, text="now on the standby")
+    site.core.wait("ldap fail-back", 3, text="not ready to fail back")
+    texts = site.kannel.wait_received(2, 20.0)
+    assert {number for number, _ in texts} == {ONCALL}
+    assert sorted(text.split(" on ")[0] for _, text in texts) == [
+        "PROBLEM ldap primary CRITICAL",
+        "PROBLEM ldap redirect WARNING",
+    ]
+    flips = [entry for entry in site.journal("fail-over") if entry["flipped"]]
+    assert len(flips) == 1
+    assert flips[0]["by"] == "nagios"
+    assert flips[0]["facts"]["standby_ok"] is True
+
+
+def test_nobody_probes_a_primary_that_answers(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """Not one packet of the controller's own reaches the primary while clients get their answers."""
+    site = make_site(kannel=False)
+    site.house.run("primary", "/usr/sbin/nft", "-f", "-", input=COUNTER)
+    load = make_load(site)
+    site.poll(lambda: len(load.requests()) > 250, 20.0, "five seconds of traffic")
+    counted = site.house.run("primary", "/usr/sbin/nft", "list counter inet watch own")
+    assert "packets 0 " in counted
+
+
+COUNTER = f"""
+table inet watch {{
+    counter own {{ }}
+    chain in {{
+        type filter hook input priority 0;
+        ip saddr {CONTROLLER} meta l4proto {{ tcp, udp }} counter name own
+    }}
+}}
+"""
+
+
+def test_no_healthy_server_and_then_one(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """With the standby dead as well nothing moves, the reason is told; as soon as it is back, it serves."""
+    site = make_site()
+    assert site.core is not None
+    make_load(site)
+    site.fault("crash", "standby")
+    site.poll(lambda: site.sniffer()["standby"]["ok"] is False, 40.0, "the standby fails its probe")
+    site.fault("crash")
+    site.core.wait("ldap redirect", 2, text="no-healthy-server")
+    assert site.status()["target"] == "primary"
+    assert "no healthy server" in site.core.wait("ldap primary", 2)["plugin_output"]
+    site.heal("crash", "standby")
+    site.wait_target("standby")
+
+
+def test_the_core_is_away(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """With Nagios stopped the sniffer asks the redirector itself; what happened is told when Nagios is back."""
+    site = make_site()
+    assert site.core is not None
+    make_load(site)
+    site.core.stop()
+    site.fault("crash")
+    site.wait_target("standby")
+    assert "sniffer" in site.journal("fail-over")[-1]["by"]
+    site.core.start()
+    site.core.wait("ldap primary", 2)
+    site.core.wait("ldap redirect", 1)
+    assert len([entry for entry in site.journal("fail-over") if entry["flipped"]]) == 1
+
+
+def test_the_core_was_killed(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """A FIFO that nobody reads is no core either."""
+    site = make_site(kannel=False)
+    assert site.core is not None
+    make_load(site)
+    site.core.kill()
+    site.fault("crash")
+    site.wait_target("standby")
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_restart_never_flips(make_site: MakeSite, make_load: MakeLoad, how: str) -> None:
+    """Redirector and sniffer end and start again while the standby serves: it goes on serving, nobody notices."""
+    site = make_site(kannel=False)
+    load = make_load(site)
+    site.fault("crash")
+    site.wait_target("standby")
+    site.heal("crash")
+    since = time.monotonic()
+    for name in ("redirector", "sniffer"):
+        (site.stop if how == "stop" else site.kill)(name)
+        site.start(name)
+    assert site.status()["target"] == site.status()["kernel"] == "standby"
+    site.poll(lambda: len(load.requests(since)) > 60, 15.0, "sixty requests")
+    assert {r.server for r in load.requests(since)} == {"standby"}
+    assert len([entry for entry in site.journal("fail-over", "fail-back") if entry["flipped"]]) == 1
+
+
+def test_hold_and_release(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """A hold is a refusal with its reason; once released the core's standing order is carried out."""
+    site = make_site()
+    assert site.core is not None
+    make_load(site)
+    assert "held by" in site.ctl("hold", "ldap", "--reason", "disk swap")
+    site.fault("crash")
+    site.core.wait("ldap redirect", 2, text="hold")
+    assert site.journal("fail-over")[-1]["reason"] == "hold"
+    assert site.status()["target"] == "primary"
+    site.ctl("release", "ldap")
+    site.wait_target("standby")
+
+
+def test_fail_back_is_refused_until_it_is_safe(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """Refused with the reason while the primary fails; done by hand when it passes; nothing moves by itself."""
+    site = make_site()
+    assert site.core is not None
+    load = make_load(site)
+    site.fault("crash")
+    site.wait_target("standby")
+    said = site.ctl("fail-back", "ldap", check=False)
+    assert said.startswith("1: "), said
+    assert "primary-failed" in said
+    site.heal("crash")
+    site.core.wait("ldap fail-back", 1, 20.0, text="ready to fail back")
+    assert site.status()["target"] == "standby"
+    since = time.monotonic()
+    assert "standby -> primary" in site.ctl("fail-back", "ldap")
+    site.wait_target("primary")
+    site.core.wait("ldap redirect", 0)
+    site.core.wait("ldap fail-back", 0)
+    site.poll(lambda: load.answered_by("primary", since), 10.0, "an answer from the primary")
+    assert site.journal("fail-back")[-1]["by"] == "root"
+    history = site.ctl("history")
+    assert "fail-over" in site.ctl("history", "--json")
+    assert "primary -> standby" in history
+    assert "standby -> primary" in history
+    shown = site.ctl("history", "--show", site.journal("fail-back")[-1]["id"])
+    assert "by: root" in shown
+
+
+def test_fail_back_from_the_web_interface(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """OK submitted for "ldap fail-back" in Nagios's own web interface orders it, once."""
+    from tests.lab.web import Web
+
+    site = make_site(kannel=False)
+    assert site.core is not None
+    make_load(site)
+    with Web(site.directory / "web", site.core, port=8981, argv_prefix=site.house.argv("controller")) as web:
+        site.fault("crash")
+        site.wait_target("standby")
+        page = web.fetch(f"cgi-bin/status.cgi?host={HOST}")
+        assert "ldap primary" in page
+        assert "now on the standby" in page
+        site.heal("crash")
+        site.core.wait("ldap fail-back", 1, 20.0, text="ready to fail back")
+        web.submit(SUBMIT)
+        site.wait_target("primary")
+        site.core.wait("ldap fail-back", 0, text="nothing to fail back")
+    backs = site.journal("fail-back")
+    assert [entry["flipped"] for entry in backs] == [True]
+    assert backs[0]["by"] == "nagios"
+
+
+SUBMIT = {
+    "cmd_typ": "30",  # CMD_PROCESS_SERVICE_CHECK_RESULT
+    "cmd_mod": "2",
+    "host": HOST,
+    "service": "ldap fail-back",
+    "plugin_state": "0",
+    "plugin_output": "go back, says the night shift",
+    "performance_data": "",
+    "btnSubmit": "Commit",
+}
+
+
+def test_the_gateway_is_down(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """A gateway that is down delays nothing and loses nothing: the texts arrive later, each once."""
+    site = make_site()
+    assert site.kannel is not None
+    make_load(site)
+    site.kannel.stop()
+    site.fault("crash")
+    site.wait_target("standby")
+    waiting = site.directory / "state" / "spool" / "queue"
+    site.poll(lambda: len(list(waiting.glob("*.json"))) == 2, 15.0, "two texts in the spool")
+    site.kannel.start()
+    texts = site.kannel.wait_received(2, 40.0)
+    site.poll(lambda: not list(waiting.glob("*.json")), 10.0, "the spool is empty")
+    assert len(site.kannel.received()) == len(texts) == 2
+
+
+def test_a_hundred_handlers(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """The event handler started a hundred times at once is one flip."""
+    import subprocess
+
+    site = make_site(nagios=False, kannel=False)
+    make_load(site)
+    handler = [str(site.plugins() / "eventhandlers" / "failover_event"), "--service", "ldap", "--state", "CRITICAL"]
+    handler += ["--state-type", "HARD", "--socket", str(site.socket("redirector")), "--perfdata"]
+    handler += ["detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 blind=0 sync_running=0"]
+    running = [subprocess.Popen(handler, stdout=subprocess.PIPE, text=True) for _ in range(100)]
+    said = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * 100
+    assert sum("done: " in text for text in said) == 1
+    assert sum("already" in text for text in said) == 99
+    assert len(site.journal("fail-over")) == 1
