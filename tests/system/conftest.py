@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,14 +23,13 @@ def _readable() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    """Builds a site; it is gone when the test ends."""
-    with contextlib.ExitStack() as stack:
-        for path in (tmp_path, *tmp_path.parents[:2]):
-            path.chmod(0o755)
+def make_site() -> Iterator[Callable[..., Site]]:
+    """Builds a site; it is gone when the test ends. Not below pytest's own directory, which only root may enter."""
+    with tempfile.TemporaryDirectory(prefix="cfo-site-") as name, contextlib.ExitStack() as stack:
+        Path(name).chmod(0o755)
 
         def make(**settings: object) -> Site:
-            return stack.enter_context(Site(tmp_path / "site", **settings))  # type: ignore[arg-type]
+            return stack.enter_context(Site(Path(name) / "site", **settings))  # type: ignore[arg-type]
 
         yield make
 
