@@ -187,7 +187,15 @@ def same_line(a: Rule, b: Rule) -> bool:
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.sub(r"\bany\b|::/0\b", "0/0", text).split())
+    return " ".join(_spelt(word) for word in re.sub(r"\bany\b|::/0\b", "0/0", text).split())
+
+
+def _spelt(word: str) -> str:
+    """An address in one spelling: the system prints ``::ffff:10.0.0.1`` for ``::ffff:a00:1``."""
+    try:
+        return ipaddress.ip_interface(word).compressed
+    except ValueError:
+        return word
 
 
 def tag_of(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from check_failover.config import Config, Controller
@@ -201,6 +201,9 @@ def test_spelling_makes_no_other_rule() -> None:
     assert same_line(ours, Other(str(ours).replace("any", "0/0")))
     assert same_line(ours, Other(str(ours).replace("any", "::/0")))
     assert not same_line(ours, Other(str(ours).replace("10.0.0.1/", "10.0.0.3/")))
+    six = "map em1 inet6 from any to 2001:db8::1/128 port = 80 -> {}/128 portmap tcp 20000:60000"
+    assert same_line(Other(six.format("::ffff:a00:1")), Other(six.format("::ffff:10.0.0.1")))
+    assert not same_line(Other(six.format("::ffff:a00:1")), Other(six.format("::ffff:10.0.0.2")))
     assert not same_line(a, ours)
 
 
@@ -323,6 +326,7 @@ def test_whose_session_it_is() -> None:
 # ---------------------------------------------------------------- poking
 
 
+@settings(max_examples=30)
 @given(services(), services())
 def test_a_poke_is_a_correct_segment(one: Service, other: Service) -> None:
     """Ports, the bare ACK, and a checksum over the pseudo-header that comes out as zero (RFC 1071)."""
