@@ -81,6 +81,8 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
         with contextlib.closing(home):
             serve(home, sys.stdin.readline, _write)
         return State.OK
+    if spec.method == "syncrepl" and (args.adopt or args.dry_run):
+        raise ConfigError(f"{config.path}: service {service.name!r} replicates by itself: nothing to adopt or to copy")
     if args.adopt:
         return _adopt(service, spec)
     if args.dry_run:
@@ -135,7 +137,7 @@ def _job(args: argparse.Namespace, config: Config, service: Service, spec: SyncS
     servers = [hosts.server(spec, target) for target in (Target.PRIMARY, Target.STANDBY)]
     giver, taker = servers if direction is Direction.FORWARD else servers[::-1]
     return Job(
-        name=service.name,
+        service=service,
         spec=spec,
         direction=direction,
         giver=giver,

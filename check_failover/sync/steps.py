@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from check_failover.model import SyncSpec
+from check_failover.model import Service, SyncSpec
 from check_failover.sync.guard import RefusedError, Standing, check_direction, check_size
 from check_failover.sync.home import Home
 from check_failover.sync.hosts import Host, StepError, remote, run
@@ -36,7 +36,7 @@ MAX_PASSES = 4  # over a source that changes while it is read; then a snapshot i
 class Job:
     """One run: who gives to whom, and whom to tell. ``full`` loads and switches even where nothing differs."""
 
-    name: str
+    service: Service
     spec: SyncSpec
     direction: Direction
     giver: Host
@@ -49,6 +49,10 @@ class Job:
     say: Callable[[str], None] = lambda _text: None
     progress: Callable[[str], None] | None = None
     enter: Callable[[Phase], None] = lambda _phase: None  # records the phase
+
+    @property
+    def name(self) -> str:
+        return self.service.name
 
     @property
     def relay(self) -> Place | None:
@@ -67,6 +71,8 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
     """All steps. Returns the new record. Raises RefusedError or StepError; the receiving server is whole then."""
     standing = job.home.standing()
     check_direction(job.direction, standing)
+    if job.spec.method == "syncrepl":
+        return watch(job, state, started)
     full = job.full or state.equal_at is None or (standing.since is not None and standing.since > state.equal_at)
     found = inspect(job)
     if "pending" in found:
@@ -98,6 +104,15 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
         problem=None,
     )
     return replace(now_equal, synced_back=started) if job.direction is Direction.REVERSE else now_equal
+
+
+def watch(job: Job, state: SyncState, started: float) -> SyncState:
+    """Servers that replicate by themselves: compare them."""
+    from check_failover.sync import replicated  # ldap3 weighs 20 MiB
+
+    shrink = 1.0 if job.accept_shrink else job.spec.max_shrink
+    limit = min(job.spec.timeout, 60.0)
+    return replicated.compare(job.service, job.direction, state, started, max_shrink=shrink, limit=limit)
 
 
 def inspect(job: Job) -> dict[str, str]:

@@ -35,7 +35,12 @@ rootdn cn=admin,{base}
 rootpw secret
 directory {srv}/data/db
 maxsize 67108864
+{more}
 overlay syncprov
+"""
+REPLICA = """\
+syncrepl rid=001 provider=ldap://{primary}:{port} type=refreshAndPersist retry="1 +" searchbase="{base}"
+  bindmethod=simple binddn="cn=admin,{base}" credentials=secret
 """
 ENTRIES = """\
 dn: {base}
@@ -68,31 +73,46 @@ class Slapds:
             place = servers.place / who
             (place / "data/db").mkdir(parents=True)
             (place / "slapd.d").mkdir()
-            (place / "slapd.conf").write_text(CONFIG.format(srv=srv, base=BASE))
             start = f"exec /usr/sbin/slapd -F {self.config} -h ldap://{address}:{port}"
             stop = f"if [ -e {srv}/slapd.pid ]; then kill -TERM $(cat {srv}/slapd.pid) || :; fi"
             wait = f"while [ -e {srv}/slapd.pid ]; do sleep 0.05; done"
             script(place / "restart", f"{stop}\n{wait}\n{start}")
-            self.ssh(who, f"/usr/sbin/slaptest -n 0 -f {srv}/slapd.conf -F {self.config}")
+            self.configure(who)
         people = [PERSON.format(name=f"p{i}", text=f"number {i}", base=BASE) for i in range(50)]
         ldif = servers.place / "primary/first.ldif"
         ldif.write_text(ENTRIES.format(base=BASE) + "".join(people))
         self.ssh("primary", f"/usr/sbin/slapadd -q -F {self.config} -b {BASE} -l {srv}/first.ldif")
         self.start()
 
+    def configure(self, who: str, more: str = "") -> None:
+        """Make its slapd.d anew, with more lines for the database."""
+        place, srv = self.servers.place / who, self.servers.srv
+        (place / "slapd.conf").write_text(CONFIG.format(srv=srv, base=BASE, more=more))
+        self.ssh(who, f"rm -rf {self.config}/* && /usr/sbin/slaptest -n 0 -f {srv}/slapd.conf -F {self.config}")
+
     def start(self) -> None:
-        """Start both and wait for their sockets."""
+        """Start both, or again, and wait for their sockets."""
         for who, address in ADDRESSES.items():
             self.ssh(who, f"{self.servers.srv}/restart")
             poll(lambda at=address: listens(at, self.port), 15, f"slapd of the {who}")
 
+    def replicate(self, wanted: bool) -> None:
+        """Whether the standby follows the primary by syncrepl."""
+        more = REPLICA.format(primary=ADDRESSES["primary"], port=self.port, base=BASE)
+        self.configure("standby", more if wanted else "")
+        self.start()
+
     def close(self) -> None:
-        """End both; their pid files are removed by themselves."""
+        """End both."""
         for who in ADDRESSES:
-            pid = self.servers.place / who / "slapd.pid"
-            if pid.exists():
-                os.kill(int(pid.read_text()), signal.SIGTERM)
-                poll(lambda at=pid: not at.exists(), 15, f"the end of the {who}'s slapd")
+            self.stop(who)
+
+    def stop(self, who: str) -> None:
+        """End one; its pid file is removed by itself."""
+        pid = self.servers.place / who / "slapd.pid"
+        if pid.exists():
+            os.kill(int(pid.read_text()), signal.SIGTERM)
+            poll(lambda: not pid.exists(), 15, f"the end of the {who}'s slapd")
 
     def ssh(self, who: str, command: str) -> str:
         """Run a shell line on a server."""
@@ -180,7 +200,13 @@ def configure(syncing: Syncing, slapds: Slapds, preset: Path = PRESET, **changes
         url = f"ldap://{address}:{slapds.port}"
         script(syncing.servers.place / who / "after", f"exec {preset} restart -b {BASE} -H {url} -- {srv}/restart")
     more = "\n".join(f"{key} = {value}" for key, value in keys.items())
-    syncing.configure(more, source=f"{srv}/export")
+    syncing.configure(more, source=f"{srv}/export", port=str(slapds.port), check=f'type = "ldap"\nbase = "{BASE}"')
+
+
+def replicating(syncing: Syncing, slapds: Slapds) -> None:
+    """``[service.sync]`` for servers that replicate by themselves."""
+    check = f'type = "ldap"\nbase = "{BASE}"'
+    syncing.configure('method = "syncrepl"', port=str(slapds.port), check=check)
 
 
 def test_a_directory_comes_to_the_standby_and_back(syncing: Syncing, directory: Slapds) -> None:
@@ -258,3 +284,63 @@ def test_a_slapd_that_does_not_start_gets_the_old_database_back(syncing: Syncing
     assert directory.people("standby") == good
     ok(syncing.sync())
     assert "new" in directory.people("standby")
+
+
+# ---------------------------------------------------------------- what both servers say of themselves
+
+
+def test_the_check_compares_both_directories(syncing: Syncing, directory: Slapds) -> None:
+    """Entries of both and how far the standby is behind; an empty standby is critical even where the record is good."""
+    ok(syncing.sync())
+    done = syncing.check()
+    assert done.returncode == 0, done.stdout
+    assert "52 entries" in done.stdout
+    assert "csn_lag=0s;1200;1800;0" in done.stdout
+    assert "entries_primary=52;;;0 entries_standby=52;;;0" in done.stdout
+    directory.add("primary", "new")
+    behind = syncing.check("--warning-entries", "0", "--critical-lag", "0:0")
+    assert behind.returncode == 2, behind.stdout
+    assert "53 entries, standby 52" in behind.stdout
+    assert "contextCSN" in behind.stdout
+    for number in range(50):
+        directory.modify("standby", f"dn: cn=p{number},ou=people,{BASE}\nchangetype: delete\n")
+    directory.modify("standby", f"dn: ou=people,{BASE}\nchangetype: delete\n")
+    directory.modify("standby", f"dn: {BASE}\nchangetype: delete\n")
+    empty = syncing.check()
+    assert empty.returncode == 2, empty.stdout
+    assert "53 entries, standby 0" in empty.stdout
+
+
+def test_a_silent_server_is_named(syncing: Syncing, directory: Slapds) -> None:
+    """Down: refused. While the standby serves, a primary that is down is another check's alarm."""
+    ok(syncing.sync())
+    directory.stop("primary")
+    done = syncing.check()
+    assert done.returncode == 2, done.stdout
+    assert "the primary: connection refused" in done.stdout
+    syncing.target = "standby"
+    assert syncing.sync().returncode == 1
+    done = syncing.check()
+    assert done.returncode == 0, done.stdout
+    assert "the standby serves" in done.stdout
+
+
+def test_servers_that_replicate_are_compared_only(syncing: Syncing, directory: Slapds) -> None:
+    """syncrepl itself carries the data; the record says when the standby had all of it, and what is wrong when not."""
+    replicating(syncing, directory)
+    refused(syncing, syncing.sync(), Refusal.FAILED, "the standby has no contextCSN of server 000: does it replicate?")
+    directory.replicate(True)
+    poll(lambda: directory.people("standby") == directory.people("primary"), 15, "replication")
+    ok(syncing.sync())
+    size = syncing.state().size
+    assert size is not None
+    assert size.entries == 52
+    directory.add("primary", "new")
+    ok(syncing.sync())  # it gets a moment to arrive
+    assert "new" in directory.people("standby")
+    directory.replicate(False)
+    directory.add("primary", "newer")
+    refused(syncing, syncing.sync(), Refusal.FAILED, "the standby is behind: contextCSN ")
+    for number in range(40):
+        directory.modify("primary", f"dn: cn=p{number},ou=people,{BASE}\nchangetype: delete\n")
+    refused(syncing, syncing.sync(), Refusal.SHRUNK, "the primary shrank to 14 of 53 entries")

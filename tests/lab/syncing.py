@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,10 +34,10 @@ host = "www.example.org"
 protocol = "tcp"
 address = "192.0.2.10"
 port = 80
-primary = "127.0.0.1:9"
-standby = "127.0.0.2:9"
+primary = "127.0.0.1:{port}"
+standby = "127.0.0.2:{port}"
 [service.check]
-type = "tcp"
+{check}
 [service.policy]
 max_sync_age = 1800
 [service.sync]
@@ -73,7 +74,8 @@ class Syncing:
         values = {
             "run": str(self.run_dir),
             "state": str(self.state_dir),
-            "srv": str(self.servers.srv),
+            "port": "9",
+            "check": 'type = "tcp"',
             "source": f"{self.servers.srv}/data",
             "ssh": str(self.servers.ssh_config),
             **self.servers.targets,
@@ -82,8 +84,9 @@ class Syncing:
         self.config.write_text(CONFIG.format(**(values | changes)))
 
     def close(self) -> None:
-        """End the sockets."""
+        """End the sockets. A thread that still waits in accept(2) would go on with whoever gets the descriptor next."""
         for server in self._sockets:
+            server._sock.shutdown(socket.SHUT_RDWR)
             server.close()
 
     def _redirector(self, _message: Any, _peer: Any) -> dict[str, Any]:
@@ -100,6 +103,11 @@ class Syncing:
     def sync(self, *options: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run failover-sync to its end."""
         return subprocess.run(self.argv(*options), text=True, capture_output=True, timeout=timeout, check=False)
+
+    def check(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run check_failover_sync as Nagios does."""
+        argv = [sys.executable, "-m", "check_failover.checks.sync", "--config", str(self.config), "--service", "web"]
+        return subprocess.run([*argv, *options], text=True, capture_output=True, timeout=60, check=False)
 
     def state(self) -> SyncState:
         """The record."""

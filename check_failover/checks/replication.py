@@ -1,0 +1,165 @@
+"""How far one LDAP server is behind the other: contextCSN (RFC 4533 and OpenLDAP's slapo-syncprov(5)) and entries.
+
+A contextCSN is the time stamp of the last change, one per server that takes changes. Their difference is no delay:
+after an hour without changes it is an hour for as long as the newest change travels. So the receiving server gets a
+moment to reach what the giving one had at the beginning, and only if it does not is the difference taken for the lag.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import ldap3
+
+from check_failover.checks import ProbeError
+from check_failover.checks.ldap import _close, _connection, _patience, _reason, _said, _shut
+from check_failover.model import Endpoint, Service, Target
+
+T = TypeVar("T")
+
+GRACE = 2.0  # seconds in which a replica may catch up before it counts as behind
+_PAGE, _PAGED = 1000, "1.2.840.113556.1.4.319"  # entries at a time (RFC 2696)
+_CSN = re.compile(r"(\d{14})(?:\.(\d{1,6}))?Z#[0-9a-fA-F]+#([0-9a-fA-F]+)#")
+_SIZE_LIMIT, _NO_SUCH_OBJECT = 4, 32
+
+
+class SilentError(Exception):
+    """A server did not answer, or not with what was asked: ``target`` is which, the text says why."""
+
+    def __init__(self, target: Target, text: str) -> None:
+        super().__init__(f"{target}: {text}")
+        self.target = target
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What both servers said. ``lag`` (s) is None where the servers keep no contextCSN; entries where not countable."""
+
+    lag: float | None
+    missing: tuple[str, ...] = ()  # server ids of which the receiver has no contextCSN at all
+    entries: Mapping[Target, int | None] | None = None
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the receiver has all that the giver had."""
+        return not self.lag and not self.missing
+
+
+def compare(service: Service, giver: Target, timeout: float, *, count: bool = True, grace: float = GRACE) -> Comparison:
+    """Compare both servers of an LDAP service. Raises SilentError, ProbeError."""
+    if service.check.type != "ldap":
+        raise ProbeError(f"service {service.name!r} has check type {service.check.type!r}; contextCSN needs ldap")
+    end = time.monotonic() + timeout
+    asked = context_csn(service, giver, end)
+    until = min(time.monotonic() + grace, end)
+    while True:
+        lag, missing = behind(asked, context_csn(service, giver.other, end))
+        if (not lag and not missing) or time.monotonic() >= until:
+            break
+        time.sleep(0.1)
+    entries = {target: count_entries(service, target, end) for target in (giver, giver.other)} if count else None
+    return Comparison(lag, missing, entries)
+
+
+def behind(giver: Mapping[str, float], receiver: Mapping[str, float]) -> tuple[float | None, tuple[str, ...]]:
+    """The lag in seconds and the server ids that the receiver has never heard of."""
+    missing = tuple(sorted(set(giver) - set(receiver)))
+    lags = [max(0.0, at - receiver[sid]) for sid, at in giver.items() if sid in receiver]
+    return (max(lags) if lags else None), missing
+
+
+def parse(values: list[str]) -> dict[str, float]:
+    """contextCSN values as Unix time per server id; what is none is left out."""
+    found: dict[str, float] = {}
+    for value in values:
+        match = _CSN.match(value)
+        if match:
+            at = datetime.strptime(match[1], "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()
+            found[match[3]] = at + float(f"0.{match[2] or 0}")
+    return found
+
+
+def context_csn(service: Service, target: Target, end: float) -> dict[str, float]:
+    """What a server has, as Unix time per server id; empty without contextCSN. Raises SilentError, ProbeError."""
+
+    def ask(connection: ldap3.Connection) -> dict[str, float]:
+        base = str(service.check.options["base"])
+        connection.search(base, "(objectClass=*)", search_scope=ldap3.BASE, attributes=["contextCSN"])
+        if connection.result.get("result") == _NO_SUCH_OBJECT:
+            return {}  # an empty database
+        if connection.result.get("result") != 0:
+            raise SilentError(target, f"search: {_said(connection)}")
+        rows = [row["raw_attributes"] for row in connection.response or () if row.get("type") == "searchResEntry"]
+        return parse([value.decode("ascii", "replace") for row in rows for value in row.get("contextCSN", ())])
+
+    return _with_connection(service, target, end, ask)
+
+
+def count_entries(service: Service, target: Target, end: float) -> int | None:
+    """Entries below the base, that we may see; None where the server's size limit or the time forbids to count."""
+
+    def ask(connection: ldap3.Connection) -> int | None:
+        base, cookie = str(service.check.options["base"]), None
+        found: int = 0
+        while True:
+            _patience(connection, end)
+            connection.search(
+                base,
+                "(objectClass=*)",
+                search_scope=ldap3.SUBTREE,
+                attributes=[ldap3.NO_ATTRIBUTES],
+                paged_size=_PAGE,
+                paged_cookie=cookie,
+            )
+            result = connection.result.get("result")
+            if result == _NO_SUCH_OBJECT:
+                return 0
+            if result == _SIZE_LIMIT:
+                return None
+            if result != 0:
+                raise SilentError(target, f"search: {_said(connection)}")
+            found += sum(row.get("type") == "searchResEntry" for row in connection.response or ())
+            cookie = (
+                connection.result.get("controls", {}).get("1.2.840.113556.1.4.319", {}).get("value", {}).get("cookie")
+            )
+            if not cookie:
+                return found
+
+    return _with_connection(service, target, end, ask)
+
+
+def _with_connection(service: Service, target: Target, end: float, ask: Callable[[ldap3.Connection], T]) -> T:
+    """Connect as the service's probe does, and ask; a timer closes the socket at ``end``."""
+    server: Endpoint = service.server(target)
+    options = service.check.options
+    connection = _connection(server, options, max(0.1, end - time.monotonic()))
+    watchdog: threading.Timer | None = None
+    try:
+        connection.open(read_server_info=False)
+        watchdog = threading.Timer(max(0.0, end - time.monotonic()), _shut, (connection.socket,))
+        watchdog.daemon = True
+        watchdog.start()
+        if options.get("tls") == "starttls":
+            _patience(connection, end)
+            if not connection.start_tls(read_server_info=False):
+                raise SilentError(target, f"StartTLS: {_said(connection)}")
+        _patience(connection, end)
+        if not connection.bind(read_server_info=False):
+            raise SilentError(target, f"bind: {_said(connection)}")
+        _patience(connection, end)
+        return ask(connection)
+    except (SilentError, ProbeError):
+        raise
+    except Exception as error:  # as in the probe: ldap3 lets anything out when a reply makes no sense
+        late = time.monotonic() >= end
+        raise SilentError(target, "no answer in time" if late else _reason(error)) from None
+    finally:
+        if watchdog is not None:
+            watchdog.cancel()
+        _close(connection)

@@ -1,0 +1,208 @@
+"""check_failover_sync: is the standby's data good enough to be served?
+
+Reads the record that failover-sync keeps: the sync age, what the last run found and why one did not happen. For LDAP it
+compares both servers: contextCSN and the number of entries. With --differences it compares the files as well, by a
+dry run of failover-sync, which reads all of them. -w and -c are ranges for the sync age in seconds; without them the
+policy's max_sync_age is critical, two thirds of it a warning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from check_failover import syncstate
+from check_failover.checks import ProbeError
+from check_failover.checks.plugin import (
+    CheckError,
+    Outcome,
+    Perf,
+    deadline,
+    judge,
+    number,
+    parser,
+    run,
+    threshold,
+    worst,
+)
+from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
+from check_failover.model import Service, State, Target
+from check_failover.syncstate import Refusal, SyncState, duration
+
+_RESERVE = 0.5  # seconds of -t kept for saying what happened
+SUDO = next((p for p in ("/usr/bin/sudo", "/usr/local/bin/sudo") if Path(p).exists()), "/usr/bin/sudo")
+
+
+def check(argv: Sequence[str]) -> Outcome:
+    made = parser("check_failover_sync", __doc__, timeout=30.0)
+    made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
+    made.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help="default: %(default)s")
+    made.add_argument("--differences", action="store_true", help="compare the files as well (a dry run of rsync)")
+    made.add_argument("--warning-files", type=threshold, metavar="RANGE", help="WARNING: files that differ")
+    made.add_argument("--critical-files", type=threshold, metavar="RANGE", help="CRITICAL: files that differ")
+    made.add_argument("--warning-lag", type=threshold, metavar="RANGE", help="WARNING: contextCSN lag, in seconds")
+    made.add_argument("--critical-lag", type=threshold, metavar="RANGE", help="CRITICAL: contextCSN lag, in seconds")
+    made.add_argument("--warning-entries", type=threshold, metavar="RANGE", help="WARNING: difference of the entries")
+    made.add_argument("--critical-entries", type=threshold, metavar="RANGE", help="CRITICAL: difference of the entries")
+    made.add_argument("--no-entries", action="store_true", help="do not count LDAP entries")
+    made.add_argument("--no-ldap", action="store_true", help="do not ask the LDAP servers")
+    arguments = made.parse_args(argv)
+    end = time.monotonic() + arguments.timeout
+    deadline(arguments.timeout + _RESERVE, "comparison")
+    try:
+        config = load(arguments.config)
+        service = config.service(arguments.service)
+    except ConfigError as error:
+        raise CheckError(str(error)) from None
+    if service.sync is None:
+        raise CheckError(f"{config.path}: service {service.name!r} has no [service.sync]")
+    record = syncstate.read(config.controller.state_dir, service.name)
+    parts = [age(record, service, arguments)]
+    if service.check.type == "ldap" and not arguments.no_ldap:
+        parts.append(directories(service, record, arguments, end))
+    if arguments.differences and service.sync.method == "rsync":
+        parts.append(differences(config, service, arguments, end))
+    return together(parts)
+
+
+def together(parts: Sequence[Outcome]) -> Outcome:
+    """One outcome: the worst part's text first, then the others'."""
+    state = worst(*(part.state for part in parts))
+    ordered = sorted(parts, key=lambda part: worst(part.state, State.OK) is not state)
+    return Outcome(
+        state,
+        "; ".join(part.text for part in ordered if part.text),
+        tuple(perf for part in parts for perf in part.perf),
+        "\n".join(part.details for part in parts if part.details),
+    )
+
+
+def age(record: SyncState, service: Service, arguments: argparse.Namespace) -> Outcome:
+    """The record: as failover-sync itself reports it, or against the ranges that were given."""
+    now = time.time()
+    warn, crit = syncstate.limits(service)
+    seconds = record.age(now)
+    state, text = syncstate.judge(record, now, warn, crit)
+    ranges = (f"{warn:.0f}", f"{crit:.0f}")
+    if arguments.warning is not None or arguments.critical is not None:
+        ranges = (arguments.warning or "", arguments.critical or "")
+        if record.problem is None and seconds is not None:
+            state = judge(seconds, arguments.warning, arguments.critical)
+        elif not served_by_standby(record, now, crit) and record.damaged is None:
+            state = worst(state, judge(seconds, arguments.warning, arguments.critical))
+    perf = [] if seconds is None else [Perf("sync_age", round(seconds), "s", *ranges, "0")]
+    size, details = record.size, ""
+    if size is not None:
+        details = f"last good run ({record.direction}): {size.files} files, {size.bytes} bytes"
+        details += f", {size.entries} entries" if size.entries is not None else ""
+        details += f"; {record.differed_files} files differed before it, {record.sent} bytes sent, {record.took:.1f} s"
+        perf += [Perf("files", size.files, minimum="0"), Perf("bytes", size.bytes, "B", minimum="0")]
+    if record.running is not None:
+        details += f"\nrunning: {record.running.phase} for {duration(max(0.0, now - record.running.since))}"
+    return Outcome(state, text, tuple(perf), details.strip())
+
+
+def served_by_standby(record: SyncState, now: float, crit: float) -> bool:
+    """Whether the last run was refused because the standby serves: then nothing is to be brought to it."""
+    problem = record.problem
+    return problem is not None and problem.reason is Refusal.TARGET_STANDBY and now - problem.at <= crit
+
+
+def directories(service: Service, record: SyncState, arguments: argparse.Namespace, end: float) -> Outcome:
+    """contextCSN and entries of both LDAP servers."""
+    from check_failover.checks import replication  # ldap3 weighs 20 MiB
+
+    warn, crit = syncstate.limits(service)
+    serving = Target.STANDBY if served_by_standby(record, time.time(), crit) else Target.PRIMARY
+    try:
+        found = replication.compare(service, serving, end - time.monotonic() - _RESERVE, count=not arguments.no_entries)
+    except replication.SilentError as error:
+        # a primary that is down while the standby serves is another check's alarm
+        known = serving is Target.STANDBY and error.target is Target.PRIMARY
+        return Outcome(State.OK if known else State.CRITICAL, f"the {error}")
+    except ProbeError as error:
+        raise CheckError(str(error)) from None
+    if serving is Target.STANDBY:
+        return Outcome(State.OK, "", _lag_perf(found.lag, "", "") + _entries_perf(found.entries))
+    lag_ranges = (arguments.warning_lag or f"{warn:.0f}", arguments.critical_lag or f"{crit:.0f}")
+    state, texts = judge(found.lag, *lag_ranges), []
+    if found.missing:
+        state = State.CRITICAL
+        texts.append(f"the standby has no contextCSN of server {', '.join(found.missing)}")
+    elif found.lag:
+        texts.append(f"contextCSN {duration(found.lag)} behind")
+    counts = found.entries or {}
+    here, there = counts.get(Target.PRIMARY), counts.get(Target.STANDBY)
+    if here is not None and there is not None:
+        state = worst(state, judge(abs(here - there), arguments.warning_entries, arguments.critical_entries))
+        if there == 0 < here:
+            state = State.CRITICAL
+        texts.append(f"{here} entries" if here == there else f"{here} entries, standby {there}")
+    return Outcome(state, ", ".join(texts), _lag_perf(found.lag, *lag_ranges) + _entries_perf(found.entries))
+
+
+def _lag_perf(lag: float | None, warn: str, crit: str) -> tuple[Perf, ...]:
+    return () if lag is None else (Perf("csn_lag", lag, "s", warn, crit, "0"),)
+
+
+def _entries_perf(entries: object) -> tuple[Perf, ...]:
+    if not isinstance(entries, dict):
+        return ()
+    return tuple(Perf(f"entries_{target}", count, minimum="0") for target, count in sorted(entries.items()))
+
+
+def differences(config: Config, service: Service, arguments: argparse.Namespace, end: float) -> Outcome:
+    """Files and bytes that differ now, as ``failover-sync --dry-run`` counts them; run as whoever owns the records."""
+    limit = end - time.monotonic()
+    argv = [*_as_owner(config), *_program(), "--config", str(config.path), "--dry-run", "--json", service.name]
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=max(0.1, limit), check=False
+        )
+        found = json.loads(done.stdout)
+        files, size = int(found["differed_files"]), int(found["differed_bytes"])
+    except subprocess.TimeoutExpired:
+        return Outcome(State.UNKNOWN, f"files not compared within {number(round(limit))} s, give more with -t")
+    except OSError as error:
+        raise CheckError(f"{argv[0]}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        said = (done.stdout.strip() or done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
+        return Outcome(State.UNKNOWN, f"files not compared: {said.partition(': ')[2] or said}")
+    state = judge(files, arguments.warning_files, arguments.critical_files)
+    text = f"{files} files differ ({size} bytes)" if files else "no file differs"
+    perf = Perf("differing_files", files, "", arguments.warning_files or "", arguments.critical_files or "", "0")
+    return Outcome(state, text, (perf, Perf("differing_bytes", size, "B", minimum="0")))
+
+
+def _program() -> list[str]:
+    """failover-sync beside this interpreter, which may be a virtual environment's, or in PATH."""
+    beside = Path(sys.executable).with_name("failover-sync")
+    found = str(beside) if beside.exists() else shutil.which("failover-sync")
+    return [found] if found else [sys.executable, "-m", "check_failover.sync.run"]
+
+
+def _as_owner(config: Config) -> list[str]:
+    """How to become the user whose key the servers accept: sudo, where we are another one."""
+    try:
+        owner = syncstate.directory(config.controller.state_dir).stat().st_uid
+        if os.geteuid() in (0, owner):
+            return []  # as root, failover-sync becomes the owner by itself
+        return [SUDO, "-n", "-u", pwd.getpwuid(owner).pw_name]
+    except (OSError, KeyError):
+        return []
+
+
+def main() -> None:
+    run(check)
+
+
+if __name__ == "__main__":
+    main()
