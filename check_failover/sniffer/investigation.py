@@ -3,7 +3,7 @@
 Two probes of the serving server, the second 50 ms after the first; two of three where the suspicion is loss or an error
 share, because there one failed probe may be chance. The other server is probed in parallel. Refused is an answer, not
 worth a timeout, but a process that is being restarted refuses too: behind a refusal the next probe waits 150 ms.
-A probe that passes refutes.
+A probe that passes refutes. A probe that never ends (it could not be tried) proves nothing: see ``expired``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from check_failover.model import Facts, Probe, Service, Suspicion, Target
 
 SECOND = 0.05  # seconds after the first probe began
 AFTER_REFUSAL = 0.15  # seconds after a refusal: a quick restart is no failure
+STALE = 0.05  # seconds: a probe of the serving server that began earlier than this before the look says nothing now
+PATIENCE = 1.0  # seconds beyond the limits of two probes until an outcome is not waited for any longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Investigation:
 
     def __init__(self, service: Service, suspicion: Suspicion, serving: Target, now: float) -> None:
         self.service, self.suspicion, self.serving = service, suspicion, serving
+        self._begun = now
         self.outcomes: list[Probe] = []
         self.other: Probe | None = None
         self._wanted = 3 if suspicion.detector.lossy else 2
@@ -55,30 +58,37 @@ class Investigation:
         return None
 
     def outcome(self, target: Target, probe: Probe, now: float) -> None:
-        """A probe ended."""
+        """A probe ended: one of this look's, or another one of those servers that began in time to count."""
         if target is not self.serving:
             self.other = probe
+            return
+        if now - probe.seconds < self._begun - STALE:
             return
         self.outcomes.append(probe)
         if probe.refused:
             for number in range(self._started, self._wanted):
                 self._starts[number] = now + AFTER_REFUSAL * (number - self._started + 1)
 
-    def verdict(self, asked: int, answered: int) -> Verdict | None:
+    def expired(self, now: float) -> bool:
+        """Whether an outcome is overdue that may never come."""
+        return now - self._begun > 2 * self.service.check.timeout + PATIENCE
+
+    def verdict(self, asked: int, answered: int, *, expired: bool = False) -> Verdict | None:
         """The verdict, as soon as it stands. ``asked`` and ``answered`` are the traffic since the suspicion."""
         failed = [probe for probe in self.outcomes if not probe.passed]
         if not self._settled():
             return None
         lost = len(failed) >= 2
-        if lost and self.other is None:
+        if lost and self.other is None and not expired:
             return None  # whether there is somewhere to go belongs to the verdict
+        other_ok = None if self.other is None else self.other.passed
         facts = Facts(
             detector=self.suspicion.detector,
             probes=len(self.outcomes),
             probes_failed=len(failed),
             requests=asked,
             replies=answered,
-            standby_ok=None if self.other is None else self.other.passed,
+            standby_ok=other_ok if self.serving is Target.PRIMARY else not lost,
         )
         return Verdict(lost, facts, self._text(failed, asked, answered))
 

@@ -109,7 +109,9 @@ def _transport(
     if proto == UDP and size >= position + 8:
         sport, dport, length = unpack_from("!HHH", frame, position)
         start = position + 8
-        return Packet(now, UDP, src, sport, dst, dport, 0, 0, 0, frame[start:end], max(0, length - 8), False, ip_offset)
+        end = min(end, position + length) if length else end  # 0: a jumbogram, the IP header tells
+        size = max(0, end - start)
+        return Packet(now, UDP, src, sport, dst, dport, 0, 0, 0, frame[start:end], size, False, ip_offset)
     return None
 
 

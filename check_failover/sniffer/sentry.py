@@ -24,6 +24,8 @@ IDLE_SERVER = 30.0  # seconds between two probes of the server that has no traff
 PRIMARY_BACK = 3.0  # seconds between two probes of the primary while the standby serves
 AT_MOST = 1.0  # seconds between two investigations that the traffic asks for
 EVIDENCE_EVERY = 5.0  # seconds between two evidences with the same facts
+AFTER_DROPS = 2.0  # seconds without a dropped packet until the capture is believed again
+_ONCE = frozenset({Detector.REFUSED, Detector.ERROR_SHARE})  # may not say it again, so it is remembered
 
 
 class Condition(StrEnum):
@@ -86,6 +88,9 @@ class Sentry:
         self._investigation: Investigation | None = None
         self._verdict: Verdict | None = None
         self._suspicion: Suspicion | None = None
+        self._pending: Suspicion | None = None  # came too soon after the last look
+        self._was_failed = False  # before it became blind
+        self._unprobed: str | None = None  # why the last look came to nothing
         self._next_look = now
         self._reported = float("-inf")
         self._evidence: tuple[float, Facts] = (float("-inf"), Facts())
@@ -103,8 +108,13 @@ class Sentry:
         suspicion = self.watch.tick(now)
         if suspicion is not None:
             self._suspect(suspicion, now)
-        if self.condition is Condition.FAILED and self._investigation is None and now >= self._next_look:
-            self._investigate(self._suspicion or self._look(now, Detector.CORE), now)
+        if self._investigation is not None and self._investigation.expired(now):
+            self._abandon(now)
+        if self._investigation is None and now >= self._next_look and self.blind is None:
+            if self.condition is Condition.FAILED:
+                self._investigate(self._suspicion or self._look(now, Detector.SILENCE), now)
+            elif self._pending is not None:
+                self._suspect(self._pending, now)
         self._start_probes(now)
         self._look_at_idle_servers(now)
         if now - self._reported >= HEARTBEAT:
@@ -116,7 +126,7 @@ class Sentry:
         if self._investigation is not None:
             moments.append(self._investigation.deadline() or now + 1.0)
         moments.append(self.watch.deadline() or now + 1.0)
-        if self.condition is Condition.FAILED and self._investigation is None:
+        if (self.condition is Condition.FAILED or self._pending is not None) and self._investigation is None:
             moments.append(self._next_look)
         return min(moments)
 
@@ -135,20 +145,26 @@ class Sentry:
             return
         self.target = target
         self.watch.flipped(now)
-        self._investigation = self._verdict = self._suspicion = None
-        self.condition = Condition.OK
+        self._investigation = self._verdict = self._suspicion = self._pending = self._unprobed = None
+        self._was_failed = False
+        self._evidence = (float("-inf"), Facts())
+        self.condition = Condition.OK if self.blind is None else Condition.BLIND
         self._report(now)
 
     def see(self, blind: str | None, now: float) -> None:
-        """The capture works (None) or not (why)."""
+        """The capture works (None) or not (why). Dropped packets may have been the replies."""
+        if blind is None and now - self.watch.lost_at < AFTER_DROPS:
+            blind = "the capture dropped packets"
         if blind == self.blind:
             return
-        self.blind = blind
-        if blind is not None:
+        if blind is None:
+            self.condition = Condition.FAILED if self._was_failed else Condition.OK
+            self._next_look = now
+        elif self.blind is None:
+            self._was_failed = self.condition is Condition.FAILED
             self.condition = Condition.BLIND
-            self._investigation = None
-        else:
-            self.condition = Condition.OK
+            self._investigation = self._pending = None
+        self.blind = blind
         self._report(now)
 
     # ------------------------------------------------------------ stage 2
@@ -160,6 +176,8 @@ class Sentry:
         if self._investigation is not None or self.blind is not None or self.condition is Condition.FAILED:
             return
         if now < self._next_look:
+            if suspicion.detector in _ONCE:
+                self._pending = suspicion
             return
         if suspicion.detector is not Detector.SILENCE:
             self.condition = Condition.SUSPECT
@@ -168,7 +186,7 @@ class Sentry:
     def _investigate(self, suspicion: Suspicion, now: float) -> None:
         if self.condition is not Condition.FAILED:
             self._outlet.note(f"{suspicion.service}: suspicion, {suspicion.detector}: {suspicion.text}")
-        self._suspicion = suspicion
+        self._suspicion, self._pending = suspicion, None
         self._investigation = Investigation(self.service, suspicion, self.target, now)
         self._start_probes(now)
 
@@ -185,19 +203,33 @@ class Sentry:
         timeout = 0.5 if usual is None else max(0.2, 10 * usual)
         self._outlet.probe(self.service, target, min(timeout, self.service.check.timeout))
 
-    def _conclude(self, now: float) -> None:
+    def _conclude(self, now: float, *, expired: bool = False) -> None:
         investigation = self._investigation
         if investigation is None:
             return
         suspicion = investigation.suspicion
-        verdict = investigation.verdict(*self.watch.since(suspicion.since or suspicion.now))
+        since = suspicion.now if suspicion.since is None else suspicion.since
+        verdict = investigation.verdict(*self.watch.since(since), expired=expired)
         if verdict is None:
             return
-        self._investigation = None
+        self._investigation, self._unprobed = None, None
         if verdict.failed:
             self._failed(verdict, now)
         else:
             self._refuted(investigation.suspicion, now)
+
+    def _abandon(self, now: float) -> None:
+        """Probes that never ended: the verdict without the standby's, or none at all, which is loudly unknown."""
+        self._conclude(now, expired=True)
+        if self._investigation is None:
+            return
+        before, self._unprobed = self._unprobed, f"the {self.target} could not be probed"
+        self._investigation = None
+        self._next_look = now + LOOK_AGAIN
+        if self.condition is Condition.SUSPECT:
+            self.condition = Condition.OK
+        if before is None:
+            self._report(now)
 
     def _failed(self, verdict: Verdict, now: float) -> None:
         first = self.condition is not Condition.FAILED
@@ -251,6 +283,8 @@ class Sentry:
             perfdata = Facts(blind=True).perfdata()
         elif self.condition is Condition.FAILED and self._verdict is not None:
             state, text, perfdata = State.CRITICAL, self._verdict.text, self._facts(self._verdict).perfdata()
+        elif self._unprobed is not None:
+            state, text = State.UNKNOWN, f"{self._unprobed}, though there is a suspicion"
         elif self.target is Target.STANDBY:
             health = self.health[Target.PRIMARY]
             state = State.OK if health.ok else State.CRITICAL if health.ok is False else State.UNKNOWN

@@ -5,9 +5,10 @@ demand: an idle night is no failure. The detectors (DESIGN, "When to suspect"):
 
 - a refused SYN (RST, ICMP unreachable): at once
 - a SYN without an answer and no packet at all from the server since: SRTT + 4 RTTVAR
-- a request without a reply: 4 * p99 of that operation; bytes from the server on the same connection are progress
-- retransmissions: at least half of the active flows within 800 ms (Blink, NSDI 2019), or two on one flow while the
-  server says nothing to anyone
+- a request without a reply: 4 * p99 of that operation; bytes from the server on the same connection are progress. Not
+  while the same operation, asked later, is answered to nearly everybody: then it is one slow query
+- retransmissions of data: at least half of the active flows within 800 ms (Blink, NSDI 2019), or two on one flow while
+  the server says nothing to anyone. What the server has acknowledged does not count: that client's own way is lossy
 - error replies: the first one asks for a look, 20 % of the last 100 are a suspicion
 - silence with no demand: one look after max(60 s, 10 * the usual gap)
 
@@ -21,19 +22,20 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from check_failover.model import Detector, Service, Suspicion, TrafficStats
-from check_failover.sniffer.dialects import dialect_for
-from check_failover.sniffer.flows import Flow, FlowKey, Request
+from check_failover.sniffer.dialects import ALL, UNREADABLE, dialect_for
+from check_failover.sniffer.flows import WINDOW, Flow, FlowKey, Request, Stuck
 from check_failover.sniffer.packet import ACK, FIN, RST, SYN, TCP, UDP, Packet
-from check_failover.sniffer.thresholds import ENCRYPTED_WAIT, Gaps, RoundTrip, Scale
+from check_failover.sniffer.thresholds import ENCRYPTED_WAIT, Errors, Gaps, Quiet, RoundTrip, Scale
 
 MAX_FLOWS = 20000
+MAX_FRAMES = 5000
 MAX_RECENT = 20000  # requests remembered for "asked since, answered since"
 RECENT = 30.0  # seconds
-WINDOW = 0.8  # seconds, retransmissions (Blink)
-ERRORS, ERROR_SHARE, ERRORS_LEAST = 100, 0.2, 5
-SILENCE, SILENCE_GAPS = 60.0, 10.0
 AGAIN = 0.25  # seconds between two suspicions of one detector
 REPLAY_AGE = 3.0  # seconds: an older SYN or datagram was given up or repeated by its sender
+UDP_ELSEWHERE = 120.0  # seconds without a packet until conntrack forgets which server a client's port talks to
+_OPAQUE = frozenset({"bytes", "encrypted"})  # operations of which nobody knows whether they want a reply
+_NEARLY_ALL, _ENOUGH = 0.9, 500  # share of the requests asked later, and how many of these are looked at
 _NEVER = float("inf")
 
 
@@ -55,13 +57,14 @@ class Watch:
         self._round_trip = RoundTrip()
         self._scales = {detector: Scale() for detector in Detector}
         self._raised: dict[Detector, float] = {}
-        self._errors: deque[bool] = deque(maxlen=ERRORS)
-        self._repeats: deque[tuple[float, FlowKey]] = deque(maxlen=1000)
-        self._frames: OrderedDict[FlowKey, tuple[bytes, Packet]] = OrderedDict()
-        self._elsewhere: OrderedDict[FlowKey, int] = OrderedDict()  # sent on to the other server; value: ISN
+        self._errors = Errors()
+        self._stuck = Stuck()
+        self._quiet = Quiet()
+        self._frames: OrderedDict[tuple[bytes, int, object], tuple[bytes, Packet]] = OrderedDict()
+        # Flows that talk to another server than the target, with the ISN (TCP) or the time of the last packet (UDP).
+        self._elsewhere: OrderedDict[FlowKey, float] = OrderedDict()
         self._server_spoke = 0.0
-        self._last_seen: float | None = None
-        self._usual_gap = 0.0
+        self.lost_at = -_NEVER  # when the capture last dropped packets
         self._requests = self._replies = self._drops = 0
         self.rescued = 0
 
@@ -82,130 +85,202 @@ class Watch:
         return None
 
     def _from_client(self, p: Packet, frame: bytes | None) -> Suspicion | None:
-        self._seen(p.now)
+        self._quiet.heard(p.now)
         key = (p.src, p.sport)
-        if key in self._elsewhere:
-            if self._elsewhere[key] == p.seq or not p.flags & SYN:
-                return None
-            del self._elsewhere[key]
-        flow = self._flow(key)
-        flow.spoke = p.now
+        if key in self._elsewhere and self._is_elsewhere(key, p):
+            return None
         if p.proto == UDP:
-            self._opened(flow, flow.ask(flow.dialect.request(p.payload, p.length - len(p.payload)), p.now), p.now)
-            if frame is not None and flow.open:
-                self._keep(key, frame, p)
+            self._datagram(key, p, frame)
             return None
         if p.flags & SYN:
-            return self._syn(flow, p, frame)
+            self._syn(key, p, frame)
+            return None
         if p.flags & RST:
             self._drop(key)
             return None
-        if p.length:
-            self._data(flow, p)
-        if p.flags & FIN and not flow.open:
-            self._drop(key)
-        return self._retransmissions(p.now)
+        if not p.length and key not in self._flows:
+            return None  # the end of a connection that is over, or a keep-alive of one that was never seen
+        flow = self._flow(key)
+        flow.spoke = p.now
+        suspicion = self._data(flow, p) if p.length else None
+        if p.flags & FIN:
+            flow.client_done = True
+            if not flow.open:
+                self._drop(key)
+        return suspicion
 
-    def _syn(self, flow: Flow, p: Packet, frame: bytes | None) -> Suspicion | None:
-        if flow.syn is not None and flow.syn[0] == p.seq:
-            self._repeats.append((p.now, flow.key))
-            return self._retransmissions(p.now)
-        if flow.open or flow.client.next is not None:  # the port is used anew: what was open belongs to the past
-            self._drop(flow.key)
-            flow = self._flow(flow.key)
-            flow.spoke = p.now
+    def _is_elsewhere(self, key: FlowKey, p: Packet) -> bool:
+        """Whether this client still talks to the other server; a new connection does not."""
+        mark = self._elsewhere[key]
+        if p.proto == UDP:
+            stays = p.now - mark < UDP_ELSEWHERE
+            self._elsewhere[key] = p.now
+        else:
+            stays = not p.flags & SYN or mark == p.seq
+        if not stays:
+            del self._elsewhere[key]
+        return stays
+
+    def _datagram(self, key: FlowKey, p: Packet, frame: bytes | None) -> None:
+        flow = self._flow(key)
+        flow.spoke = p.now
+        fresh = flow.ask(flow.dialect.request(p.payload, p.length - len(p.payload)), p.now)
+        self._opened(flow, fresh, p.now)
+        if frame is not None:
+            for request in fresh:
+                self._keep((*key, request.key), frame, p)
+        if not flow.open:
+            self._drop(key)  # nothing in it was understood
+
+    def _syn(self, key: FlowKey, p: Packet, frame: bytes | None) -> None:
+        flow = self._flows.get(key)
+        if flow is not None and flow.client.next == (p.seq + 1) & 0xFFFFFFFF:
+            flow.spoke = p.now  # the same one again
+            flow.twice = True
+            return
+        self._drop(key)  # the port is used anew: what was open belongs to the past
+        flow = self._flow(key)
+        flow.spoke = p.now
         flow.syn = (p.seq, p.now)
         flow.client.next = (p.seq + 1) & 0xFFFFFFFF
-        request = Request("syn", "connect", p.now)
-        flow.open["syn"] = request
-        self._opened(flow, [request], p.now)
+        self._opened(flow, flow.ask([("syn", "connect")], p.now), p.now)
         if frame is not None and not p.length:  # data in a SYN is Fast Open: never replayed
-            self._keep(flow.key, frame, p)
-        return None
+            self._keep((*key, "syn"), frame, p)
 
-    def _data(self, flow: Flow, p: Packet) -> None:
-        new, missing, hole, repeated = flow.client.take(p.seq, p.payload, p.length)
-        if repeated:
-            if p.length > 1:  # one old byte is a keep-alive (RFC 9293, 3.8.4)
-                self._repeats.append((p.now, flow.key))
-            return
-        if hole:
+    def _data(self, flow: Flow, p: Packet) -> Suspicion | None:
+        if flow.client.next is None and p.length == 1:
+            flow.client.take(p.seq, p.payload, p.length)  # out of nowhere: a keep-alive of old
+            return None
+        segment = flow.client.take(p.seq, p.payload, p.length)
+        if segment.repeated:
+            if p.length == 1 or flow.acknowledged(p.seq, p.length):
+                return None  # a keep-alive (RFC 9293, 3.8.4), or the client did not get the server's ACK
+            self._stuck.repeated(flow.key, p.now)
+            return self._retransmissions(flow.key, p.now)
+        if segment.late:
+            return None
+        if segment.hole:
             flow.dialect.gap(from_client=True)
-        if "syn" in flow.open:  # its answer was not captured, but the client has one
-            flow.open.pop("syn").counts = False
+        if flow.syn is not None:  # its answer was not captured, but the client has one
+            flow.give_up("syn")
             flow.syn = None
-        self._opened(flow, flow.ask(flow.dialect.request(new, missing), p.now), p.now)
+        self._opened(flow, flow.ask(flow.dialect.request(segment.new, segment.missing), p.now), p.now)
+        return None
 
     def _opened(self, flow: Flow, requests: list[Request], now: float) -> None:
         for request in requests:
             self._recent.append(request)
             if request.key != "syn":
                 self._requests += 1
-            self._count += 1
-            heapq.heappush(self._heap, (now + self._wait(request, now), self._count, flow.key, request))
+            self._push(now + self._wait(request, now), flow.key, request)
+
+    def _push(self, due: float, key: FlowKey, request: Request) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (due, self._count, key, request))
 
     def _from_server(self, p: Packet, *, withheld: bool) -> Suspicion | None:
         key = (p.dst, p.dport)
         if key in self._elsewhere:
+            if p.proto == UDP:
+                self._elsewhere[key] = p.now
             return None
         flow = self._flows.get(key)
         if p.flags & RST and p.proto == TCP:
             return self._reset(flow, p, withheld=withheld)
-        self._seen(p.now)
+        self._quiet.heard(p.now)
         self._server_spoke = p.now
         if flow is None:
-            if not p.length:
+            if not p.length or p.proto == UDP:
                 return None
             flow = self._flow(key)  # the capture began in the middle of a connection
-        if p.flags & SYN and flow.syn is not None:
-            self._round_trip.add(p.now - flow.syn[1])
-            flow.syn = None
-            request = flow.open.pop("syn", None)
-            if request is not None:
-                request.counts = False
-            self._frames.pop(key, None)
-            flow.server.next = (p.seq + 1) & 0xFFFFFFFF
-            return None
+        self._stuck.moves(key)
+        if p.proto == TCP and p.flags & ACK:
+            if flow.syn is not None and p.flags & SYN and p.ack == (flow.syn[0] + 1) & 0xFFFFFFFF:
+                self._accepted(flow, p)
+                return None
+            flow.acked = p.ack
+            if flow.client.next is None:
+                flow.client.next = p.ack
         suspicion = self._replied(flow, p) if p.length or p.proto == UDP else None
         if p.flags & FIN:
-            self._closed(flow)
+            if flow.server.next not in (None, (p.seq + p.length) & 0xFFFFFFFF):
+                flow.give_up(ALL)  # a reply may be in what was not seen yet
+            suspicion = self._closed(flow, p.now) or suspicion
+        elif p.proto == UDP and not flow.open:
+            self._drop(key)
         return suspicion
+
+    def _accepted(self, flow: Flow, p: Packet) -> None:
+        """A SYN-ACK."""
+        if flow.syn is not None and not flow.twice:
+            self._round_trip.add(p.now - flow.syn[1])
+        flow.syn = None
+        flow.give_up("syn")
+        self._frames.pop((*flow.key, "syn"), None)
+        flow.server.next = (p.seq + 1) & 0xFFFFFFFF
 
     def _replied(self, flow: Flow, p: Packet) -> Suspicion | None:
         flow.heard = p.now
-        self._frames.pop(flow.key, None)
-        if p.proto == UDP:
-            new, missing = p.payload, p.length - len(p.payload)
-        else:
-            new, missing, hole, repeated = flow.server.take(p.seq, p.payload, p.length)
-            if repeated:
+        new, missing = p.payload, p.length - len(p.payload)
+        if p.proto == TCP:
+            segment = flow.server.take(p.seq, p.payload, p.length)
+            if segment.repeated or segment.late:
                 return None
-            if hole:
+            new, missing = segment.new, segment.missing
+            if segment.hole:  # replies may have been in it
                 flow.dialect.gap(from_client=False)
+                flow.answer([UNREADABLE])
         suspicion = None
         for request, error in flow.answer(flow.dialect.reply(new, missing)):
+            self._frames.pop((*flow.key, request.key), None)
             self._replies += 1
-            self._errors.append(error)
+            self._errors.add(error)
             if error:
-                suspicion = self._error(p.now)
+                suspicion = self._error(p.now) or suspicion
             else:
                 self._gaps.setdefault(request.operation, Gaps()).add(p.now - request.asked)
         return suspicion
 
     def _reset(self, flow: Flow | None, p: Packet, *, withheld: bool) -> Suspicion | None:
         """A RST that answers a SYN is a refusal; any other one ends the connection and its requests."""
+        if flow is None and withheld and self._nat and p.flags & ACK:
+            syns = (f for f in reversed(self._flows.values()) if f.syn is not None)
+            flow = next((f for f in syns if f.syn and p.ack == (f.syn[0] + 1) & 0xFFFFFFFF), None)
         if flow is None:
-            if withheld and self._nat and any(f.syn for f in self._flows.values()):
-                return self._raise(Detector.REFUSED, p.now, "connection refused")
             return None
-        if flow.syn is not None and p.flags & ACK and p.ack == (flow.syn[0] + 1) & 0xFFFFFFFF:
-            return self._raise(Detector.REFUSED, p.now, "connection refused")
-        if not withheld and flow.syn is None:
-            cut = [request for request in flow.open.values() if request.key != "syn"]
+        if flow.syn is not None:
+            if not p.flags & ACK or p.ack != (flow.syn[0] + 1) & 0xFFFFFFFF:
+                return None
+            asked = flow.syn[1]
+            if not withheld:  # the client knows
+                self._failed(flow)
+            return self._raise(Detector.REFUSED, p.now, "connection refused", asked)
+        if withheld:
+            return None  # it will be seen once more, on its way to the client
+        if flow.client_done:
+            flow.give_up(ALL)
+        return self._failed(flow, p.now, "reset")
+
+    def _closed(self, flow: Flow, now: float) -> Suspicion | None:
+        """The server closed in order. To a client that waits and did not close itself that is a failure."""
+        for request in list(flow.open.values()):
+            if flow.client_done or request.operation in _OPAQUE:
+                flow.give_up(request.key)
+        suspicion = self._failed(flow, now, "closed") if flow.open else None
+        if flow.client_done:
             self._drop(flow.key)
-            if cut:
-                return self._raise(Detector.UNANSWERED_REQUEST, p.now, f"reset with {len(cut)} requests open")
-        return None
+        return suspicion
+
+    def _failed(self, flow: Flow, now: float = 0.0, how: str = "") -> Suspicion | None:
+        """The connection is over; what was asked there was asked in vain."""
+        cut = list(flow.open.values())
+        for request in cut:
+            request.answered = False
+        flow.open.clear()
+        self._drop(flow.key)
+        if not how or not cut:
+            return None
+        return self._unanswered(cut[-1], now, f"connection {how} with {len(cut)} requests open")
 
     def _unreachable(self, p: Packet) -> Suspicion | None:
         about_service = (p.dst, p.dport) == (self._address, self._port) or (p.dst, p.dport) in self._servers
@@ -214,94 +289,115 @@ class Watch:
         flow = self._flows.get((p.src, p.sport))
         if flow is None or not flow.open:
             return None  # nobody asked: forged, or long ago
-        return self._raise(Detector.REFUSED, p.now, "ICMP unreachable")
+        return self._raise(Detector.REFUSED, p.now, "ICMP unreachable", next(iter(flow.open.values())).asked)
 
     # ------------------------------------------------------------ moments
 
     def deadline(self) -> float | None:
         """The next moment at which ``tick`` may have something to say."""
-        silence = None
-        if self._last_seen is not None:
-            silence = max(self._last_seen, self._raised.get(Detector.SILENCE, 0.0)) + self._silence()
+        silence = self._quiet.due(self._scales[Detector.SILENCE])
         first = self._heap[0][0] if self._heap else None
-        moments = [moment for moment in (first, silence) if moment is not None]
-        return min(moments) if moments else None
+        return min((moment for moment in (first, silence) if moment is not None), default=None)
 
     def tick(self, now: float) -> Suspicion | None:
         """Look at what is unanswered. Call it at ``deadline`` or later."""
+        youngest: Request | None = None
         suspicion = None
         while self._heap and self._heap[0][0] <= now:
-            _, number, key, request = heapq.heappop(self._heap)
+            _, _, key, request = heapq.heappop(self._heap)
             flow = self._flows.get(key)
-            if flow is None or flow.open.get(request.key) is not request:
+            is_open = flow is not None and flow.open.get(request.key) is request
+            if not is_open and not request.sent_on:
                 continue
-            since = max(request.asked, flow.heard)
-            due = since + self._wait(request, now)
+            age = now - request.asked
+            due = max(request.asked, flow.heard if flow is not None and is_open else 0.0) + self._wait(request, now)
             if due > now:
-                heapq.heappush(self._heap, (due, number, key, request))
+                self._push(due, key, request)
                 continue
-            if now - request.asked < RECENT:
-                heapq.heappush(self._heap, (now + AGAIN, number, key, request))
-            else:  # the client has given up long ago
-                flow.open.pop(request.key, None)
-            suspicion = self._overdue(request, now) or suspicion
+            if age < RECENT:
+                self._push(now + max(AGAIN, age / 4), key, request)
+            elif flow is not None and is_open:  # the client has given up long ago
+                del flow.open[request.key]
+                if not flow.open and self._proto == UDP:
+                    self._drop(key)
+            if request.key == "syn":
+                suspicion = self._mute(request, now) or suspicion
+            elif youngest is None or request.asked > youngest.asked:
+                youngest = request
+        if youngest is not None:
+            suspicion = self._unanswered(youngest, now) or suspicion
         return suspicion or self._silent(now)
 
-    def _overdue(self, request: Request, now: float) -> Suspicion | None:
-        if request.key == "syn":
-            if self._server_spoke >= request.asked:
-                return None  # the server speaks to others: a lost SYN, a flood, a full backlog that drains
-            return self._raise(Detector.UNANSWERED_SYN, now, f"connection unanswered for {now - request.asked:.2f} s")
+    def _mute(self, request: Request, now: float) -> Suspicion | None:
+        if self._server_spoke >= request.asked:
+            return None  # the server speaks to others: a lost SYN, a flood, a full backlog that drains
+        text = f"connection unanswered for {now - request.asked:.2f} s"
+        return self._raise(Detector.UNANSWERED_SYN, now, text, request.asked)
+
+    def _unanswered(self, request: Request, now: float, text: str = "") -> Suspicion | None:
+        """A request that has waited long enough, or in vain."""
+        if not self._ready(Detector.UNANSWERED_REQUEST, now):
+            return None  # before anything is counted: there may be thousands
+        if self._excused(request, now):
+            return None
         asked, answered = self.since(request.asked)
-        text = f"{asked - answered} of {asked} requests without reply for {now - request.asked:.2f} s"
+        text = text or f"{asked - answered} of {asked} requests without reply for {now - request.asked:.2f} s"
         return self._raise(Detector.UNANSWERED_REQUEST, now, text, request.asked)
 
+    def _excused(self, request: Request, now: float) -> bool:
+        """Whether nearly all of the same operation that were asked later are answered: one slow query, not a hang."""
+        answered = others = 0
+        wait = self._wait(request, now)
+        for other in reversed(self._recent):
+            if other.asked < request.asked or others >= _ENOUGH:
+                break
+            waits = other.answered is None and now - other.asked < wait
+            if other is not request and other.counts and other.operation == request.operation and not waits:
+                others += 1
+                answered += other.answered is True
+        return others > 0 and answered >= _NEARLY_ALL * others
+
     def _silent(self, now: float) -> Suspicion | None:
-        if self._last_seen is None:
+        due = self._quiet.due(self._scales[Detector.SILENCE])
+        if due is None or self._quiet.last is None or now < due:
             return None
-        quiet = now - max(self._last_seen, self._raised.get(Detector.SILENCE, 0.0))
-        if quiet < self._silence():
-            return None
-        return self._raise(Detector.SILENCE, now, f"no traffic for {now - self._last_seen:.0f} s")
+        self._quiet.looked()
+        return self._raise(Detector.SILENCE, now, f"no traffic for {now - self._quiet.last:.0f} s")
 
-    def _silence(self) -> float:
-        return max(SILENCE, SILENCE_GAPS * self._usual_gap) * self._scales[Detector.SILENCE].now(0.0)
-
-    def _retransmissions(self, now: float) -> Suspicion | None:
-        while self._repeats and self._repeats[0][0] < now - WINDOW:
-            self._repeats.popleft()
-        if len(self._repeats) < 2:
+    def _retransmissions(self, key: FlowKey, now: float) -> Suspicion | None:
+        if not self._ready(Detector.RETRANSMISSION, now):
             return None
-        flows = {key for _, key in self._repeats}
-        scale = self._scales[Detector.RETRANSMISSION].now(now)
-        mute = self._server_spoke < self._repeats[0][0] and len(self._repeats) > len(flows)
-        active = self._active(now) if len(flows) >= 2 * scale else 0
-        if mute or (active and len(flows) * 2 >= active):
-            text = f"{len(self._repeats)} retransmissions of {len(flows)} connections within {WINDOW} s"
-            return self._raise(Detector.RETRANSMISSION, now, text)
-        return None
+        stuck = len(self._stuck)
+        enough = stuck >= 2 * self._scales[Detector.RETRANSMISSION].now(now)
+        if self._stuck.twice_since(key, self._server_spoke):
+            text = "data sent three times and no packet from the server"
+        elif enough and 2 * stuck >= (active := self._active(now)):
+            text = f"{stuck} of {active} connections repeat data within {WINDOW} s"
+        else:
+            return None
+        return self._raise(Detector.RETRANSMISSION, now, text)
 
     def _active(self, now: float) -> int:
         """Connections whose client spoke within the window; the newest stand last."""
         count = 0
         for flow in reversed(self._flows.values()):
-            if flow.spoke < now - WINDOW:
-                break
-            count += 1
+            if flow.spoke is not None:
+                if flow.spoke < now - WINDOW:
+                    break
+                count += 1
         return count
 
     def _error(self, now: float) -> Suspicion | None:
-        errors = sum(self._errors)
-        share = errors / len(self._errors)
-        first = Detector.ERROR_SHARE not in self._raised
-        least = ERRORS_LEAST * self._scales[Detector.ERROR_SHARE].now(now)
-        if not first and (errors < least or share < ERROR_SHARE):
-            return None
-        return self._raise(Detector.ERROR_SHARE, now, f"{errors} of the last {len(self._errors)} replies are errors")
+        text = self._errors.suspicious(now, self._scales[Detector.ERROR_SHARE].now(now))
+        return None if text is None else self._raise(Detector.ERROR_SHARE, now, text)
+
+    def _ready(self, detector: Detector, now: float) -> bool:
+        """Whether this detector may speak again."""
+        pause = AGAIN * (self._scales[detector].now(now) if detector is not Detector.REFUSED else 1.0)
+        return now - self._raised.get(detector, -_NEVER) >= pause
 
     def _raise(self, detector: Detector, now: float, text: str, since: float | None = None) -> Suspicion | None:
-        pause = AGAIN * (self._scales[detector].now(now) if detector is not Detector.REFUSED else 1.0)
-        if now - self._raised.get(detector, -_NEVER) < pause:
+        if not self._ready(detector, now):
             return None
         self._raised[detector] = now
         return Suspicion(self._name, detector, now, text, since)
@@ -321,14 +417,18 @@ class Watch:
         self._scales[detector].double(now)
 
     def flipped(self, now: float) -> None:
-        """Another server answers now: what was unanswered is not its fault."""
-        for flow in self._flows.values():
-            flow.open.clear()
+        """Another server answers now: what was unanswered is not its fault, and open connections are not its own."""
         self._elsewhere.clear()
+        if self._proto == TCP:
+            for key, flow in self._flows.items():
+                if flow.syn is None:
+                    self._elsewhere[key] = -1
+        self._flows.clear()
+        self._frames.clear()
         self._heap.clear()
         self._recent.clear()
-        self._errors.clear()
-        self._repeats.clear()
+        self._errors = Errors()
+        self._stuck.clear()
         self._raised.clear()
         self._server_spoke = now
         for detector in self._scales:
@@ -337,13 +437,19 @@ class Watch:
     def lost(self, now: float, drops: int) -> None:
         """The capture dropped packets: replies may have been among them, so nothing open is evidence."""
         self._drops += drops
+        self.lost_at = now
+        for *_, request in self._heap:
+            request.counts = request.counts and request.answered is True
         for flow in self._flows.values():
-            flow.open.clear()
+            flow.give_up(ALL)
+            flow.syn = None
             flow.dialect.gap(from_client=True)
             flow.dialect.gap(from_client=False)
-            flow.client.next = flow.server.next = None
+            flow.client.forget()
+            flow.server.forget()
         self._heap.clear()
-        self._repeats.clear()
+        self._frames.clear()
+        self._stuck.clear()
         self._server_spoke = now
 
     def since(self, at: float) -> tuple[int, int]:
@@ -359,26 +465,35 @@ class Watch:
 
     def unanswered(self, now: float) -> Iterator[tuple[bytes, Packet]]:
         """Captured first packets that nobody answered yet, oldest first: what can be sent on for their clients."""
-        for key, (frame, p) in list(self._frames.items()):
-            flow = self._flows.get(key)
-            if now - p.now > REPLAY_AGE or flow is None or (p.proto == TCP and flow.syn is None):
-                del self._frames[key]
+        for whose, (frame, p) in list(self._frames.items()):
+            flow = self._flows.get((p.src, p.sport))
+            if now - p.now > REPLAY_AGE or flow is None or whose[2] not in flow.open:
+                del self._frames[whose]
                 continue
             yield frame, p
 
     def first_packet(self, client: bytes, port: int) -> tuple[bytes, Packet] | None:
         """The captured first packet of a client's connection, while nobody answered it."""
         flow = self._flows.get((client, port))
-        return self._frames.get((client, port)) if flow is not None and flow.syn is not None else None
+        return self._frames.get((client, port, "syn")) if flow is not None and flow.syn is not None else None
 
     def sent_on(self, p: Packet) -> None:
-        """A first packet was sent to the other server: what comes of it says nothing about this one."""
+        """A first packet was sent to the other server: what comes of it says nothing about this one any more.
+
+        That this one did not answer remains: else a service whose every client is rescued would never be suspected.
+        """
         key = (p.src, p.sport)
+        flow = self._flows.get(key)
+        if flow is not None:
+            for request in flow.open.values():
+                request.answered, request.sent_on = False, True
+                self._frames.pop((*key, request.key), None)
+            flow.open.clear()
         self._drop(key)
-        if p.proto == TCP:
-            self._elsewhere[key] = p.seq
-            if len(self._elsewhere) > MAX_FLOWS:
-                self._elsewhere.popitem(last=False)
+        self._elsewhere[key] = p.seq if p.proto == TCP else p.now
+        self._elsewhere.move_to_end(key)
+        if len(self._elsewhere) > MAX_FLOWS:
+            self._elsewhere.popitem(last=False)
 
     def stats(self, now: float) -> TrafficStats:
         """Numbers for ``check_failover_traffic``."""
@@ -394,7 +509,7 @@ class Watch:
             oldest_unanswered=round(now - waiting[0].asked, 3) if waiting else 0.0,
             p50=max(p50) if p50 else None,
             p99=max(p99) if p99 else None,
-            error_share=sum(self._errors) / len(self._errors) if self._errors else 0.0,
+            error_share=self._errors.share,
             requests=self._requests,
             replies=self._replies,
             rescued=self.rescued,
@@ -416,35 +531,22 @@ class Watch:
         flow = self._flows.get(key)
         if flow is None:
             if len(self._flows) >= MAX_FLOWS:
-                old, _ = self._flows.popitem(last=False)
-                self._frames.pop(old, None)
+                self._drop(next(iter(self._flows)))
             flow = self._flows[key] = Flow(key, self._dialect())
         else:
             self._flows.move_to_end(key)
         return flow
 
-    def _keep(self, key: FlowKey, frame: bytes, p: Packet) -> None:
-        self._frames[key] = (frame, p)
-        if len(self._frames) > MAX_FLOWS // 4:
+    def _keep(self, whose: tuple[bytes, int, object], frame: bytes, p: Packet) -> None:
+        self._frames[whose] = (frame, p)
+        if len(self._frames) > MAX_FRAMES:
             self._frames.popitem(last=False)
 
     def _drop(self, key: FlowKey) -> None:
-        self._frames.pop(key, None)
+        """Forget a flow; what is open there was given up: neither asked nor answered."""
+        self._stuck.moves(key)
         flow = self._flows.pop(key, None)
         if flow is not None:
-            for request in flow.open.values():  # the client gave up: neither asked nor answered
+            for request in flow.open.values():
                 request.counts = False
-
-    def _closed(self, flow: Flow) -> None:
-        """The server closed in order: an answer to whatever was open, unless it was a request."""
-        if not flow.open:
-            return
-        for request in flow.open.values():
-            request.answered = False
-        flow.open.clear()
-
-    def _seen(self, now: float) -> None:
-        if self._last_seen is not None and now > self._last_seen:
-            gap = now - self._last_seen
-            self._usual_gap = gap if not self._usual_gap else 0.95 * self._usual_gap + 0.05 * gap
-        self._last_seen = now
+                self._frames.pop((*key, request.key), None)

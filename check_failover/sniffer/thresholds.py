@@ -13,6 +13,10 @@ _RING = 512
 _REFRESH = 32  # replies between two sorts
 _DECAY = 120.0  # seconds in which a doubled threshold halves again
 _MAX_SCALE = 64.0
+ERRORS, ERROR_SHARE, MAX_ERROR_SHARE, ERRORS_LEAST = 100, 0.2, 0.9, 5
+FIRST_AGAIN = 60.0  # seconds until a single error is "the first one" again
+SILENCE, SILENCE_GAPS = 60.0, 10.0  # seconds, usual gaps
+_BURST = 1.0  # seconds: shorter gaps are part of one conversation
 
 
 class Gaps:
@@ -28,10 +32,10 @@ class Gaps:
     def add(self, seconds: float) -> None:
         self._ring.append(seconds)
         self.count += 1
-        if self.count % _REFRESH == 0 or self.count in (1, 8):
+        if self.count % _REFRESH == 0 or self.count in (1, 8, KNOWN):
             ordered = sorted(self._ring)
-            self._p50 = ordered[len(ordered) // 2]
-            self._p99 = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+            self._p50 = ordered[(len(ordered) - 1) // 2]
+            self._p99 = ordered[(len(ordered) * 99 - 1) // 100]  # nearest rank: of 100, the second largest
 
     @property
     def p50(self) -> float | None:
@@ -44,7 +48,7 @@ class Gaps:
     def wait(self) -> float:
         """Seconds without a reply that are suspicious: max(100 ms, 4 * p99), 300 ms until 100 replies are known."""
         if self.count < KNOWN:
-            return max(UNKNOWN_WAIT, 4 * self._p99)
+            return UNKNOWN_WAIT  # the largest of a few says nothing: one slow reply must not make us deaf
         return max(MIN_WAIT, 4 * self._p99)
 
 
@@ -87,3 +91,60 @@ class Scale:
         if self._value == 1.0:
             return 1.0
         return max(1.0, self._value * float(0.5 ** (max(0.0, now - self._at) / _DECAY)))
+
+
+class Errors:
+    """The last 100 replies: the first error is worth a look, a fifth of them a suspicion."""
+
+    __slots__ = ("_asked_at", "_last", "_sum")
+
+    def __init__(self) -> None:
+        self._last: deque[bool] = deque(maxlen=ERRORS)
+        self._sum = 0
+        self._asked_at = float("-inf")  # of the last look at a first error
+
+    def add(self, error: bool) -> None:
+        if len(self._last) == ERRORS:
+            self._sum -= self._last[0]
+        self._last.append(error)
+        self._sum += error
+
+    def suspicious(self, now: float, scale: float) -> str | None:
+        """What is wrong, after an error; None: nothing yet."""
+        text = f"{self._sum} of the last {len(self._last)} replies are errors"
+        if self._sum == 1 and now - self._asked_at >= FIRST_AGAIN * scale:
+            self._asked_at = now
+            return text
+        most = min(MAX_ERROR_SHARE, ERROR_SHARE * scale)
+        return text if self._sum >= ERRORS_LEAST and self.share >= most else None
+
+    @property
+    def share(self) -> float:
+        return self._sum / len(self._last) if self._last else 0.0
+
+
+class Quiet:
+    """Silence with no demand: one look after max(60 s, 10 * the usual gap), and then none before the next packet."""
+
+    __slots__ = ("_looked", "_usual", "last")
+
+    def __init__(self) -> None:
+        self.last: float | None = None  # when anybody last said anything
+        self._usual = 0.0
+        self._looked = False
+
+    def heard(self, now: float) -> None:
+        gap = 0.0 if self.last is None else min(now - self.last, 4 * max(self._usual, SILENCE / SILENCE_GAPS))
+        if gap >= _BURST:  # one long night does not make gaps usual, many of a kind do
+            self._usual = gap if not self._usual else 0.95 * self._usual + 0.05 * gap
+        self.last = now
+        self._looked = False
+
+    def due(self, scale: Scale) -> float | None:
+        """When to look."""
+        if self.last is None or self._looked:
+            return None
+        return self.last + max(SILENCE, SILENCE_GAPS * self._usual) * scale.now(self.last)
+
+    def looked(self) -> None:
+        self._looked = True

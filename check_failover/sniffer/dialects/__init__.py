@@ -2,7 +2,7 @@
 
 A dialect is a class made anew for each connection (or once for all datagrams of a client's port)::
 
-    request(data, missing) -> [(key, operation), ...]     what the client asked; key None: nothing to wait for
+    request(data, missing) -> [(key, operation), ...]     what the client asked, or gave up (operation GIVEN_UP)
     reply(data, missing)   -> [Reply, ...]                 what the server answered
     gap(from_client)                                       bytes were lost: find the next message's beginning
 
@@ -19,7 +19,10 @@ from check_failover.model import Service
 
 
 class Reply(NamedTuple):
-    """``key`` names the request (or ANY, ALL); ``final``: nothing more follows; ``error``: the server is sick."""
+    """``key`` names the request (or ANY, ALL); ``final``: nothing more follows; ``error``: the server is sick.
+
+    ALL and not final: the server is talking and nobody can tell about what, so whatever is open is no evidence.
+    """
 
     key: Hashable
     final: bool
@@ -27,7 +30,9 @@ class Reply(NamedTuple):
 
 
 ANY = "any"  # the oldest open request, whichever
-ALL = "all"  # every open request: the server is talking and nobody can tell about what
+ALL = "all"  # every open request
+GIVEN_UP = "given up"  # an operation: the client waits no longer for this key (or ALL)
+UNREADABLE = Reply(ALL, False, False)
 
 
 class Dialect(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from check_failover.sniffer.dialects import ALL, Reply
+from check_failover.sniffer.dialects import UNREADABLE, Reply
 from check_failover.sniffer.dialects.stream import NotAMessageError, Stream
 
 SICK = frozenset({2, 5})  # SERVFAIL, REFUSED (RFC 1035, 4.1.1)
@@ -34,8 +34,8 @@ class Dns:
     def reply(self, data: bytes, missing: int) -> list[Reply]:
         messages = self._datagram(data) if self._udp else self._server.feed(data, missing)
         found = [Reply(number, True, code in SICK) for number, response, code in messages if response]
-        if missing and not self._udp and not self._server.synced:
-            found.append(Reply(ALL, True, False))
+        if not self._udp and self._server.astray:
+            found.append(UNREADABLE)
         return found
 
     def gap(self, from_client: bool) -> None:
@@ -50,7 +50,7 @@ def _message(data: bytes) -> Message:
     return (data[0] << 8) | data[1], bool(data[2] & 0x80), data[3] & 15
 
 
-def _framed(data: bytes) -> tuple[int, Message] | None:
+def _framed(data: bytes, _last: bool) -> tuple[int, Message] | None:
     if len(data) < 2 + 4:
         return None
     length = (data[0] << 8) | data[1]

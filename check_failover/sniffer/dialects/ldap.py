@@ -1,15 +1,16 @@
 """LDAP: requests and replies by messageID (RFC 4511, 4.1.1). Pure.
 
-Waited for: bind, search, modify, add, delete, modify DN, compare, extended. Not waited for: unbind and abandon have no
-reply (4.3, 4.11); a persistent search and syncrepl's refreshAndPersist never end, and their first entry may be long in
-coming (draft-ietf-ldapext-psearch, RFC 4533). After a successful StartTLS the rest is encrypted.
+Waited for: bind, search, modify, add, delete, modify DN, compare, extended. Not waited for: unbind and abandon, which
+have no reply and end the waiting for others (4.3, 4.11); a persistent search and syncrepl's refreshAndPersist, which
+never end and whose first entry may be long in coming (draft-ietf-ldapext-psearch, RFC 4533). After a successful
+StartTLS the rest is encrypted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
-from check_failover.sniffer.dialects import ALL, Reply
+from check_failover.sniffer.dialects import ALL, GIVEN_UP, UNREADABLE, Reply
 from check_failover.sniffer.dialects.stream import NotAMessageError, Stream
 
 OPERATIONS = {
@@ -22,7 +23,8 @@ OPERATIONS = {
     0x6E: "compare",
     0x77: "extended",
 }
-_SILENT = frozenset({0x42, 0x50})  # unbind, abandon
+_UNBIND, _ABANDON, _SEARCH, _EXTENDED = 0x42, 0x50, 0x63, 0x77
+_SILENT = frozenset({_UNBIND, _ABANDON})
 _FINAL = frozenset({0x61, 0x65, 0x67, 0x69, 0x6B, 0x6D, 0x6F, 0x78})
 _PARTIAL = frozenset({0x64, 0x73, 0x79})  # entry, reference, intermediate
 SICK = frozenset({51, 52, 53, 80})  # busy, unavailable, unwillingToPerform, other (RFC 4511, 4.1.9)
@@ -30,21 +32,21 @@ _START_TLS = b"1.3.6.1.4.1.1466.20037"
 _PERSISTENT = (b"2.16.840.1.113730.3.4.3", b"1.3.6.1.4.1.4203.1.9.1.1")  # psearch, Sync Request control
 _REFRESH_AND_PERSIST = b"\x0a\x01\x03"
 
-Message = tuple[int, int, int, bool]  # id, operation tag, result code or -1, the request is StartTLS
-_NOTHING = 0x7FFFFFFF
+Message = tuple[int, int, int, bool]  # id, tag, (result code | abandoned id | -1), request: StartTLS or never ends
+_MAX_ID = 0x7FFFFFFF  # maxInt (RFC 4511, 4.1.1)
+_MAX_LENGTH = 1 << 26  # bytes: a longer "message" is none
 
 
 class Ldap:
     """One connection. See ``dialects``."""
 
-    __slots__ = ("_client", "_endless", "_server", "_tls", "encrypted")
+    __slots__ = ("_client", "_server", "_tls", "encrypted")
 
     def __init__(self) -> None:
         self.encrypted = False
         self._client: Stream[Message] = Stream(message)
         self._server: Stream[Message] = Stream(message)
         self._tls: int | None = None
-        self._endless: set[int] = set()
 
     def request(self, data: bytes, missing: int) -> list[tuple[Hashable, str]]:
         if self.encrypted:
@@ -53,15 +55,15 @@ class Ldap:
             self.encrypted = True
             return [("bytes", "encrypted")]
         found: list[tuple[Hashable, str]] = []
-        for number, tag, _code, starts_tls in self._client.feed(data, missing):
-            if tag not in OPERATIONS:
-                continue
-            if starts_tls:
+        for number, tag, abandoned, special in self._client.feed(data, missing):
+            if tag == _UNBIND:
+                found.append((ALL, GIVEN_UP))
+            elif tag == _ABANDON:
+                found.append((abandoned, GIVEN_UP))
+            elif tag in OPERATIONS and not (tag == _SEARCH and special):
+                found.append((number, OPERATIONS[tag]))
+            if tag == _EXTENDED and special:
                 self._tls = number
-            if tag == 0x63 and _persistent(data):
-                self._endless.add(number)
-                continue
-            found.append((number, OPERATIONS[tag]))
         return found
 
     def reply(self, data: bytes, missing: int) -> list[Reply]:
@@ -75,22 +77,19 @@ class Ldap:
                 found.append(Reply(number, True, code in SICK))
             elif tag in _PARTIAL:
                 found.append(Reply(number, False, False))
-        if missing and not self._server.synced:
-            found.append(Reply(ALL, True, False))  # an answer may have been in what was not captured
+        if self._server.astray:
+            found.append(UNREADABLE)  # an answer may have been in it
         return found
 
     def gap(self, from_client: bool) -> None:
         (self._client if from_client else self._server).gap()
 
 
-def _persistent(data: bytes) -> bool:
-    if _PERSISTENT[0] in data:
-        return True
-    return _PERSISTENT[1] in data and _REFRESH_AND_PERSIST in data
+def message(data: bytes, last: bool) -> tuple[int, Message] | None:
+    """LDAPMessage ::= SEQUENCE { messageID INTEGER, protocolOp CHOICE, ... }: its length and its beginning.
 
-
-def message(data: bytes) -> tuple[int, Message] | None:
-    """LDAPMessage ::= SEQUENCE { messageID INTEGER, protocolOp CHOICE, ... }: its length and its beginning."""
+    Of a search the whole message is wanted, because the controls that make it endless stand at its end.
+    """
     if data[0] != 0x30:
         raise NotAMessageError
     outer = _length(data, 1)
@@ -98,6 +97,8 @@ def message(data: bytes) -> tuple[int, Message] | None:
         return None
     length, at = outer
     total = at + length
+    if length > _MAX_LENGTH:
+        raise NotAMessageError
     if len(data) < at + 3:
         return None
     if data[at] != 0x02 or not 1 <= data[at + 1] <= 5:
@@ -107,19 +108,30 @@ def message(data: bytes) -> tuple[int, Message] | None:
         return None
     number = int.from_bytes(data[at + 2 : after], "big")
     tag = data[after]
-    if number > _NOTHING or not (tag in OPERATIONS or tag in _SILENT or tag in _FINAL or tag in _PARTIAL):
+    if number > _MAX_ID or not (tag in OPERATIONS or tag in _SILENT or tag in _FINAL or tag in _PARTIAL):
         raise NotAMessageError
+    if tag in (_SEARCH, _EXTENDED, _ABANDON) and len(data) < total and not last:
+        return None
+    body = data[after:total]
+    if tag in (_SEARCH, _EXTENDED):
+        return total, (number, tag, -1, _special(tag, body))
+    if tag == _ABANDON:  # primitive: tag, length, the id
+        return total, (number, tag, int.from_bytes(body[2:7], "big"), False)
     code = -1
-    starts_tls = False
     if tag in _FINAL:
         inner = _length(data, after + 1)
         if inner is None or len(data) < inner[1] + 3:
             return None
         if data[inner[1]] == 0x0A and data[inner[1] + 1] == 1:
             code = data[inner[1] + 2]
-    elif tag == 0x77:
-        starts_tls = _START_TLS in data[after : after + 40]
-    return total, (number, tag, code, starts_tls)
+    return total, (number, tag, code, False)
+
+
+def _special(tag: int, body: bytes) -> bool:
+    """Whether a search never ends, or an extended request is StartTLS."""
+    if tag == _EXTENDED:
+        return _START_TLS in body[:40]
+    return _PERSISTENT[0] in body or (_PERSISTENT[1] in body and _REFRESH_AND_PERSIST in body)
 
 
 def _length(data: bytes, at: int) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-ENOUGH = 64  # bytes of a message's beginning that every header parser is content with
+ENOUGH = 1024  # bytes of a message's beginning that are waited for, at most
 
 
 class NotAMessageError(Exception):
@@ -17,18 +17,24 @@ class NotAMessageError(Exception):
 class Stream(Generic[T]):
     """One direction of a connection.
 
-    ``header(data)`` gives (length of the whole message, what it is), or None when it needs more bytes; it raises
-    NotAMessageError for nonsense. Only the beginning of a message is looked at, the rest is counted and skipped, so
-    short captures lose nothing. Out of step (``synced`` False) the next segment must begin with a message.
+    ``header(data, last)`` gives (length of the whole message, what it is), or None when it needs more bytes; ``last``
+    says that there will be none. It raises NotAMessageError for nonsense. Only the beginning of a message is looked
+    at, the rest is counted and skipped, so short captures lose nothing. Out of step (``synced`` False) the next segment
+    must begin with a message.
     """
 
     __slots__ = ("_buffer", "_header", "_skip", "synced")
 
-    def __init__(self, header: Callable[[bytes], tuple[int, T] | None]) -> None:
+    def __init__(self, header: Callable[[bytes, bool], tuple[int, T] | None]) -> None:
         self._header = header
         self._buffer = b""
         self._skip = 0
         self.synced = False
+
+    @property
+    def astray(self) -> bool:
+        """Bytes are coming and nobody can tell what they are."""
+        return not self.synced and not self._buffer
 
     def gap(self) -> None:
         """Bytes were lost."""
@@ -44,28 +50,25 @@ class Stream(Generic[T]):
         data = self._buffer + data
         self._buffer = b""
         while data:
+            last = missing > 0 or len(data) >= ENOUGH
             try:
-                message = self._header(data)
+                message = self._header(data, last)
             except NotAMessageError:
                 self.gap()
                 return found
             if message is None:
-                if len(data) >= ENOUGH or missing:
+                if last:
                     self.gap()
-                else:
-                    self._buffer = data
+                    return found
+                self._buffer = data
                 break
             length, what = message
             found.append(what)
             self.synced = True
             self._skip = max(0, length - len(data))
             data = data[length:]
-        if missing:
-            self._after_missing(missing)
-        return found
-
-    def _after_missing(self, missing: int) -> None:
-        if self._buffer or missing > self._skip:
+        if missing > self._skip:
             self.gap()  # a message may have begun in what was not captured
         else:
             self._skip -= missing
+        return found

@@ -1,0 +1,174 @@
+"""Random and mutated frames against the parser, the dialects and the watch: nothing may raise, nothing may grow.
+
+``python -m tests.fuzz.packets N`` runs N mutations (0: for ever), guided by coverage where atheris is installed.
+The unit tests run a bounded number of the same. A frame that breaks something is printed as hex.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import struct
+import sys
+from collections.abc import Callable
+
+from check_failover.sniffer.packet import ACK, ETHERNET, FIN, LINUX_SLL, PSH, RAW_IP, RST, SYN, parse
+from check_failover.sniffer.suspicion import Watch
+from tests.unit import packets as made
+
+CLIENT = bytes([198, 51, 100, 7])
+SERVER = made.packed(made.ADDRESS)
+PAYLOADS = {
+    "ldap": (
+        *(made.bind(1), made.search(2), made.search(3, made.persistent_search()), made.abandon(4, 2), made.unbind(5)),
+        *(made.result(2), made.entry(2, 900), made.result(2, 51, 0x65, 4), made.extended(6, made.START_TLS)),
+    ),
+    "dns": (made.dns(7), made.dns(7, response=True), made.dns(8, response=True, code=2), made.framed(made.dns(9))),
+    "http": (
+        *(made.get(), made.get("/", "POST", body="x" * 50), made.http(), made.http(503), b"5\r\nabcde\r\n0\r\n\r\n"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    ),
+    "generic": (b"hello", b"\x16\x03\x01\x00\x05abcde", b"x" * 1400),
+}
+
+
+def tcp(source: bytes, sport: int, to: bytes, dport: int, flags: int, seq: int, ack: int, payload: bytes) -> bytes:
+    """A frame with IPv4 and TCP; checksums are not looked at."""
+    segment = struct.pack("!HHIIBBHHH", sport, dport, seq, ack, 0x50, flags, 64240, 0, 0) + payload
+    return _ethernet(_ipv4(6, source, to, segment))
+
+
+def udp(source: bytes, sport: int, to: bytes, dport: int, payload: bytes) -> bytes:
+    return _ethernet(_ipv4(17, source, to, struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload))
+
+
+def icmp(about: bytes) -> bytes:
+    """Destination unreachable about a frame's packet."""
+    return _ethernet(_ipv4(1, SERVER, CLIENT, struct.pack("!BBHI", 3, 3, 0, 0) + about[14:42]))
+
+
+def _ipv4(proto: int, source: bytes, to: bytes, body: bytes) -> bytes:
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, proto, 0) + source + to + body
+
+
+def _ethernet(packet: bytes) -> bytes:
+    return b"\2\0\0\0\0\1\2\0\0\0\0\2\x08\0" + packet
+
+
+class Target:
+    """Everything a frame meets, fed with one mutated frame after the other by one random generator."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.now = 1000.0
+        self.services = [
+            made.service("ldap"),
+            made.service("dns", port=53, protocol="udp"),
+            made.service("dns", port=54),
+            made.service("http", port=80),
+            made.service("tcp", port=25, source_nat="10.0.0.1"),
+            made.service("ldap", port=636, tls=True),
+        ]
+        self.watches = [Watch(service) for service in self.services]
+
+    def frame(self) -> bytes:
+        """A plausible frame of one of the services, in either direction, then perhaps mutilated."""
+        pick = self.random
+        service = pick.choice(self.services)
+        port = service.address.port
+        kind = service.check.type if service.check.type in PAYLOADS else "generic"
+        payload = pick.choice(PAYLOADS[kind]) if pick.random() < 0.8 else b""
+        client = CLIENT[:3] + bytes([pick.randrange(4)])
+        sport = 40000 + pick.randrange(200)
+        up = pick.random() < 0.5
+        ends = (client, sport, SERVER, port) if up else (SERVER, port, client, sport)
+        if service.protocol == "udp":
+            frame = udp(*ends, payload)
+        else:
+            flags = pick.choice((SYN, SYN | ACK, ACK, ACK | PSH, ACK | PSH, FIN | ACK, RST, RST | ACK))
+            frame = tcp(*ends, flags, pick.choice((0, 1, 101, 0xFFFFFFFF, pick.getrandbits(32))), 1, payload)
+        if pick.random() < 0.05:
+            frame = icmp(frame)
+        return self.mutilate(frame) if pick.random() < 0.7 else frame
+
+    def mutilate(self, frame: bytes) -> bytes:
+        pick = self.random
+        data = bytearray(frame)
+        for _ in range(pick.randrange(1, 5)):
+            at = pick.randrange(len(data)) if data else 0
+            action = pick.randrange(4)
+            if action == 0 and data:
+                data[at] = pick.randrange(256)
+            elif action == 1 and data:
+                data[at] ^= 1 << pick.randrange(8)
+            elif action == 2:
+                del data[at + pick.randrange(64) :]
+            else:
+                data[at:at] = pick.randbytes(pick.randrange(8))
+        return bytes(data)
+
+    def feed(self, frame: bytes) -> None:
+        """One frame through everything."""
+        self.now += 0.0005
+        packet = parse(frame, self.now, self.random.choice((ETHERNET, ETHERNET, ETHERNET, RAW_IP, LINUX_SLL)))
+        watch = self.random.choice(self.watches)
+        if packet is not None:  # mostly where it belongs, sometimes elsewhere
+            ports = (packet.sport, packet.dport)
+            mine = [
+                each for each, service in zip(self.watches, self.services, strict=True) if service.address.port in ports
+            ]
+            watch = mine[0] if mine else watch
+            watch.packet(packet, frame)
+        if self.random.random() < 0.05:
+            self.clock(watch)
+
+    def clock(self, watch: Watch) -> None:
+        """What the loop does besides: the moments, the rescue, faults of the capture, a flip."""
+        watch.tick(self.now)
+        waiting = list(watch.unanswered(self.now))
+        if waiting and self.random.random() < 0.3:
+            watch.sent_on(self.random.choice(waiting)[1])
+        chance = self.random.random()
+        if chance < 0.002:
+            watch.lost(self.now, 3)
+        elif chance < 0.004:
+            watch.flipped(self.now)
+        if chance < 0.1:
+            asked, answered = watch.since(self.now - 5)
+            assert 0 <= answered <= asked
+            watch.stats(self.now)
+
+
+def run(count: int, seed: int, each: Callable[[int, Target], None] = lambda _number, _target: None) -> Target:
+    """Mutate and feed ``count`` frames (0: for ever). Raises what breaks, with the frame in the message."""
+    target = Target(seed)
+    number = 0
+    while number < count or not count:
+        frame = target.frame()
+        try:
+            target.feed(frame)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, frame {number}: {frame.hex()}") from error
+        each(number, target)
+        number += 1
+    return target
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    try:
+        atheris = importlib.import_module("atheris")
+    except ImportError:
+        seed = random.randrange(1 << 32)
+        print(f"no atheris here: plain mutations, seed {seed}")
+        run(count, seed, lambda number, _: print(number) if number % 100_000 == 0 else None)
+        return
+    target = Target(0)
+    arguments = [sys.argv[0], *([f"-atheris_runs={count}"] if count else [])]
+    atheris.instrument_all()
+    atheris.Setup(arguments, target.feed)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
