@@ -70,7 +70,8 @@ class Steering:
         self._lock = threading.Lock()
         self._state: dict[str, ServiceState] = {}
         self._pending: dict[str, Order] = {}
-        self.problems: dict[str, str | None] = dict.fromkeys(self._services)
+        # service -> what is wrong -> the line that says it; each is cleared by what succeeds next of its kind
+        self._problems: dict[str, dict[str, str]] = {name: {} for name in self._services}
         self._last: dict[str, dict[str, Any]] = {}
         self._numbers = itertools.count(1)
 
@@ -84,7 +85,7 @@ class Steering:
                 try:
                     self._state[name] = load(self._directory, name) or ServiceState()
                 except StateError as error:
-                    self.problems[name] = str(error)
+                    self._problems[name]["state"] = str(error)
                     kept = self._redirect.current(service)
                     self._state[name] = ServiceState(kept or Target.PRIMARY)
                     log.error("%s", error)
@@ -96,14 +97,15 @@ class Steering:
         """Put right what another hand did to the kernel's rules; called every few seconds."""
         with self._lock:
             wrong = [n for n, s in self._services.items() if self._redirect.current(s) is not self._state[n].target]
-            if not wrong:
-                return
             try:
-                self._redirect.install(self.targets())
+                if wrong:
+                    self._redirect.install(self.targets())
             except RedirectError as error:
                 for name in wrong:
-                    self.problems[name] = str(error)
+                    self._problems[name]["kernel"] = str(error)
                 return
+            for problems in self._problems.values():
+                problems.pop("kernel", None)
             for name in wrong:
                 text = "the rule was changed or removed by another hand; restored"
                 log.warning("%s: %s", name, text)
@@ -151,13 +153,17 @@ class Steering:
             after = replace(before, target=old.other, since=time.time(), pending=None)
             save(self._directory, name, after)
             self._step("transaction")
-            self._redirect.set(service, old.other, drain=order.drain)
+            self._move(service, old.other, drain=order.drain)
         except (StateError, RedirectError) as error:
             self._redirect_quietly(lambda: save(self._directory, name, before))
-            self.problems[name] = str(error)
+            self._problems[name]["state" if isinstance(error, StateError) else "kernel"] = str(error)
             entry.update(reason="error", error=str(error), text=str(error), line=f"{name}: flip failed: {error}")
+            if order.verb == "fail-over" and not order.manual:  # the next evidence tries again
+                self._pending[name] = order
+                self._remember(name, pending="error")
             return
         self._state[name] = after
+        self._problems[name].pop("state", None)
         self._pending.pop(name, None)
         entry.update(to=str(old.other), flipped=True, line=f"{name}: {old} -> {old.other} ({decision.text})")
         self._step("forget")
@@ -180,6 +186,14 @@ class Steering:
         self._step("read back")
         self._read_back(service, entry)
 
+    def _move(self, service: Service, target: Target, *, drain: bool) -> None:
+        """One transaction; where another hand removed our rules, all of them anew. Raises RedirectError."""
+        try:
+            self._redirect.set(service, target, drain=drain)
+        except RedirectError as error:
+            log.warning("%s: %s: loading all rules anew", service.name, error)
+            self._redirect.install({**self.targets(), service.name: target})
+
     def _try(self, entry: dict[str, Any], what: str, repair: Callable[[], int]) -> None:
         """A repair that fails does not undo the flip; it is told."""
         try:
@@ -190,13 +204,11 @@ class Steering:
     def _read_back(self, service: Service, entry: dict[str, Any]) -> None:
         kernel = self._redirect.current(service)
         wanted = self._state[service.name].target
-        self.problems[service.name] = (
-            None
-            if kernel is wanted
-            else f"the kernel's rule says {kernel or 'nothing'}, not {wanted}: see nft list ruleset"
-        )
-        if self.problems[service.name]:
-            entry["error"] = self.problems[service.name]
+        if kernel is wanted:
+            self._problems[service.name].pop("kernel", None)
+            return
+        entry["error"] = f"the kernel's rule says {kernel or 'nothing'}, not {wanted}"
+        self._problems[service.name]["kernel"] = entry["error"]
 
     def _situation(self, order: Order) -> Situation:
         state = self._state[order.service.name]
@@ -270,7 +282,7 @@ class Steering:
         service, state = self._services[name], self._state[name]
         kernel = self._redirect.current(service)
         activity: dict[str, int] | None = None
-        problem = self.problems[name]
+        problem = next(iter(self._problems[name].values()), None)
         try:
             activity = asdict(self._redirect.activity(service))
         except RedirectError as error:
@@ -336,19 +348,21 @@ class Steering:
         self._step("journal")
         try:
             self._journal.write(entry)
+            self._problems[entry["service"]].pop("journal", None)
         except JournalError as error:
-            self.problems[entry["service"]] = str(error)
+            self._problems[entry["service"]]["journal"] = str(error)
             log.error("%s", error)
 
     def _save(self, name: str, state: ServiceState) -> None:
         save(self._directory, name, state)
         self._state[name] = state
+        self._problems[name].pop("state", None)
 
     def _remember(self, name: str, pending: str | None) -> None:
         try:
             self._save(name, replace(self._state[name], pending=pending))
         except StateError as error:
-            self.problems[name] = str(error)
+            self._problems[name]["state"] = str(error)
 
     def _redirect_quietly(self, act: Callable[[], None]) -> None:
         """For what is good to have and must not spoil the answer."""
