@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -164,3 +168,60 @@ def test_a_lost_record_does_not_lose_the_guard(syncing: Syncing) -> None:
     for spoil in (record.unlink, lambda: record.write_text('{"equal_at": ')):
         spoil()
         refused(syncing, syncing.sync(), Refusal.SHRUNK, "the source shrank to 10 of 30 files")
+
+
+# ---------------------------------------------------------------- a run that is started elsewhere
+
+
+@pytest.fixture
+def elsewhere(syncing: Syncing) -> Iterator[Syncing]:
+    """failover-sync on another machine than the controller, which it reaches by ssh (at the primary's address)."""
+    servers, root = syncing.servers, Path(__file__).parents[2]
+    controller = syncing.place / "controller.toml"
+    controller.write_text(syncing.config.read_text())
+    serve = f"cd {root} && echo $$ >{syncing.place}/home.pid && exec {sys.executable} -m check_failover.sync.run"
+    serve += f" --config {controller} --serve-home web"
+    gate = script(
+        syncing.place / "gate",
+        f'case $SSH_ORIGINAL_COMMAND in *failover-sync*) {serve} ;; esac\nexec /bin/sh -c "$SSH_ORIGINAL_COMMAND"',
+    )
+    key = (servers.place / "id.pub").read_text()
+    servers.disconnect()
+    servers.authorise(f'command="{gate}" {key}')
+    worker = syncing.place / "worker"
+    worker.mkdir()
+    syncing.configure(f'controller = "{servers.targets["primary"]}"', run=str(worker), state=str(worker))
+    try:
+        yield syncing
+    finally:
+        servers.disconnect()
+        servers.authorise(key)
+
+
+def test_the_controller_keeps_record_and_lock_wherever_the_run_is(elsewhere: Syncing) -> None:
+    """The record is the controller's, and so is the word about who serves."""
+    ok(elsewhere.sync())
+    assert contents(elsewhere.standby) == contents(elsewhere.primary)
+    assert elsewhere.state().equal_at is not None
+    assert not (elsewhere.place / "worker/sync/web.json").exists()
+    elsewhere.target = "standby"
+    refused(elsewhere, elsewhere.sync(), Refusal.TARGET_STANDBY, "the standby serves")
+    with (elsewhere.state_dir / "sync/web.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = elsewhere.sync()
+    assert (done.returncode, done.stdout) == (1, "WARNING: another run of this service is under way\n")
+
+
+def test_a_controller_that_goes_away_stops_the_run_before_the_switch(elsewhere: Syncing) -> None:
+    """Without it nobody can say who serves: the standby keeps its copy."""
+    ok(elsewhere.sync())
+    serving = elsewhere.standby.resolve()
+    fill(elsewhere.primary, {"new": "1"})
+    command = script(elsewhere.place / "lose", f"kill -KILL $(cat {elsewhere.place}/home.pid)")
+    text = elsewhere.config.read_text()
+    elsewhere.config.write_text(f'{text}verify = ["{command}"]\n')
+    done = elsewhere.sync()
+    assert done.returncode == 3, done.stdout
+    assert "controller (root@127.0.0.1): no answer" in done.stdout
+    assert elsewhere.standby.resolve() == serving
+    assert elsewhere.state().running is None
