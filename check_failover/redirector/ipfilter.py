@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
@@ -39,7 +39,7 @@ from check_failover.redirector.ipfilter_rules import (
     source_map,
     tag_of,
 )
-from check_failover.redirector.ipfilter_sessions import Meter, Session
+from check_failover.redirector.ipfilter_sessions import Listing, Meter, Session
 from check_failover.redirector.ipfilter_settings import Settings
 from check_failover.redirector.ipfilter_tool import Ipnat
 
@@ -64,27 +64,26 @@ class Ipfilter:
 
     def install(self, targets: Mapping[str, Target]) -> None:
         """Every service is brought as far as it can be; what one cannot have is told after the others have theirs."""
+        before = self._ipnat.read(verbose=True)
         self._targets = dict(targets)
         self._save()
-        there = self._ipnat.read().rules
         maps = [rule for name in targets for rule in self._maps(self._services[name])]
-        faults = [self._try_to_add(rule) for rule in _missing(maps, there)]
+        faults: list[str] = []
+        for rule in _missing(maps, before.rules):
+            with _told_later(faults):
+                self._ipnat.add(rule)
         for name, target in targets.items():
             service = self._services[name]
-            try:
-                self._add(service, target, there)
-                self._remove(service, target, there, purge=True)
-                if self._served(service, there) is not target:
-                    self._confirm(service, target)
-            except RedirectError as error:
-                faults.append(error)
-        try:
-            self._remove_left_over(there, maps)
-        except RedirectError as error:
-            faults.append(error)
-        texts = [str(fault) for fault in faults if fault]
-        if texts:
-            raise RedirectError("; ".join(dict.fromkeys(texts)))
+            self._targets[name] = self._served(service, before.rules) or target  # until it is done
+            with _told_later(faults):
+                self._add(service, target, before.rules)
+                self._finish(service, target, before, drain=False)
+                self._targets[name] = target
+        with _told_later(faults):
+            self._remove_left_over(before.rules, maps)
+        if faults:
+            self._save()
+            raise RedirectError("; ".join(dict.fromkeys(faults)))
 
     def current(self, service: Service) -> Target | None:
         try:
@@ -100,15 +99,11 @@ class Ipfilter:
         self._targets = were | {service.name: target}
         self._save()
         try:
-            self._remove(service, target, before.rules, purge=not drain)
-            self._confirm(service, target)
+            self._finish(service, target, before, drain=drain)
         except RedirectError:
-            if self.current(service) is not target:  # otherwise the tool failed after it had done its work
-                self._targets = were
-                self._take_back(service, target.other)
-                raise
-        old = service.server(target.other)
-        self._left[service.name] = [s for s in before.sessions if s.of(service) and s.server == old and not drain]
+            self._targets = were
+            self._take_back(service, target.other)
+            raise
 
     def withhold(self, service: Service, on: bool) -> None:
         """IPFilter cannot tell a refusal of a new connection from other RSTs: clients see it until the flip."""
@@ -146,7 +141,8 @@ class Ipfilter:
         return False
 
     def activity(self, service: Service) -> Activity:
-        """Packets as the NAT's session table counts them, added up since this program started."""
+        """Packets as the NAT's session table counts them, added up since this program started. All packets: the table
+        does not tell those that demand an answer."""
         with self._metering:
             sessions = self._ipnat.read(verbose=True).sessions
             for name, meter in self._meters.items():
@@ -189,12 +185,20 @@ class Ipfilter:
         for rule in _missing(self._redirects(service, target), there):
             self._ipnat.add(rule)
 
-    def _try_to_add(self, rule: Rule) -> RedirectError | None:
+    def _finish(self, service: Service, target: Target, before: Listing, *, drain: bool) -> None:
+        """The new rule is there: the old one goes, what the kernel does is read back, whose session went is noted."""
+        moved = self._served(service, before.rules) is not target
         try:
-            self._ipnat.add(rule)
-        except RedirectError as error:
-            return error
-        return None
+            self._remove(service, target, before.rules, purge=not drain)
+            if moved:
+                self._confirm(service, target)
+        except RedirectError:
+            if self.current(service) is not target:  # otherwise the tool failed after it had done its work
+                raise
+        if moved:
+            old = service.server(target.other)
+            gone = [one for one in before.sessions if one.of(service) and one.server == old]
+            self._left[service.name] = [] if drain else gone
 
     def _remove(self, service: Service, target: Target, there: Iterable[Rule], *, purge: bool) -> None:
         """Our redirects of that service that lead elsewhere, in the words in which the kernel printed them."""
@@ -204,7 +208,7 @@ class Ipfilter:
                 self._ipnat.remove(rule if self._settings.modern else self._as_added(service, rule), purge=purge)
 
     def _as_added(self, service: Service, rule: Rule) -> Rule:
-        """Version 4 prints what it does not take back; there, own rules are those that we would write."""
+        """Version 4 may not take back what it prints; there, own rules are those that we would write."""
         ours = (own for target in Target for own in self._redirects(service, target))
         return next((own for own in ours if same_line(own, rule)), rule)
 
@@ -253,6 +257,14 @@ class Ipfilter:
 
 
 _BY_HAND = "this version of IPFilter cannot remove single sessions; 'ipnat -F' frees them, and everybody else's too"
+
+
+@contextmanager
+def _told_later(faults: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except RedirectError as error:
+        faults.append(str(error))
 
 
 def _missing(wanted: Iterable[Rule], there: Iterable[Rule]) -> list[Rule]:

@@ -139,7 +139,7 @@ def test_recorded_current_and_activity(tmp_path: Path) -> None:
 
 def test_recorded_install_of_what_is_there_already(tmp_path: Path) -> None:
     """A restart with the right rule changes nothing in the kernel: one look is all."""
-    replay = Replay(tmp_path / "bin", [("-lR", "", recorded("list-l"))])
+    replay = Replay(tmp_path / "bin", [("-lvR", "", recorded("list-lv"))])
     _redirect(replay.path, tmp_path).install({"web": PRIMARY})
     assert replay.finished, replay.refused
 
@@ -165,7 +165,7 @@ def test_recorded_somebody_was_faster(tmp_path: Path) -> None:
 )
 def test_recorded_refusals(tmp_path: Path, answer: list[Any], text: str) -> None:
     """Told in one line with what to do; nothing further is tried. ``current`` knows nothing then."""
-    replay = Replay(tmp_path / "bin", [("-lvR", "", answer), ("-lR", "", answer), ("-lR", "", answer)])
+    replay = Replay(tmp_path / "bin", [("-lvR", "", answer), ("-lR", "", answer), ("-lvR", "", answer)])
     redirect = _redirect(replay.path, tmp_path)
     with pytest.raises(RedirectError) as caught:
         redirect.set(WEB, STANDBY)
@@ -293,7 +293,7 @@ def test_install_is_idempotent(kernel: Kernel, tmp_path: Path) -> None:
     redirect.install(targets)
     file, rules, calls = (tmp_path / "ipnat.rules").stat(), kernel.rules, len(kernel.history)
     _redirect(kernel.path, tmp_path, ALL).install(targets)
-    assert [entry["call"] for entry in kernel.history[calls:]] == ["-lR"]
+    assert [entry["call"] for entry in kernel.history[calls:]] == ["-lvR"]
     assert kernel.rules == rules
     assert (tmp_path / "ipnat.rules").stat().st_ino == file.st_ino
 
@@ -341,6 +341,40 @@ def test_one_service_that_cannot_have_its_rule_does_not_keep_others_from_theirs(
     with pytest.raises(RedirectError, match=r"^web: another rule"):
         redirect.install({"web": PRIMARY, "far": STANDBY, "web-six": STANDBY})
     assert [redirect.current(service) for service in (WEB, FAR, SIX)] == [None, STANDBY, STANDBY]
+
+
+def test_somebody_else_removes_what_install_was_about_to(kernel: Kernel, tmp_path: Path) -> None:
+    """A left-over that is gone already, or a right rule that is there already, is no fault."""
+    kernel.rules = [*SITE, OLD, NEW_LISTED]
+    redirect = _redirect(kernel.path, tmp_path)
+    kernel.fault("-r -p -f -", "lose", word=NEW_LISTED)
+    redirect.install({"web": PRIMARY})
+    assert [rule for rule in kernel.rules if rule not in SITE] == [OLD]
+
+
+@pytest.mark.parametrize("call", ["-f -", "-r -p -f -"])
+def test_an_install_that_fails_says_in_the_file_what_the_kernel_does(call: str, kernel: Kernel, tmp_path: Path) -> None:
+    """The services that could be moved are in it with the new target, the one that could not with the old one."""
+    redirect = _redirect(kernel.path, tmp_path, (WEB, FAR))
+    redirect.install({"web": PRIMARY, "far": PRIMARY})
+    kernel.fault(call, "say", exit=1, err="60006:1:ioctl: need write permissions to change NAT rules\n")
+    with pytest.raises(RedirectError, match="read-only for us"):
+        redirect.install({"web": STANDBY, "far": STANDBY})
+    text = (tmp_path / "ipnat.rules").read_text()
+    assert (text.count("cfo.web\n"), text.count("port 8080 tcp tag cfo.web\n")) == (1, 1)
+    assert text.count("port 8081 tcp tag cfo.far\n") == 1
+    assert (redirect.current(WEB), redirect.current(FAR)) == (PRIMARY, STANDBY)
+
+
+def test_a_flip_by_install_frees_clients_too(kernel: Kernel, tmp_path: Path, poked: list[Any]) -> None:
+    """What is tried again after a failed flip does the same repair."""
+    redirect = _redirect(kernel.path, tmp_path)
+    redirect.install({"web": PRIMARY})
+    kernel.connect(WEB, "192.0.2.7", 1001)
+    kernel.connect(WEB, "192.0.2.7", 1002, answered=0)
+    redirect.install({"web": STANDBY})
+    assert (redirect.forget_unanswered(WEB, PRIMARY), redirect.free_stranded(WEB, PRIMARY)) == (1, 1)
+    assert kernel.sessions == []
 
 
 # ---------------------------------------------------------------- version 4
@@ -486,6 +520,25 @@ def test_the_file_at_boot_has_what_the_kernel_has(kernel: Kernel, tmp_path: Path
         subprocess.run([booted.path, "-f", "-"], input=line + "\n", text=True, check=True)
     assert sorted(booted.rules) == sorted(rule for rule in kernel.rules if rule not in SITE)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_file_at_boot_is_on_the_disk_before_it_has_its_name(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new file is flushed while the old one still has the name, then the directory; then the old rule goes."""
+    flushed: list[tuple[int, bool, bool]] = []
+    file = tmp_path / "ipnat.rules"
+    redirect = _redirect(kernel.path, tmp_path)
+    redirect.install({"web": PRIMARY})
+    really = os.fsync
+
+    def fsync(handle: int) -> None:
+        flushed.append((os.fstat(handle).st_ino, "10.0.0.2" in file.read_text(), OLD in kernel.rules))
+        really(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    redirect.set(WEB, STANDBY)
+    assert flushed == [(file.stat().st_ino, False, True), (tmp_path.stat().st_ino, True, True)]
 
 
 def test_damaged_marks_are_never_guessed_at(kernel: Kernel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

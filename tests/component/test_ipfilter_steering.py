@@ -113,7 +113,7 @@ def test_another_hand_is_noticed_and_put_right(
 def test_a_failed_flip_leaves_all_as_it_was(kernel: Kernel, tmp_path: Path, events: list[dict[str, Any]]) -> None:
     """Kernel, state and file at boot agree on the primary; the error is told; the next order succeeds."""
     steering = _start(kernel, tmp_path, events)
-    kernel.fault("-r -p -f -", "say", exit=1, err="/dev/ipnat: open: Permission denied\n")
+    kernel.fault("-r -p -f -", "say", exit=1, err="/dev/ipnat: open: Permission denied\n", always=True)
     entry = steering.order(OVER)
     assert entry["flipped"] is False
     assert "no permission on the device" in entry["error"]
@@ -122,7 +122,20 @@ def test_a_failed_flip_leaves_all_as_it_was(kernel: Kernel, tmp_path: Path, even
     assert "10.0.0.2" not in (tmp_path / "ipnat.rules").read_text()
     steering.heal()
     assert serving(kernel.rules, WEB) == OLD
+    kernel.heal()
     assert steering.order(OVER)["flipped"] is True
+    assert _ours(kernel) == [NEW]
+
+
+def test_a_flip_that_fails_once_is_made_all_the_same(
+    kernel: Kernel, tmp_path: Path, events: list[dict[str, Any]]
+) -> None:
+    """A second attempt by the other way, and clients are freed by it as well."""
+    steering = _start(kernel, tmp_path, events)
+    kernel.connect(WEB, "192.0.2.7", 1, answered=0)
+    kernel.fault("-r -p -f -", "say", exit=1, err="a fault that passes\n")
+    entry = steering.order(OVER)
+    assert (entry["flipped"], entry["forgotten"]) == (True, 1)
     assert _ours(kernel) == [NEW]
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import socket
 import struct
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -390,3 +391,35 @@ def test_the_recordings_are_what_the_stand_in_says() -> None:
         assert kernel.canonical(MULTI[number], 5) == printed[number]
     assert recorded("rm-missing")[2] == kernel.MISSING
     assert recorded("add-dup")[2].splitlines()[0] + "\n" == kernel.EXISTS
+
+
+# ---------------------------------------------------------------- what is shipped for FreeBSD
+
+ROOT = HERE.parents[2]
+RC_SUBR = "chdir chroot cpuset env env_file fib flags group limits login_class nice oomprotect prepend program user"
+
+
+@pytest.mark.parametrize("name", ["failover_redirector", "failover_sniffer"])
+def test_the_start_scripts(name: str) -> None:
+    """The shell reads them, they may be run, and no variable of theirs is one that rc.subr takes for its own."""
+    path = ROOT / "nagios-conf/freebsd" / name
+    subprocess.run(["/bin/sh", "-n", path], check=True)
+    assert path.stat().st_mode & 0o111 == 0o111
+    used = set(re.findall(rf"{name}_([a-z_]+)", path.read_text()))
+    assert {"enable", "config", "path"} <= used
+    assert used.isdisjoint(RC_SUBR.split())
+
+
+def test_the_rules_in_the_manual_are_rules() -> None:
+    """Each rdr line of docs/freebsd.md is one that ipnat takes, and the ones that we would write ourselves."""
+    text = (ROOT / "docs/freebsd.md").read_text()
+    rules = re.findall(r"rdr em0 [0-9][^'\n]+", text)
+    ldap = replace(
+        WEB,
+        name="ldap",
+        address=Endpoint("192.0.2.10", 389),
+        primary=Endpoint("10.0.0.11", 389),
+        standby=Endpoint("10.0.0.12", 389),
+    )
+    assert rules == [str(rdr(ldap, target, "em0", tag_of("ldap"))) for target in Target]
+    assert all(kernel.canonical(rule, 5) for rule in rules)
