@@ -48,12 +48,11 @@ def _file(name: str, config: Config) -> str:
 
 def _service(service: Service) -> str:
     name = service.name
-    standby = f"$SERVICESTATE::{name} standby$!$LASTSERVICECHECK::{name} standby$"
     return "\n".join(
         [
             f"# ---- {name}: {service.protocol} {service.address}, {service.primary} or {service.standby}",
             _define(service, "traffic", check_command=f"check_failover_traffic!{name}"),
-            _define(service, "primary", event_handler=f"check_failover_event!{name}!{standby}"),
+            _define(service, "primary", event_handler=f"check_failover_event!{name}"),
             _define(service, "standby", check_command=f"check_failover_{service.check.type}!{name}!standby"),
             _define(service, "redirect", check_command=f"check_failover_redirect!{name}"),
             _define(service, "fail-back", event_handler=f"check_failover_event_fail_back!{name}"),

@@ -35,7 +35,10 @@ failover_event: Nagios's and Icinga's event handler for a service with a fail-ov
   --output TEXT          $SERVICEOUTPUT$
   --downtime N           $SERVICEDOWNTIME$: above 0 the service is in downtime
   --host-downtime N      $HOSTDOWNTIME$
-  --standby-state STATE  $SERVICESTATE:HOST:NAME standby$
+  --own-check            the service is a check of the site's own, not failover-sniffer's verdict: its attempts
+                         (max_check_attempts) confirm the fault; without it, an order without facts is confirmed by
+                         probes of our own
+  --standby-state STATE  $SERVICESTATE:HOST:NAME standby$, for --own-check
   --standby-checked AT   $LASTSERVICECHECK:HOST:NAME standby$ (Unix time, 0: never)
   --host HOST            $HOSTNAME$, for the log
   --by WHO               who stands in the journal for it (nagios)
@@ -81,7 +84,7 @@ def run(argv: Sequence[str]) -> int:
         print(USAGE if argv[0] in ("-h", "--help") else f"failover_event {__version__}")
         return ANSWERED
     try:
-        options = parse(argv, OPTIONS, flags=("fail-back",))
+        options = parse(argv, OPTIONS, flags=("fail-back", "own-check"))
         state, state_type = _state(options)
         patience = float(options["patience"])
     except (UsageError, ValueError) as error:
@@ -124,7 +127,7 @@ def _fail_over(options: Mapping[str, str], state: str, state_type: str) -> tuple
     request: dict[str, Any] = {"verb": "fail-over", **service, "downtime": downtime}
     if "probes=" in options["perfdata"]:
         request["perfdata"] = options["perfdata"]
-    else:  # not our sniffer's verdict but a check of the site's: its own attempts were the confirmation
+    elif "own-check" in options:
         request["facts"] = {"detector": "core", "standby_ok": _standby_ok(options), "downtime": downtime}
     return request, ""
 

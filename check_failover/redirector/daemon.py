@@ -114,6 +114,8 @@ class Verbs:
         if manual and peer.uid != 0 and _OPERATORS not in self._roles(peer):
             raise RefusedError(f"{verb}: only operators and root may order by hand")
         facts = self._facts(service, message)
+        if verb == "fail-over" and facts.detector is None and not (facts.probes or facts.blind or manual):
+            facts = self._confirm(service, facts)
         if verb == "fail-over" and facts.standby_ok is None:
             facts = dataclasses.replace(facts, standby_ok=self._probe(service, Target.STANDBY))
         order = Order(service, verb, by, facts, manual=manual, peer={"pid": peer.pid, "uid": peer.uid})
@@ -142,6 +144,15 @@ class Verbs:
         record = syncstate.read(self._config.controller.state_dir, service.name)
         since = self._steering.status(service.name)["since"]
         return record.brought_back(since, time.time(), service.sync.sync_back_valid)
+
+    def _confirm(self, service: Service, facts: Facts) -> Facts:
+        """An order without facts, e.g. CRITICAL from a freshness check that could not run: look before believing it."""
+        outcomes = [self._probe(service, Target.PRIMARY) for _ in range(2)]
+        if None in outcomes:
+            return facts
+        return dataclasses.replace(
+            facts, detector=Detector.CORE, probes=len(outcomes), probes_failed=outcomes.count(False)
+        )
 
     def _probe(self, service: Service, target: Target) -> bool | None:
         """Ask the sniffer, which has the probes and no privilege to lose. None: nobody could look."""
@@ -206,8 +217,6 @@ def _facts(message: Message) -> Facts:
             raise RefusedError(f"facts: {error}") from None
     perfdata = str(message.get("perfdata") or "")
     facts = Facts.parse(perfdata)
-    if not facts.probes and facts.detector is None and not facts.blind:
-        facts = dataclasses.replace(facts, detector=Detector.CORE)
     return dataclasses.replace(facts, downtime=bool(message.get("downtime")))
 
 

@@ -74,7 +74,7 @@ execute_host_checks=1
 enable_notifications=1
 enable_event_handlers=1
 check_service_freshness=1
-service_freshness_check_interval=60
+service_freshness_check_interval={freshness}
 additional_freshness_latency=5
 enable_flap_detection=0
 date_format=iso8601
@@ -118,6 +118,7 @@ class Nagios:
         plugins: Path = PLUGINS,
         user: str = "nagios",
         interval_length: int = 60,
+        freshness: int = 60,
     ) -> None:
         self.directory, self.user = directory, user
         self._prefix = tuple(argv_prefix)
@@ -130,7 +131,13 @@ class Nagios:
         self.command_file, self.log = directory / "rw" / "nagios.cmd", directory / "nagios.log"
         self.config = directory / "nagios.cfg"
         self.config.write_text(
-            CONFIG.format(directory=directory, user=user, group=_group(account.pw_gid), interval_length=interval_length)
+            CONFIG.format(
+                directory=directory,
+                user=user,
+                group=_group(account.pw_gid),
+                interval_length=interval_length,
+                freshness=freshness,
+            )
         )
         (directory / "objects.cfg").write_text(objects)
         (directory / "resource.cfg").write_text(f"$USER1$={plugins}\n")

@@ -113,6 +113,7 @@ class Site:
         kannel: bool = True,
         servers: bool = True,
         extra: str = "",
+        objects: Callable[[str], str] = lambda text: text,
         **config: str,
     ) -> None:
         self.directory = directory
@@ -121,7 +122,7 @@ class Site:
         self._parts = contextlib.ExitStack()
         self._daemons: dict[str, subprocess.Popen[Any]] = {}
         self._with = {"nagios": nagios, "kannel": kannel, "servers": servers}
-        self._settings, self._extra = config, extra
+        self._settings, self._extra, self._change = config, extra, objects
         self.slapd: dict[str, Slapd] = {}
         self.kannel: Kannel | None = None
         self.core: Nagios | None = None
@@ -166,7 +167,9 @@ class Site:
         self.start("redirector")
         if self._with["nagios"]:
             plugins = self.plugins()
-            self.core = Nagios(self.directory / "nagios", self.objects(), prefix, plugins=plugins, user=self.core_user)
+            self.core = Nagios(
+                self.directory / "nagios", self.objects(), prefix, plugins=plugins, user=self.core_user, freshness=5
+            )
             self.core.verify()
             self._parts.enter_context(self.core)
         self.start("sniffer")
@@ -191,7 +194,7 @@ class Site:
 
     def objects(self) -> str:
         """What Nagios reads: the site's own objects and what ``failoverctl nagios-config`` prints."""
-        return BASE_OBJECTS + SITE_OBJECTS + self.ctl("nagios-config")
+        return self._change(BASE_OBJECTS + SITE_OBJECTS + self.ctl("nagios-config"))
 
     def plugins(self) -> Path:
         """``$USER1$``: the installed programs, or wrappers around this source tree where it is not installed."""

@@ -234,3 +234,28 @@ def test_a_hundred_handlers(make_site: MakeSite, make_load: MakeLoad) -> None:
     assert sum("done: " in text for text in said) == 1
     assert sum("already" in text for text in said) == 99
     assert len(site.journal("fail-over")) == 1
+
+
+def test_stale_is_unknown_and_moves_nothing(make_site: MakeSite) -> None:
+    """Without news from the sniffer "primary" turns UNKNOWN; the event handler runs and orders nothing."""
+    stale = "freshness_threshold     180"
+    site = make_site(kannel=False, objects=lambda text: text.replace(stale, "freshness_threshold     5"))
+    assert site.core is not None
+    assert stale not in (site.core.directory / "objects.cfg").read_text()
+    site.core.wait("ldap primary", 0)
+    site.kill("sniffer")
+    site.core.wait("ldap primary", 3, 60.0, text="no news from failover-sniffer")
+    site.poll(lambda: site.core and site.core.lines("EVENT HANDLER: .*ldap primary;UNKNOWN"), 15.0, "the handler ran")
+    assert site.status()["target"] == "primary"
+    assert site.journal() == []
+
+
+def test_critical_without_facts_is_looked_at_first(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """A CRITICAL that anybody submits for "primary" moves nothing while the primary passes its probe."""
+    site = make_site(kannel=False)
+    assert site.core is not None
+    make_load(site)
+    site.core.command(f"PROCESS_SERVICE_CHECK_RESULT;{HOST};ldap primary;2;CRITICAL: says a broken script")
+    site.core.wait("ldap redirect", 2, text="not-confirmed")
+    assert site.status()["target"] == "primary"
+    assert site.journal("fail-over")[-1]["facts"]["probes_failed"] == 0

@@ -100,12 +100,13 @@ def test_downtime_goes_along(redirector: Redirector, option: str) -> None:
 def test_a_foreign_check_is_confirmed_by_the_core(
     redirector: Redirector, state: str, age: float, expected: bool | None
 ) -> None:
-    """Without our sniffer's facts the core's attempts count; the standby is believed only when checked lately."""
+    """A check of the site's own: the core's attempts count; the standby is believed only when checked lately."""
     checked = str(int(time.time() - age))
     run(
         redirector,
         "CRITICAL",
         "HARD",
+        "--own-check",
         "--perfdata",
         "time=0.2s",
         "--standby-state",
@@ -117,9 +118,15 @@ def test_a_foreign_check_is_confirmed_by_the_core(
     assert "perfdata" not in redirector.asked[0]
 
 
+def test_an_order_without_facts_claims_nothing(redirector: Redirector) -> None:
+    """CRITICAL without the sniffer's facts may be a check that could not run: the redirector is to look for itself."""
+    run(redirector, "CRITICAL", "HARD", "--perfdata", "time=0.2s", "--standby-state", "OK")
+    assert redirector.asked == [{"verb": "fail-over", "service": "ldap", "by": "nagios", "downtime": False}]
+
+
 def test_a_standby_that_was_never_checked_is_unknown(redirector: Redirector) -> None:
     """Nagios's macros call a pending service OK, with 0 as the time of its last check."""
-    run(redirector, "CRITICAL", "HARD", "--standby-state", "OK", "--standby-checked", "0")
+    run(redirector, "CRITICAL", "HARD", "--own-check", "--standby-state", "OK", "--standby-checked", "0")
     assert redirector.asked[0]["facts"]["standby_ok"] is None
 
 
