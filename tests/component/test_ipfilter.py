@@ -343,11 +343,12 @@ def test_one_service_that_cannot_have_its_rule_does_not_keep_others_from_theirs(
     assert [redirect.current(service) for service in (WEB, FAR, SIX)] == [None, STANDBY, STANDBY]
 
 
-def test_somebody_else_removes_what_install_was_about_to(kernel: Kernel, tmp_path: Path) -> None:
-    """A left-over that is gone already, or a right rule that is there already, is no fault."""
-    kernel.rules = [*SITE, OLD, NEW_LISTED]
+@pytest.mark.parametrize("left", [NEW_LISTED, NEW_LISTED.replace("cfo.web", "cfo.gone")])
+def test_somebody_else_removes_what_install_was_about_to(left: str, kernel: Kernel, tmp_path: Path) -> None:
+    """A left-over that is gone already, of this service or of a former one, is no fault."""
+    kernel.rules = [*SITE, OLD, left]
     redirect = _redirect(kernel.path, tmp_path)
-    kernel.fault("-r -p -f -", "lose", word=NEW_LISTED)
+    kernel.fault("-r -p -f -", "lose", word=left)
     redirect.install({"web": PRIMARY})
     assert [rule for rule in kernel.rules if rule not in SITE] == [OLD]
 
@@ -430,6 +431,9 @@ def test_a_tool_that_hangs_is_given_up(call: str, kernel: Kernel, tmp_path: Path
     with pytest.raises(RedirectError, match=r"no end within 0\.3 s, given up"):
         _redirect(kernel.path, tmp_path, timeout=0.3).set(WEB, STANDBY)
     assert time.monotonic() - began < 6.0
+    for pid in (kernel.directory / "hanging").read_text().split():
+        with pytest.raises(ProcessLookupError):  # killed, and no zombie of it is left
+            os.kill(int(pid), 0)
     kernel.heal()
     redirect.install({"web": PRIMARY})
     assert [rule for rule in kernel.rules if rule not in SITE] == [OLD]
