@@ -49,6 +49,7 @@ class Job:
     say: Callable[[str], None] = lambda _text: None
     progress: Callable[[str], None] | None = None
     enter: Callable[[Phase], None] = lambda _phase: None  # records the phase
+    sent: int = 0  # bytes over the wire so far, comparisons included
 
     @property
     def name(self) -> str:
@@ -99,7 +100,7 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
         changed=look.different,
         differed_files=look.differed_files,
         differed_bytes=look.differed_bytes,
-        sent=look.wire,
+        sent=job.sent,
         size=Size(look.files, look.bytes, entries),
         problem=None,
     )
@@ -150,6 +151,7 @@ def bring(job: Job, state: SyncState, serving: str | None, entries: int | None) 
         return source
     Path(relay.path).mkdir(parents=True, exist_ok=True, mode=0o700)
     look = copy(source, relay, job.spec, checksum=False, dry=True, own_owners=job.may_chown)
+    job.sent += look.wire
     guard_size(job, state, look, entries, serving)  # a wiped source must not even reach the relay
     passes(job, source, relay)
     return relay
@@ -160,6 +162,7 @@ def compare(job: Job, origin: Place, destination: Place) -> Report:
     report = copy(
         origin, destination, job.spec, checksum=job.spec.checksum, dry=True, own_owners=job.may_chown or not job.relay
     )
+    job.sent += report.wire
     job.say(f"{report.differed_files} of {report.files} files differ ({report.differed_bytes} bytes)")
     return report
 
@@ -208,7 +211,7 @@ def renew(
     done = timed(job, "transfer", lambda: passes(job, origin, staged, bases))
     if look is None:
         look = done
-    look.files, look.bytes, look.wire = done.files, done.bytes, done.wire
+    look.files, look.bytes = done.files, done.bytes
     guard_size(job, state, look, entries, serving)  # it may have been wiped while we read
     if job.spec.verify:
         timed(job, "verify", lambda: run(job.taker, fill(job, job.spec.verify, staged.path, entries), job.spec.timeout))
@@ -229,7 +232,6 @@ def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = (
         f"{job.spec.copy_path}.sync/partial" if destination.host.role != "relay" else f"{destination.path}.partial"
     )
     owners = job.may_chown or job.relay is None
-    wire = 0
     for number in range(MAX_PASSES):
         report = copy(
             origin,
@@ -241,11 +243,11 @@ def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = (
             own_owners=owners,
             progress=job.progress,
         )
-        wire += report.wire
+        job.sent += report.wire
         if number == 0:
             first = report
         elif not report.different and not report.touched:  # a new time: it was written to since the pass before
-            report.wire, report.differed_files, report.other = wire, first.differed_files, first.other
+            report.differed_files, report.other = first.differed_files, first.other
             report.differed_bytes = first.differed_bytes
             return report
     moving = report.differed_files + report.touched
