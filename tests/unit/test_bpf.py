@@ -1,0 +1,262 @@
+"""The filters, run twice over frames that scapy builds: by a small interpreter, and by the kernel itself.
+
+The kernel runs a socket's filter over whatever that socket is sent, a pair of Unix datagram sockets included, so this
+needs neither root nor an interface.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+from scapy.layers import inet
+from scapy.layers.inet import ICMP, IP, IPOption_Router_Alert, TCPerror
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6, IPv6ExtHdrHopByHop
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.packet import Packet as Layer
+from scapy.packet import Raw
+
+from check_failover.model import Service
+from check_failover.sniffer import bpf
+from check_failover.sniffer.packet import parse
+from tests.unit import packets as made
+
+SO_ATTACH_FILTER = 26
+ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")  # given, or scapy asks the network for them
+CLIENT, SERVER, OTHER = "198.51.100.7", "192.0.2.10", "192.0.2.11"
+CLIENT6, SERVER6, OTHER6 = "2001:db8::7", "2001:db8::10", "2001:db8::11"
+
+
+def interpret(program: bytes, frame: bytes) -> int:
+    """A classic BPF program over a frame: the bytes it lets through (McCanne and Jacobson; filter.rst)."""
+    a = x = at = 0
+    instructions = list(struct.iter_unpack("HBBI", program))
+    for _ in range(len(instructions)):  # programs only jump forward
+        code, true, false, k = instructions[at]
+        at += 1
+        try:
+            if code == 0x20:
+                a = struct.unpack_from("!I", frame, k)[0]
+            elif code == 0x28:
+                a = struct.unpack_from("!H", frame, k)[0]
+            elif code == 0x30:
+                a = frame[k]
+            elif code == 0x48:
+                a = struct.unpack_from("!H", frame, x + k)[0]
+            elif code == 0x50:
+                a = frame[x + k]
+            elif code == 0xB1:
+                x = 4 * (frame[k] & 15)
+            elif code == 0x54:
+                a &= k
+            elif code == 0x74:
+                a >>= k
+            elif code == 0x15:
+                at += true if a == k else false
+            elif code == 0x45:
+                at += true if a & k else false
+            elif code == 0x06:
+                return int(k)
+            else:
+                raise AssertionError(f"unknown instruction {code:#x}")
+        except (struct.error, IndexError):
+            return 0  # a load behind the frame's end
+    raise AssertionError("fell off the end")
+
+
+class Kernel:
+    """The same by the kernel."""
+
+    def __init__(self) -> None:
+        self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._there.setblocking(False)
+
+    def run(self, program: bytes, frame: bytes) -> int:
+        code = ctypes.create_string_buffer(program)
+        filter_ = struct.pack("HP", len(program) // 8, ctypes.addressof(code))
+        self._there.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
+        self._here.setblocking(False)
+        try:
+            self._here.send(frame)
+            return len(self._there.recv(65536))
+        except (BlockingIOError, PermissionError):
+            return 0
+
+    def close(self) -> None:
+        self._here.close()
+        self._there.close()
+
+
+Run = Callable[[bytes, Layer], int]
+
+
+@pytest.fixture
+def passes() -> Iterator[Run]:
+    """The bytes of a frame that a filter lets through, by both."""
+    kernel = Kernel()
+
+    def run(program: bytes, frame: Layer | bytes) -> int:
+        data = bytes(frame)
+        kept = min(interpret(program, data), len(data))
+        assert kernel.run(program, data) == kept
+        return kept
+
+    yield run
+    kernel.close()
+
+
+def service(protocol: str = "tcp", address: str = SERVER, port: int = 389) -> Service:
+    return made.service(protocol=protocol, address=address, port=port)
+
+
+def segment(protocol: str, sport: int, dport: int) -> Layer:
+    return inet.TCP(sport=sport, dport=dport) if protocol == "tcp" else inet.UDP(sport=sport, dport=dport)
+
+
+NETWORKS: dict[str, tuple[str, str, str, Callable[..., Layer]]] = {
+    "v4": (CLIENT, SERVER, OTHER, IP),
+    "v4 with options": (CLIENT, SERVER, OTHER, lambda **ends: IP(options=[IPOption_Router_Alert()], **ends)),
+    "v6": (CLIENT6, SERVER6, OTHER6, IPv6),
+}
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("link", [ETHER, ETHER / Dot1Q(vlan=5)], ids=["ethernet", "vlan"])
+def test_both_directions_of_the_service_and_nothing_else(passes: Run, link: Layer, network: str, protocol: str) -> None:
+    """Address and port together, at the server's end of the packet."""
+    client, server, other, ip = NETWORKS[network]
+    program = bpf.clients_filter(service(protocol, server))
+    wrong = "udp" if protocol == "tcp" else "tcp"
+
+    def kept(source: str, sport: int, to: str, dport: int, kind: str = protocol) -> bool:
+        return passes(program, link / ip(src=source, dst=to) / segment(kind, sport, dport) / Raw(b"x" * 30)) > 0
+
+    assert kept(client, 40000, server, 389)
+    assert kept(server, 389, client, 40000)
+    assert kept(client, 389, server, 389)
+    assert not kept(client, 40000, server, 390)
+    assert not kept(client, 40000, other, 389)
+    assert not kept(server, 390, client, 40000)
+    assert not kept(other, 389, client, 40000)
+    assert not kept(server, 40000, client, 389)
+    assert not kept(client, 389, server, 40000)
+    assert not kept(client, 40000, server, 389, wrong)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        ETHER / ARP(),
+        ETHER / Dot1Q(type=0x0806) / ARP(),
+        ETHER / IP(src=CLIENT, dst=SERVER) / ICMP(),
+        ETHER / IP(src=CLIENT, dst=SERVER, frag=100, proto=6) / Raw(struct.pack("!HH", 40000, 389) + b"x" * 40),
+        ETHER / IPv6(src=CLIENT6, dst=SERVER6) / inet.TCP(sport=40000, dport=389),
+        ETHER / Raw(b"short"),
+    ],
+    ids=["arp", "arp in a vlan", "ping", "a later fragment", "the other family", "short"],
+)
+def test_what_else_is_on_the_wire_is_dropped(passes: Run, frame: Layer) -> None:
+    """In the kernel, before anybody pays for it."""
+    assert passes(bpf.clients_filter(service()), frame) == 0
+
+
+def test_frames_may_end_anywhere(passes: Run) -> None:
+    """A load behind the end drops the frame; it never passes by accident what the parser could use."""
+    for link in (ETHER, ETHER / Dot1Q()):
+        whole = bytes(link / IP(src=CLIENT, dst=SERVER) / inet.TCP(sport=40000, dport=389))
+        for size in range(1, len(whole)):
+            if passes(bpf.clients_filter(service()), whole[:size]):
+                assert size >= len(whole) - 16  # the ports were there
+
+
+def test_no_more_than_the_snaplen_is_copied(passes: Run) -> None:
+    """A large segment costs 512 bytes."""
+    frame = ETHER / IP(src=CLIENT, dst=SERVER) / inet.TCP(sport=40000, dport=389) / Raw(b"x" * 1400)
+    assert passes(bpf.clients_filter(service()), frame) == bpf.SNAPLEN == 512
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("vlan", [False, True], ids=["ethernet", "vlan"])
+@pytest.mark.parametrize("sample", [1, 3, 8])
+def test_sampling_keeps_whole_connections(network: str, vlan: bool, sample: int) -> None:
+    """Both directions of a connection or none; of even ports, which Linux favours, one of 2**sample."""
+    client, server, _, ip = NETWORKS[network]
+    program = bpf.clients_filter(service("tcp", server), sample)
+    link = ETHER / Dot1Q(vlan=5) if vlan else ETHER
+    up = bytearray(bytes(link / ip(src=client, dst=server) / inet.TCP(sport=1, dport=389)))
+    down = bytearray(bytes(link / ip(src=server, dst=client) / inet.TCP(sport=389, dport=1)))
+    kept = 0
+    ports = range(32768, 61440, 8)
+    for port in ports:
+        up[len(up) - 20 : len(up) - 18] = down[len(down) - 18 : len(down) - 16] = port.to_bytes(2, "big")
+        there, back = interpret(program, bytes(up)), interpret(program, bytes(down))
+        assert there == back
+        kept += there > 0
+    assert kept / len(ports) == pytest.approx(1 / 2**sample, rel=0.1)
+
+
+def test_the_kernel_samples_alike(passes: Run) -> None:
+    """A few ports through the kernel as well."""
+    program = bpf.clients_filter(service(), 2)
+    for port in (32768, 32784, 32800, 32816, 32832, 40001, 50002):
+        for ends, ports in (((CLIENT, SERVER), (port, 389)), ((SERVER, CLIENT), (389, port))):
+            frame = ETHER / IP(src=ends[0], dst=ends[1]) / inet.TCP(sport=ports[0], dport=ports[1])
+            assert (passes(program, frame) > 0) is ((port >> 4) & 3 == 0)
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
+    """Watching fewer connections never begins to watch new ones in their middle."""
+    programs = [bpf.clients_filter(service(), bits) for bits in (0, 1, 2, 3)]
+    head = bytes(ETHER / IP(src=CLIENT, dst=SERVER) / inet.TCP())[:34]
+    for port in range(32768, 61000, 2):
+        kept = [interpret(program, head + struct.pack("!HH", port, 389)) > 0 for program in programs]
+        assert kept == sorted(kept, reverse=True)
+
+
+FAULTS = {
+    "RST": (ETHER / IP() / inet.TCP(flags="R"), True),
+    "RST and ACK": (ETHER / IP() / inet.TCP(flags="RA"), True),
+    "RST behind options": (ETHER / IP(options=[IPOption_Router_Alert()]) / inet.TCP(flags="RA"), True),
+    "RST v6": (ETHER / IPv6() / inet.TCP(flags="RA"), True),
+    "unreachable": (ETHER / IP() / ICMP(type=3, code=1) / IP(proto=6) / TCPerror(), True),
+    "unreachable v6": (ETHER / IPv6() / ICMPv6DestUnreach() / IPv6() / inet.UDP(), True),
+    "SYN": (ETHER / IP() / inet.TCP(flags="S"), False),
+    "data": (ETHER / IP() / inet.TCP(flags="PA") / Raw(b"\x04" * 40), False),
+    "data v6": (ETHER / IPv6() / inet.TCP(flags="PA") / Raw(b"\x04" * 40), False),
+    "UDP": (ETHER / IP() / inet.UDP() / Raw(b"\xff" * 40), False),
+    "UDP v6": (ETHER / IPv6() / inet.UDP() / Raw(b"\xff" * 40), False),
+    "ping": (ETHER / IP() / ICMP(), False),
+    "time exceeded": (ETHER / IP() / ICMP(type=11) / IP() / TCPerror(), False),
+    "ping v6": (ETHER / IPv6() / ICMPv6EchoRequest(), False),
+    "hop by hop": (ETHER / IPv6() / IPv6ExtHdrHopByHop() / inet.TCP(flags="PA"), False),
+    "a later fragment": (ETHER / IP(frag=100, proto=6) / Raw(b"\xff" * 40), False),
+    "arp": (ETHER / ARP(), False),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_faults_filter_passes_resets_and_icmp_errors(passes: Run, name: str) -> None:
+    """Of any address and port, and nothing of the traffic."""
+    frame, wanted = FAULTS[name]
+    assert (passes(bpf.faults_filter(), frame) > 0) is wanted
+    if wanted:
+        packet = parse(bytes(frame), 0.0)
+        assert packet is not None
+
+
+def test_nothing_is_nothing(passes: Run) -> None:
+    """For the moment before a socket is bound."""
+    assert passes(bpf.accept_nothing(), ETHER / IP() / inet.TCP(flags="RA")) == 0
+
+
+def test_a_jump_too_far_is_refused() -> None:
+    """Offsets have eight bits; a program that does not fit must not be assembled into another one."""
+    far = [(bpf.JEQ, "end", 0, 0), *[(bpf.AND, 0, 0, 0)] * 256, "end", (bpf.RET, 0, 0, 0)]
+    with pytest.raises(ValueError, match="jump too far at instruction 0"):
+        bpf.assemble(far)
+    with pytest.raises(ValueError, match="jump too far"):
+        bpf.assemble(["end", (bpf.AND, 0, 0, 0), (bpf.JEQ, "end", 0, 0), (bpf.RET, 0, 0, 0)])
