@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import subprocess
 import time
 from pathlib import Path
 
@@ -162,3 +165,21 @@ def test_a_dry_run_says_what_differs_and_touches_nothing(syncing: Syncing) -> No
     assert syncing.versions("standby") == copies
     assert syncing.state() == record
     assert not (syncing.place / "before").exists()
+
+
+def test_a_terminal_sees_steps_and_progress(syncing: Syncing) -> None:
+    """Each step with its time and rsync's share of the whole; without a terminal nothing but the line."""
+    fill(syncing.primary, {"large": "x" * 20_000_000})
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(syncing.argv(), stdout=subprocess.PIPE, stderr=theirs, text=True) as run:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # EIO: the other end of the terminal was closed
+            while chunk := os.read(ours, 65536):
+                seen += chunk
+        os.close(ours)
+        out, _ = run.communicate(timeout=60)
+    assert out.startswith("OK: web: ")
+    for text in ("transfer ...", "transfer: ", "switch: ", "100% "):
+        assert text in seen.decode()
+    assert syncing.sync().stderr == ""

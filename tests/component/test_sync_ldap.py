@@ -286,6 +286,18 @@ def test_a_slapd_that_does_not_start_gets_the_old_database_back(syncing: Syncing
     assert "new" in directory.people("standby")
 
 
+def test_the_manual_s_restore_drill(syncing: Syncing, directory: Slapds) -> None:
+    """docs/sync.md: the served copy is loaded once more beside the running slapd, which does not notice."""
+    ok(syncing.sync())
+    srv = syncing.servers.srv
+    load = f'{PRESET} load -b {BASE} -F {directory.config} "$PWD/data.sync/drill"'
+    drill = f"cd {srv} && mkdir data.sync/drill && cp data/data.ldif data.sync/drill/ && {load}"
+    assert (
+        directory.ssh("standby", f'{drill} "$({PRESET} count data)" && echo whole; rm -r data.sync/drill') == "whole\n"
+    )
+    assert len(directory.people("standby")) == 50
+
+
 # ---------------------------------------------------------------- what both servers say of themselves
 
 
