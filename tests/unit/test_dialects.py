@@ -304,6 +304,17 @@ class TestHttp:
         reply = made.http(200, "body", "Set-Cookie: " + "x" * 300 + "\r\n")
         assert dialect.reply(reply[:200], len(reply) - 200) == [Reply(ANY, True, False), UNREADABLE]
 
+    def test_after_a_gap_start_lines_are_found_again(self) -> None:
+        """Within an upload, and within a reply; whatever was open is forgotten with the reply's bytes."""
+        dialect = Http()
+        dialect.request(made.get("/", "POST", "Content-Length: 5000\r\n"), 0)
+        dialect.gap(from_client=True)
+        assert dialect.request(made.get(), 0) == [(2, "GET")]
+        assert replies(dialect, made.http(body="x" * 500)[:300]) == [(ANY, OK)]
+        dialect.gap(from_client=False)
+        assert dialect.request(made.get(), 0) == [(3, "GET")]
+        assert replies(dialect, made.http(503)) == [(ANY, SICK)]
+
     def test_a_body_without_a_length_ends_with_the_connection(self) -> None:
         """HTTP/1.0: it is no reply to anything else."""
         dialect = Http()

@@ -11,7 +11,7 @@ import pytest
 
 from check_failover.model import Detector
 from check_failover.sniffer.packet import ACK, SYN, TCP, UDP, Packet
-from check_failover.sniffer.suspicion import AGAIN, MAX_FLOWS
+from check_failover.sniffer.suspicion import AGAIN, MAX_FLOWS, MAX_FRAMES
 from tests.unit import packets as made
 from tests.unit.packets import PRIMARY, STANDBY, WORD, Stage, Talk, datagram, datagram_back, learn, packed, repeatedly
 
@@ -257,6 +257,17 @@ class TestRefused:
         unreachable(stage, 41000, to="10.0.0.99")
         unreachable(stage, 41000, proto=UDP)
         assert stage.found == []
+
+    def test_refusals_are_never_slowed_down(self) -> None:
+        """They have no threshold that could double: only the pause between two."""
+        stage = Stage()
+        for number in range(5):
+            stage.watch.refuted(REFUSED, stage.now)
+            talk = Talk(stage, 40000 + number)
+            talk.syn()
+            talk.refused()
+            stage.wait(AGAIN)
+        assert stage.detectors().count(REFUSED) == 5
 
     def test_many_refusals_are_one_suspicion(self) -> None:
         """Rate-limited: a hundred clients at once make one probe, not a hundred."""
@@ -1038,6 +1049,21 @@ class TestWhatOthersTell:
         stage.wait(20.0)
         assert stage.found == []
 
+    def test_after_a_flip_retransmissions_begin_anew(self) -> None:
+        """One before and one after are not two."""
+        stage = Stage()
+        talk = Talk(stage).connect()
+        stage.wait(1.0)
+        talk.ask(made.search(1))
+        talk.again(len(made.search(1)))
+        stage.watch.flipped(stage.now)
+        stage.wait(0.1)
+        talk = Talk(stage, isn=77).connect()
+        talk.ask(made.search(1))
+        stage.wait(0.2)
+        talk.again(len(made.search(1)))
+        assert stage.found == []
+
     def test_after_a_flip_new_connections_are_watched(self) -> None:
         """From the same clients and ports."""
         stage = Stage()
@@ -1061,6 +1087,18 @@ class TestWhatOthersTell:
         assert stage.watch.since(0.0) == (0, 0)
         assert list(stage.watch.unanswered(stage.now)) == []
         assert stage.watch.stats(stage.now).drops == 17
+
+    def test_dropped_packets_take_the_witness_of_a_rescue_away(self) -> None:
+        """Its answer may have been among them, too."""
+        stage = Stage()
+        Talk(stage).syn()
+        stage.wait(0.1)
+        [(_, packet)] = stage.watch.unanswered(stage.now)
+        stage.watch.sent_on(packet)
+        stage.watch.lost(stage.now, 1)
+        stage.wait(20.0)
+        assert stage.found == []
+        assert stage.watch.since(0.0) == (0, 0)
 
     def test_after_dropped_packets_it_goes_on(self) -> None:
         """Connections are taken up where they are."""
@@ -1142,11 +1180,19 @@ class TestWhatOthersTell:
             talk.close()
         stage.wait(1.0)
         assert (len(stage.watch._flows), len(stage.watch._heap), len(stage.watch._frames)) == (0, 0, 0)
+        stage = Stage()
+        for number in range(MAX_FRAMES + 100):
+            Talk(stage, number + 1024).syn()
+        assert len(stage.watch._frames) == MAX_FRAMES
         stage = dns_stage()
         for number in range(100):
             datagram(stage, 30000 + number, made.dns(number))
             datagram_back(stage, 30000 + number, made.dns(number, response=True))
         assert len(stage.watch._flows) == 0
+        for number in range(100):
+            datagram(stage, 30000 + number, made.dns(number))
+        repeatedly(stage, 60.0, 1.0, lambda _number: None)
+        assert (len(stage.watch._flows), len(stage.watch._heap)) == (0, 0)
 
     def test_ipv6(self) -> None:
         """The same for a service with an IPv6 address."""
