@@ -23,7 +23,7 @@ from check_failover.model import Endpoint, Service, Target
 
 T = TypeVar("T")
 
-GRACE = 2.0  # seconds in which a replica may catch up before it counts as behind
+GRACE = 1.0  # seconds in which a replica may catch up before it counts as behind
 _PAGE, _PAGED = 1000, "1.2.840.113556.1.4.319"  # entries at a time (RFC 2696)
 _CSN = re.compile(r"(\d{14})(?:\.(\d{1,6}))?Z#[0-9a-fA-F]+#([0-9a-fA-F]+)#")
 _SIZE_LIMIT, _NO_SUCH_OBJECT = 4, 32

@@ -128,6 +128,10 @@ class Slapds:
         done = subprocess.run(argv, input=ldif, capture_output=True, text=True, timeout=30, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def delete(self, who: str, number: int) -> None:
+        """Delete that many people."""
+        self.modify(who, "\n".join(f"dn: cn=p{i},ou=people,{BASE}\nchangetype: delete\n" for i in range(number)))
+
     def add(self, who: str, name: str, text: str = "new") -> None:
         """Add a person."""
         self.modify(
@@ -263,8 +267,7 @@ def test_a_primary_that_lost_its_entries_is_refused(syncing: Syncing, directory:
     """An empty database still exports without an error."""
     ok(syncing.sync())
     good = directory.people("standby")
-    for number in range(40):
-        directory.modify("primary", f"dn: cn=p{number},ou=people,{BASE}\nchangetype: delete\n")
+    directory.delete("primary", 40)
     refused(syncing, syncing.sync(), Refusal.SHRUNK, "the source shrank to 12 of 52 entries")
     assert directory.people("standby") == good
 
@@ -314,8 +317,7 @@ def test_the_check_compares_both_directories(syncing: Syncing, directory: Slapds
     assert behind.returncode == 2, behind.stdout
     assert "53 entries, standby 52" in behind.stdout
     assert "contextCSN" in behind.stdout
-    for number in range(50):
-        directory.modify("standby", f"dn: cn=p{number},ou=people,{BASE}\nchangetype: delete\n")
+    directory.delete("standby", 50)
     directory.modify("standby", f"dn: ou=people,{BASE}\nchangetype: delete\n")
     directory.modify("standby", f"dn: {BASE}\nchangetype: delete\n")
     empty = syncing.check()
@@ -353,6 +355,5 @@ def test_servers_that_replicate_are_compared_only(syncing: Syncing, directory: S
     directory.replicate(False)
     directory.add("primary", "newer")
     refused(syncing, syncing.sync(), Refusal.FAILED, "the standby is behind: contextCSN ")
-    for number in range(40):
-        directory.modify("primary", f"dn: cn=p{number},ou=people,{BASE}\nchangetype: delete\n")
+    directory.delete("primary", 40)
     refused(syncing, syncing.sync(), Refusal.SHRUNK, "the primary shrank to 14 of 53 entries")
