@@ -170,7 +170,7 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         address=address,
         primary=primary,
         standby=standby,
-        check=_check(table["check"]),
+        check=_check(table["check"], table["protocol"]),
         policy=_policy(table),
         source_nat=source_nat,
         sync=_sync(where, table["sync"], primary, standby) if "sync" in table else None,
@@ -178,8 +178,10 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
     )
 
 
-def _check(table: dict[str, Any]) -> CheckSpec:
+def _check(table: dict[str, Any], protocol: str) -> CheckSpec:
     options = {key: value for key, value in table.items() if key not in ("type", "timeout")}
+    if table["type"] == "dns":
+        options.setdefault("transport", protocol)
     return CheckSpec(type=table["type"], options=options, timeout=float(table.get("timeout", CheckSpec("").timeout)))
 
 

@@ -7,9 +7,11 @@ inherit their host's.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
+from check_failover.checks.external import arguments
 from check_failover.config import DEFAULT_PATH, Config, Controller
 from check_failover.model import Service
 
@@ -47,18 +49,31 @@ def _file(name: str, config: Config) -> str:
 
 
 def _service(service: Service) -> str:
-    name = service.name
+    name, check = service.name, service.check
+    standby = f"check_failover_{check.type}!{name}!standby"
+    if check.type == "plugin":
+        standby = f"check_failover_plugin_{name}"
     return "\n".join(
         [
             f"# ---- {name}: {service.protocol} {service.address}, {service.primary} or {service.standby}",
             _define(service, "traffic", check_command=f"check_failover_traffic!{name}"),
             _define(service, "primary", event_handler=f"check_failover_event!{name}"),
-            _define(service, "standby", check_command=f"check_failover_{service.check.type}!{name}!standby"),
+            *([_plugin(service, standby)] if check.type == "plugin" else []),
+            _define(service, "standby", check_command=standby),
             _define(service, "redirect", check_command=f"check_failover_redirect!{name}"),
             _define(service, "fail-back", event_handler=f"check_failover_event_fail_back!{name}"),
             _dependency(service),
         ]
     )
+
+
+def _plugin(service: Service, name: str) -> str:
+    """The site's own plugin as a command: it asks the standby what the sniffer asks.
+
+    Everything stands in the definition, so no argument passes through ``check_command``, where ``!`` separates.
+    """
+    line = shlex.join(arguments(service.check.options, service.standby)).replace("$", "$$")
+    return _block("command", {"command_name": name, "command_line": line})
 
 
 def _define(service: Service, suffix: str, **directives: str) -> str:

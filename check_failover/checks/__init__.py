@@ -16,7 +16,11 @@ from check_failover.model import CheckSpec, Endpoint, Probe
 # check type in the config -> module; imported when first used, because ldap3 and requests weigh 20 MiB each
 PROBES = {
     "ldap": "check_failover.checks.ldap",
+    "dns": "check_failover.checks.dns",
+    "http": "check_failover.checks.http",
     "tcp": "check_failover.checks.tcp",
+    "udp": "check_failover.checks.udp",
+    "plugin": "check_failover.checks.external",
 }
 
 

@@ -8,6 +8,7 @@ probes. Options given by hand win over the config's.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -40,9 +41,12 @@ def main(
     *,
     kind: str,
     default_port: int | None = None,
+    tls_port: int | None = None,
     needed: Sequence[str] = (),
 ) -> NoReturn:
-    """Entry point of one check. ``add`` maps each option of the probe (a config key) to its argparse settings."""
+    """Entry point of one check. ``add`` maps each option of the probe (a config key) to its argparse settings;
+    ``tls_port`` is the default with ``--tls``.
+    """
 
     def check(argv: Sequence[str]) -> Outcome:
         made = parser(name, doc)
@@ -50,8 +54,11 @@ def main(
         for key, settings in add.items():
             group.add_argument(f"--{key.replace('_', '-')}", **settings)  # type: ignore[arg-type]
         arguments = made.parse_args(argv)
-        server, options, timeout = _what(made, arguments, kind, default_port)
+        usual_port = tls_port if tls_port and arguments.tls else default_port
+        server, options, timeout = _what(made, arguments, kind, usual_port)
         options |= {key: value for key in add if (value := getattr(arguments, key)) is not None}
+        if "server_name" in add and _is_name(arguments.hostname):
+            options.setdefault("server_name", arguments.hostname)
         for key in needed:
             if key not in options:
                 made.error(f"--{key.replace('_', '-')} is missing (or --service, to take it from the config)")
@@ -95,6 +102,17 @@ def _from_config(arguments: argparse.Namespace, kind: str) -> tuple[Endpoint, di
     target = arguments.target or "primary"
     server = service.address if target == "service" else service.server(Target(target))
     return server, dict(service.check.options), max(service.check.timeout, arguments.timeout - _RESERVE)
+
+
+def _is_name(host: str | None) -> bool:
+    """Whether ``-H`` gave a name, which is then the one that a certificate must carry."""
+    if host is None:
+        return False
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return True
+    return False
 
 
 def _resolve(host: str) -> str:

@@ -19,8 +19,18 @@ def context(options: Mapping[str, object]) -> ssl.SSLContext:
 
 
 def server_name(server: Endpoint, options: Mapping[str, object]) -> str:
-    """The name that the server's certificate must carry: ``server_name``, or the address itself."""
-    return str(options.get("server_name") or server.address)
+    """The name that the server's certificate must carry: ``server_name``, or the address itself. In ASCII (RFC 5890).
+
+    Raises ProbeError: a name that cannot be one must not look like a server that fails.
+    """
+    name = str(options.get("server_name") or server.address)
+    try:
+        encoded = name.encode("idna").decode("ascii")
+    except UnicodeError:
+        encoded = ""
+    if not encoded or encoded.startswith(".") or not encoded.isprintable() or set(encoded) & set(" /?#@"):
+        raise ProbeError(f"server_name: {name!r} cannot be a server's name")
+    return encoded
 
 
 def reason(error: BaseException) -> str:

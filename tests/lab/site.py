@@ -38,7 +38,10 @@ PROGRAMS = {
     "eventhandlers/failover_event": "check_failover.handlers.event",
     "eventhandlers/failover_sms": "check_failover.handlers.sms",
     "check_failover_ldap": "check_failover.checks.ldap",
+    "check_failover_dns": "check_failover.checks.dns",
+    "check_failover_http": "check_failover.checks.http",
     "check_failover_tcp": "check_failover.checks.tcp",
+    "check_failover_udp": "check_failover.checks.udp",
     "check_failover_traffic": "check_failover.checks.traffic",
     "check_failover_redirect": "check_failover.checks.redirect",
 }

@@ -1,0 +1,187 @@
+"""check_failover_dns: ask one question and look at the answer (RFC 1035), over UDP or TCP.
+
+The probe passes when the reply has the wanted rcode and, where that is NOERROR, a record of the wanted type, found as
+a resolver finds it (along CNAMEs), with the expected value where one is configured. An empty answer is a failure: a
+server that lost its zone still replies. A truncated reply over UDP is asked for again over TCP, as a resolver does.
+
+dnspython makes and reads the messages; the sockets are our own. A connected UDP socket learns of a closed port (ICMP)
+at once, and takes datagrams from nobody else. A reply with another id is somebody's guess or a late one (RFC 5452,
+section 9.1): it is passed over, and cannot make the probe fail before its time.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Mapping
+
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+
+from check_failover.checks import ProbeError, probing
+from check_failover.checks.plugin import clean
+from check_failover.checks.talk import MAX_TEXT, failed, left
+from check_failover.model import Endpoint, Probe
+
+TRUNCATED = 0x02  # TC, in the third byte of a header (RFC 1035, 4.1.1)
+
+
+class _WrongError(Exception):
+    """The server replied, but not with what was asked for."""
+
+
+def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe:
+    """See ``checks``. Options: name, record, expect, rcode, transport (udp; from a config: the service's protocol)."""
+    began = time.monotonic()
+    query = _query(options)
+    rcode = _rcode(options)
+    expect = _expected(query, options)
+    try:
+        if options.get("transport", "udp") == "udp":
+            reply = _over_udp(server, query.to_wire(), began + timeout)
+        else:
+            reply = _over_tcp(server, query.to_wire(), began + timeout)
+        text = _judge(query, reply, rcode, expect)
+    except _WrongError as error:
+        return Probe(False, time.monotonic() - began, clean(str(error))[:MAX_TEXT])
+    except OSError as error:
+        return failed(began, error)
+    return Probe(True, time.monotonic() - began, text)
+
+
+# ---------------------------------------------------------------- the question: what is wrong here is our own fault
+
+
+def _query(options: Mapping[str, object]) -> dns.message.Message:
+    try:
+        record = dns.rdatatype.from_text(str(options.get("record", "A")))
+        query = dns.message.make_query(dns.name.from_text(str(options["name"])), record)
+    except Exception as error:
+        raise ProbeError(f"no question to ask: {error or type(error).__name__}") from None
+    if dns.rdatatype.is_metatype(record):
+        raise ProbeError(f"record: {options['record']} is no type of record that a server could have")
+    return query
+
+
+def _rcode(options: Mapping[str, object]) -> dns.rcode.Rcode:
+    try:
+        return dns.rcode.from_text(str(options.get("rcode", "NOERROR")))
+    except Exception:
+        raise ProbeError(f"rcode: {options['rcode']!r} is none that DNS knows") from None
+
+
+def _expected(query: dns.message.Message, options: Mapping[str, object]) -> dns.rdata.Rdata | None:
+    """``expect`` as a record of the wanted type, so that it is compared by value and not by spelling."""
+    if options.get("expect") is None:
+        return None
+    text, kind = str(options["expect"]), query.question[0].rdtype
+    if kind in (dns.rdatatype.TXT, dns.rdatatype.SPF) and not text.startswith('"'):
+        text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    try:
+        return dns.rdata.from_text(dns.rdataclass.IN, kind, text, origin=dns.name.root, relativize=False)
+    except Exception as error:
+        kind_name = dns.rdatatype.to_text(kind)
+        raise ProbeError(f"expect: {options['expect']!r} is no {kind_name} record: {error}") from None
+
+
+# ---------------------------------------------------------------- sockets
+
+
+def _over_udp(server: Endpoint, query: bytes, end: float) -> bytes:
+    """The reply to ``query``; by TCP when it does not fit into a datagram."""
+    strangers = 0
+    with socket.socket(socket.AF_INET6 if server.family == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((server.address, server.port))
+        sock.send(query)
+        while True:
+            try:
+                sock.settimeout(left(end))
+                reply = sock.recv(65536)
+            except TimeoutError:
+                if strangers:
+                    raise _WrongError("no answer in time, only replies with a wrong id") from None
+                raise
+            if reply[:2] == query[:2]:
+                break
+            strangers += 1
+    if len(reply) > 2 and reply[2] & TRUNCATED:
+        return _over_tcp(server, query, end)
+    return reply
+
+
+def _over_tcp(server: Endpoint, query: bytes, end: float) -> bytes:
+    """RFC 7766: two bytes of length before each message."""
+    with socket.create_connection((server.address, server.port), left(end)) as sock:
+        sock.sendall(struct.pack("!H", len(query)) + query)
+        (length,) = struct.unpack("!H", _exactly(sock, 2, end))
+        return _exactly(sock, length, end)
+
+
+def _exactly(sock: socket.socket, count: int, end: float) -> bytes:
+    data = b""
+    while len(data) < count:
+        sock.settimeout(left(end))
+        chunk = sock.recv(count - len(data))
+        if not chunk:
+            raise _WrongError("closed the connection without a whole answer")
+        data += chunk
+    return data
+
+
+# ---------------------------------------------------------------- the answer
+
+
+def _judge(query: dns.message.Message, wire: bytes, rcode: dns.rcode.Rcode, expect: dns.rdata.Rdata | None) -> str:
+    """What is right with the reply. Raises _WrongError with what is not."""
+    try:
+        reply = dns.message.from_wire(wire)
+    except Exception as error:  # dnspython's own, and whatever a mangled message leads its parser into
+        raise _WrongError(f"the reply makes no sense: {error or type(error).__name__}") from None
+    if not isinstance(reply, dns.message.QueryMessage) or not query.is_response(reply):
+        raise _WrongError("the reply does not fit the question")
+    if reply.rcode() != rcode:
+        got, wanted = dns.rcode.to_text(reply.rcode()), dns.rcode.to_text(rcode)
+        raise _WrongError(got if rcode == dns.rcode.NOERROR else f"{got}, expected {wanted}")
+    if rcode != dns.rcode.NOERROR:
+        return dns.rcode.to_text(rcode)
+    question = query.question[0]
+    asked = f"{question.name.to_text(omit_final_dot=True)} {dns.rdatatype.to_text(question.rdtype)}"
+    try:
+        found = reply.resolve_chaining().answer
+    except Exception as error:  # a chain without end, or one that leads nowhere
+        raise _WrongError(f"{asked}: {error or type(error).__name__}") from None
+    if not found:
+        raise _WrongError(f"{asked}: no such record in the answer")
+    if expect is not None and not any(_same(record, expect) for record in found):
+        raise _WrongError(f"{asked} is {found[0]}, expected {expect}")
+    return clean(f"{asked} is {found[0] if expect is None else expect}")[:MAX_TEXT]
+
+
+def _same(record: dns.rdata.Rdata, expect: dns.rdata.Rdata) -> bool:
+    """Equal by value; the strings of a TXT record may be cut anywhere (RFC 7208, 3.3)."""
+    strings: tuple[bytes, ...] | None = getattr(record, "strings", None)
+    if strings is not None:
+        return b"".join(strings) == b"".join(getattr(expect, "strings", ()))
+    return bool(record == expect)
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "name": {"metavar": "NAME", "help": "name to ask for"},
+    "record": {"metavar": "TYPE", "help": "type of record to ask for (A)"},
+    "expect": {"metavar": "VALUE", "help": "value that a record of the answer must have"},
+    "rcode": {"metavar": "RCODE", "help": "rcode that the reply must have (NOERROR)"},
+    "transport": {"choices": ("udp", "tcp"), "help": "how to ask (udp)"},
+}
+
+
+def main() -> None:
+    probing.main("check_failover_dns", __doc__, probe, OPTIONS, kind="dns", default_port=53, needed=("name",))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What the probes over plain sockets share: one deadline, texts with escapes, and what an error means."""
+
+from __future__ import annotations
+
+import errno
+import re
+import ssl
+import time
+
+from check_failover.checks import ProbeError, tls
+from check_failover.checks.plugin import clean
+from check_failover.model import Probe
+
+MAX_ANSWER = 65536  # bytes looked at
+MAX_TEXT = 160  # characters of a probe's text
+_ESCAPES = {"\\r": "\r", "\\n": "\n", "\\t": "\t", "\\0": "\0", "\\\\": "\\"}
+# Errors of this machine, not of the server: out of descriptors, memory or local ports, forbidden by our own firewall.
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPERM}
+
+
+def left(end: float) -> float:
+    """Seconds until ``end`` (monotonic). Raises TimeoutError when there are none: one deadline over all steps."""
+    seconds = end - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+def failed(began: float, error: BaseException) -> Probe:
+    """The failed probe that an exception is. Raises ProbeError where the fault is this machine's."""
+    # an SSLError's number is TLS's own, and 1 is EPERM elsewhere
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in _OURS:
+        raise ProbeError(f"cannot ask: {tls.reason(error)}") from None
+    text = clean(tls.reason(error))[:MAX_TEXT]
+    return Probe(False, time.monotonic() - began, text, refused=isinstance(error, ConnectionRefusedError))
+
+
+def unescape(text: str) -> bytes:
+    r"""``\r``, ``\n``, ``\t``, ``\0``, ``\\`` and ``\xNN`` as bytes; the rest in UTF-8."""
+    parts = re.split(r"(\\x[0-9A-Fa-f]{2}|\\[rnt0\\])", text)
+    return b"".join(
+        bytes([int(part[2:], 16)]) if part.startswith("\\x") and len(part) == 4 else _ESCAPES.get(part, part).encode()
+        for part in parts
+    )
+
+
+def unexpected(answer: bytes, expect: bytes) -> str:
+    """What came instead of what was expected."""
+    said = clean(answer[:60].decode("utf-8", "replace"))
+    return f"expected {clean(expect[:60].decode('utf-8', 'replace'))!r}, got {said!r}"

@@ -1,0 +1,51 @@
+"""check_failover_udp: send a datagram and look for a text in the answers; for any service over UDP.
+
+Without ``expect`` any answer is a pass. Silence is a failure, so this fits services that answer what is sent. Where
+nobody listens the host says so (ICMP port unreachable), which the connected socket learns as "connection refused".
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+
+from check_failover.checks import probing
+from check_failover.checks.talk import failed, left, unescape, unexpected
+from check_failover.model import Endpoint, Probe
+
+
+def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe:
+    """See ``checks``. Options: send, expect."""
+    began = time.monotonic()
+    send, expect = unescape(str(options["send"])), unescape(str(options.get("expect") or ""))
+    family = socket.AF_INET6 if server.family == 6 else socket.AF_INET
+    answer: bytes | None = None
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((server.address, server.port))
+            sock.send(send)
+            while answer is None or expect not in answer:
+                sock.settimeout(left(began + timeout))
+                answer = sock.recv(65536)
+    except TimeoutError as error:
+        if answer is None:
+            return failed(began, error)
+        return Probe(False, time.monotonic() - began, unexpected(answer, expect))
+    except OSError as error:
+        return failed(began, error)
+    return Probe(True, time.monotonic() - began, "answers as expected")
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "send": {"metavar": "TEXT", "help": r"text of the datagram (\r, \n, \t and \xNN are understood)"},
+    "expect": {"metavar": "TEXT", "help": "text that an answer must contain"},
+}
+
+
+def main() -> None:
+    probing.main("check_failover_udp", __doc__, probe, OPTIONS, kind="udp", needed=("send",))
+
+
+if __name__ == "__main__":
+    main()
