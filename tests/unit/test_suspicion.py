@@ -144,6 +144,17 @@ class TestUnansweredSyn:
         stage.wait(0.2)
         assert stage.first(SYN_UNANSWERED).now - begun == pytest.approx(5.1, abs=0.001)
 
+    def test_a_client_that_goes_on_was_answered(self) -> None:
+        """Its SYN-ACK was not captured, but it sends data: the connection stands."""
+        stage = Stage()
+        talk = Talk(stage)
+        talk.syn()
+        talk.ack += 1
+        talk.ask(made.unbind(1))
+        stage.wait(10.0)
+        assert stage.found == []
+        assert stage.watch.since(0.0) == (0, 0)
+
     def test_an_answer_with_another_number_is_none(self) -> None:
         """4-tuple and ISN: a SYN-ACK for a connection of the past does not answer this one."""
         stage = Stage()
