@@ -127,6 +127,7 @@ class Facts:
     sync_age: float | None = None
     sync_running: bool = False
     downtime: bool = False
+    evidence: int | None = None  # names what the sniffer kept of this verdict
 
     def perfdata(self) -> str:
         """The facts as perfdata, in labels without spaces so that Nagios's macro cleaning leaves them whole."""
@@ -140,6 +141,7 @@ class Facts:
             "blind": str(int(self.blind)),
             "sync_age": "" if self.sync_age is None else f"{self.sync_age:.0f}s",
             "sync_running": str(int(self.sync_running)),
+            "evidence": "" if self.evidence is None else str(self.evidence),
         }
         return " ".join(f"{label}={value}" for label, value in pairs.items() if value)
 
@@ -166,6 +168,7 @@ class Facts:
             blind=bool(numbers.get("blind", 0)),
             sync_age=numbers.get("sync_age"),
             sync_running=bool(numbers.get("sync_running", 0)),
+            evidence=int(numbers["evidence"]) if "evidence" in numbers else None,
         )
 
 

@@ -136,10 +136,24 @@ def _history(config: Config, arguments: argparse.Namespace) -> None:
         found = [entry for entry in entries if entry.get("id") == arguments.show]
         if not found:
             raise FailedError(f"history: no entry {arguments.show!r}; failoverctl history lists them")
-        print("\n".join(show.entry(found[-1])))
+        print("\n".join([*show.entry(found[-1]), *_evidence(config, found[-1])]))
         return
     for entry in [entry for entry in entries if entry.get("service") in chosen][-arguments.limit :]:
         print(json.dumps(entry) if arguments.json else show.line(entry))
+
+
+def _evidence(config: Config, entry: dict[str, Any]) -> list[str]:
+    """What the sniffer kept of the verdict behind an attempt."""
+    number = (entry.get("facts") or {}).get("evidence")
+    if number is None:
+        return []
+    base = config.controller.state_dir / "sniffer" / "evidence" / f"{entry['service']}-{number}"
+    try:
+        story = json.loads(base.with_suffix(".json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        return [f"  evidence: {base}.json: cannot read: {reason}"]
+    return [*show.evidence(story), f"  packets: tshark -r {base}.pcap"]
 
 
 def _check_config(config: Config, _arguments: argparse.Namespace) -> None:

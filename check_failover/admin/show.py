@@ -87,6 +87,21 @@ def entry(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def evidence(story: Mapping[str, Any]) -> list[str]:
+    """What the sniffer saw and probed."""
+    lines = [
+        f"  evidence: {story['verdict']}",
+        f"    suspicion: {story['suspicion']['detector']}: {story['suspicion']['text']}",
+        f"    from the first victim to the verdict: {story['seconds_from_the_first_victim']:.3f} s",
+    ]
+    for probe in story["probes"]:
+        word = "passed" if probe["passed"] else "failed"
+        lines.append(f"    probe of the {probe['of']}: {word} after {probe['seconds']:.3f} s: {probe['text']}")
+    traffic = story["traffic"]
+    known = {key: value for key, value in traffic.items() if value is not None}
+    return [*lines, "    traffic: " + ", ".join(f"{key} {value}" for key, value in known.items())]
+
+
 def config(config: Config) -> list[str]:
     """What a config means, in a few lines."""
     controller = config.controller

@@ -22,18 +22,21 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from check_failover import __version__, control, syncstate
 from check_failover.checks import ProbeError, probe_function
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
-from check_failover.control import ControlError, Message, Peer, RefusedError, Server
+from check_failover.control import ControlError, Message, Server
 from check_failover.model import Facts, PassiveResult, Probe, Service, Target
 from check_failover.notify import log_to_stderr, notify
 from check_failover.sniffer.capture import CaptureError
-from check_failover.sniffer.eyes import Eyes
+from check_failover.sniffer.evidence import Evidence
+from check_failover.sniffer.eyes import Bypass, Eyes
 from check_failover.sniffer.packet import RST
 from check_failover.sniffer.rescue import Rescue
 from check_failover.sniffer.sentry import Condition, Sentry
+from check_failover.sniffer.verbs import Verbs
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
 
@@ -41,6 +44,7 @@ log = logging.getLogger("failover-sniffer")
 
 PROBERS = 16  # threads: two servers of a handful of services
 CARE_EVERY = 0.5  # seconds between two looks at interfaces and drops
+COMPARE_EVERY = 5.0  # seconds between two comparisons of the NAT's counters with what was captured
 EMERGENCY_AGAIN = 2.0  # seconds between two own orders while the core is away
 
 
@@ -61,9 +65,13 @@ class Loop:
         directory.mkdir(parents=True, exist_ok=True)
         self._outbox = Outbox(transport, directory / "results.kept", on_failure=self._core_away)
         self._ordered: dict[str, float] = {}
+        self._evidence = Evidence(directory / "evidence")
+        self._seen = dict.fromkeys(self.sentries, 0)  # frames captured
+        self._bypass = Bypass()
         self._selector = selectors.DefaultSelector()
         self._eyes = Eyes(config, self._selector)
         self._rescue = Rescue(config, self._ask_redirector, self.call)
+        self._compare = 0.0
         self._stop = threading.Event()
 
     # ------------------------------------------------------------ the loop
@@ -112,6 +120,9 @@ class Loop:
 
     def _frames(self, tap: object) -> None:
         for sentry, packet, frame in self._eyes.read(tap, self.sentries):
+            name = sentry.service.name
+            self._seen[name] += 1
+            self._evidence.frame(name, packet, frame)
             sentry.packet(packet, frame)
             if packet.flags & RST:
                 self._rescue.refused(sentry, packet)
@@ -121,7 +132,10 @@ class Loop:
             sentry = self.sentries[name]
             if drops:
                 sentry.watch.lost(now, drops)
-            sentry.see(blind, now)
+            sentry.see(blind or self._bypass.blind.get(name), now)
+        if now >= self._compare and not self._eyes.sampling():
+            self._compare = now + COMPARE_EVERY
+            self._asker.submit(self._compare_counters, dict(self._seen))
 
     def _close(self) -> None:
         notify("STOPPING=1")
@@ -161,6 +175,12 @@ class Loop:
     def note(self, text: str) -> None:
         log.info("%s", text)
 
+    def keep(self, service: Service, story: dict[str, Any]) -> int | None:
+        number = time.time_ns() // 1_000_000
+        frames = self._evidence.snapshot(service.name)
+        self._asker.submit(self._evidence.save, f"{service.name}-{number}", frames, {"evidence": number, **story})
+        return number
+
     def sync(self, service: Service, facts: Facts) -> Facts:
         return syncstate.known(self._config.controller.state_dir, service, facts, time.time())
 
@@ -173,6 +193,14 @@ class Loop:
         except ControlError as error:
             log.warning("%s", error)
             return None
+
+    def _compare_counters(self, seen: dict[str, int]) -> None:
+        """Do we see what the NAT forwards? (asker's thread)"""
+        reply = self._ask_redirector({"verb": "status"})
+        for name, status in (reply or {}).get("services", {}).items():
+            asked = (status.get("activity") or {}).get("asked")
+            if name in seen and isinstance(asked, int):
+                self._bypass.compare(name, asked, seen[name])
 
     def _core_away(self, _kept: list[PassiveResult]) -> None:
         """The core did not take a result (outbox's thread): a failed verdict cannot wait for it."""
@@ -233,40 +261,6 @@ def _receive(sock: socket.socket) -> bytes:
         return b""
 
 
-class Verbs:
-    """The sniffer's socket: status and probe, for whoever may connect."""
-
-    def __init__(self, config: Config, loop: Loop) -> None:
-        self._config, self._loop = config, loop
-
-    def handle(self, message: Message, _peer: Peer) -> Message:
-        if message["verb"] == "status":
-            return self._status()
-        try:
-            service = self._config.service(str(message.get("service")))
-            target = Target(str(message.get("target")))
-        except (ConfigError, ValueError) as error:
-            raise RefusedError(f"probe: {error}") from None
-        probe = self._loop.probe_now(service, target, service.check.timeout)
-        if probe is None:
-            raise RefusedError(f"probe: cannot probe the {target}: see the sniffer's log")
-        self._loop.call(lambda: self._loop.sentries[service.name].probed(target, probe, time.monotonic()))
-        return {"passed": probe.passed, "seconds": probe.seconds, "text": probe.text}
-
-    def _status(self) -> Message:
-        answer: queue.SimpleQueue[Message] = queue.SimpleQueue()
-
-        def look() -> None:
-            now = time.monotonic()
-            answer.put({name: sentry.status(now) for name, sentry in self._loop.sentries.items()})
-
-        self._loop.call(look)
-        try:
-            return {"services": answer.get(timeout=2.0)}
-        except queue.Empty:
-            raise RefusedError("status: the loop is busy") from None
-
-
 def run(config: Config) -> None:
     """Watch until SIGTERM. Raises ControlError, CaptureError or ProbeError when it cannot begin."""
     if not config.controller.client_interfaces:
@@ -291,10 +285,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="failover-sniffer", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
     parser.add_argument("--version", action="version", version=__version__)
+    replay = parser.add_argument_group("over a capture file, without touching anything")
+    replay.add_argument("--pcap", type=Path, metavar="FILE", help="print what would have been decided, and why")
+    replay.add_argument("--speed", type=float, metavar="N", help="N times real time (as fast as it goes)")
+    replay.add_argument("--assume-primary", choices=("fails", "passes"), default="fails", help="in probes: %(default)s")
     arguments = parser.parse_args()
+    if arguments.speed is not None and not arguments.speed > 0:
+        parser.error("--speed must be above 0")
     log_to_stderr()
     try:
-        run(load(arguments.config))
+        if arguments.pcap is None:
+            run(load(arguments.config))
+        else:
+            from check_failover.sniffer import replay as player
+
+            passes = arguments.assume_primary == "passes"
+            player.run(load(arguments.config), arguments.pcap, arguments.speed, primary_passes=passes)
     except (ConfigError, ControlError, CaptureError, ProbeError) as error:
         sys.exit(f"failover-sniffer: {error}")
 

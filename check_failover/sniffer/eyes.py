@@ -25,6 +25,7 @@ from check_failover.sniffer.sentry import Sentry
 BUDGET = 4000  # frames a second and tap
 CALM = 1000  # below this many kept frames a second sampling is halved
 MAX_SAMPLE = 8  # bits
+ENOUGH = 50  # requests forwarded without one captured: sampling at its thinnest would have shown some flows by then
 
 log = logging.getLogger("failover-sniffer")
 
@@ -93,6 +94,10 @@ class Eyes:
             found[eye.service.name] = (blind, dropped + drops)
         return found
 
+    def sampling(self) -> bool:
+        """Whether any tap keeps only some of the connections."""
+        return any(eye.sample for eye in self._eyes)
+
     def close(self) -> None:
         for eye in self._eyes:
             self._close(eye)
@@ -135,3 +140,28 @@ class Eyes:
             eye.tap.refilter(bpf.clients_filter(eye.service, eye.sample))
             log.info("%s: watching one of %d connections", eye.service.name, 1 << eye.sample)
         return drops
+
+
+class Bypass:
+    """Blindness that no interface shows: the NAT forwards a service's packets and the capture sees none of them.
+
+    A wrong ``client_interface``, a second way for the clients, a port mirror that lost its tap. Touched by two threads;
+    each touches whole values only.
+    """
+
+    def __init__(self) -> None:
+        self.blind: dict[str, str] = {}
+        self._before: dict[str, tuple[int, int]] = {}
+
+    def compare(self, name: str, asked: int, seen: int) -> None:
+        """The NAT's counter of packets that demand an answer, and the frames captured so far."""
+        asked_before, seen_before = self._before.get(name, (asked, seen))
+        forwarded, captured = asked - asked_before, seen - seen_before
+        if captured > 0 or forwarded < 0:
+            self.blind.pop(name, None)
+        elif forwarded >= ENOUGH:
+            self.blind[name] = (
+                f"the NAT forwarded {forwarded} requests and none was captured: is client_interface right?"
+            )
+        if captured > 0 or forwarded < 0 or forwarded >= ENOUGH or name not in self._before:
+            self._before[name] = (asked, seen)

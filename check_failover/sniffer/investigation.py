@@ -92,6 +92,13 @@ class Investigation:
         )
         return Verdict(lost, facts, self._text(failed, asked, answered))
 
+    def transcript(self) -> list[dict[str, object]]:
+        """Every probe's outcome, for a person."""
+        probes = [(self.serving, probe) for probe in self.outcomes]
+        if self.other is not None:
+            probes.append((self.serving.other, self.other))
+        return [{"of": str(t), "passed": p.passed, "seconds": round(p.seconds, 6), "text": p.text} for t, p in probes]
+
     def _settled(self) -> bool:
         failed = sum(not probe.passed for probe in self.outcomes)
         passed = len(self.outcomes) - failed

@@ -49,6 +49,9 @@ class Outlet(Protocol):
     def note(self, text: str) -> None:
         """A line for the log."""
 
+    def keep(self, service: Service, story: dict[str, Any]) -> int | None:
+        """Keep the evidence of a verdict; returns its number."""
+
     def sync(self, service: Service, facts: Facts) -> Facts:
         """The facts with what is known of the data sync."""
 
@@ -93,6 +96,7 @@ class Sentry:
         self._unprobed: str | None = None  # why the last look came to nothing
         self._next_look = now
         self._reported = float("-inf")
+        self._kept: int | None = None
         self._evidence: tuple[float, Facts] = (float("-inf"), Facts())
 
     # ------------------------------------------------------------ events
@@ -214,7 +218,7 @@ class Sentry:
             return
         self._investigation, self._unprobed = None, None
         if verdict.failed:
-            self._failed(verdict, now)
+            self._failed(verdict, investigation, now)
         else:
             self._refuted(investigation.suspicion, now)
 
@@ -231,8 +235,11 @@ class Sentry:
         if before is None:
             self._report(now)
 
-    def _failed(self, verdict: Verdict, now: float) -> None:
+    def _failed(self, verdict: Verdict, investigation: Investigation, now: float) -> None:
         first = self.condition is not Condition.FAILED
+        if first:
+            self._kept = self._outlet.keep(self.service, self._story(verdict, investigation, now))
+        verdict = replace(verdict, facts=replace(verdict.facts, evidence=self._kept))
         same = self._verdict is not None and self._verdict.facts.standby_ok == verdict.facts.standby_ok
         self.condition = Condition.FAILED
         self._verdict = verdict
@@ -242,6 +249,21 @@ class Sentry:
             self._report(now)
         if not first and self.target is Target.PRIMARY:
             self._send_evidence(verdict, now)
+
+    def _story(self, verdict: Verdict, investigation: Investigation, now: float) -> dict[str, Any]:
+        """What a person wants to know of a verdict."""
+        suspicion = investigation.suspicion
+        return {
+            "service": self.service.name,
+            "server": str(self.service.server(self.target)),
+            "verdict": verdict.text,
+            "suspicion": {"detector": suspicion.detector, "text": suspicion.text},
+            "seconds_from_suspicion": round(now - suspicion.now, 6),
+            "seconds_from_the_first_victim": round(now - (suspicion.since or suspicion.now), 6),
+            "probes": investigation.transcript(),
+            "facts": asdict(verdict.facts),
+            "traffic": asdict(self.watch.stats(now)),
+        }
 
     def _send_evidence(self, verdict: Verdict, now: float) -> None:
         at, facts = self._evidence

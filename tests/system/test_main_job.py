@@ -44,6 +44,11 @@ def test_from_fault_to_served_clients(make_site: MakeSite, make_load: MakeLoad, 
     assert len(flips) == 1
     assert flips[0]["by"] == "nagios"
     assert flips[0]["facts"]["standby_ok"] is True
+    shown = site.ctl("history", "--show", flips[0]["id"])
+    assert "probe of the primary: failed" in shown
+    pcap = next(line.split()[-1] for line in shown.splitlines() if "tshark -r" in line)
+    packets = site.house.run("controller", "/usr/bin/tcpdump", "-nn", "-r", pcap)
+    assert packets.count("\n") > 100
 
 
 def test_nobody_probes_a_primary_that_answers(make_site: MakeSite, make_load: MakeLoad) -> None:
