@@ -40,6 +40,7 @@ class Scene(Stage):
         self.results: list[PassiveResult] = []
         self.evidences: list[tuple[float, Facts]] = []
         self.notes: list[str] = []
+        self.stories: list[dict[str, object]] = []
         self.known = Facts(sync_age=7.0)
         self._running: list[tuple[float, Target, Probe]] = []
         self.sentry = Sentry(self.service, self, self.now)
@@ -54,6 +55,10 @@ class Scene(Stage):
         outcome = self.servers[target]()
         if outcome is not None:
             self._running.append((self.now + outcome.seconds, target, outcome))
+
+    def keep(self, _service: Service, story: dict[str, object]) -> int | None:
+        self.stories.append(story)
+        return None  # facts are compared as wholes below
 
     def report(self, result: PassiveResult) -> None:
         self.results.append(result)
