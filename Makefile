@@ -1,4 +1,4 @@
-# make demo [FAULT=crash|hang|blackhole|apperror] [KEEP=1]   the main job on real parts, in network namespaces
+# make demo [FAULT=crash|hang|blackhole|apperror|loss] [KEEP=1]   the main job on real parts, in network namespaces
 # make test                                                  lint, types, unit, component and system tests
 # make lint | unit | component | system | bench              one part of it
 # make install | uninstall [DESTDIR=]                        into this machine's Nagios; see README.md
@@ -10,13 +10,16 @@ RUFF := $(VENV)/bin/ruff
 PYTEST := $(PYTHON) -m pytest --strict-skips
 DESTDIR ?=
 
-.PHONY: demo test lint unit component system bench install uninstall clean lab-demo lab-test
+.PHONY: demo test lint unit component system bench install uninstall clean lab-demo lab-test lab-bench
 
 lab-demo:
 	@VENV=$(VENV) bash .ci/install demo
 
 lab-test:
 	@VENV=$(VENV) bash .ci/install test
+
+lab-bench:
+	@VENV=$(VENV) bash .ci/install bench
 
 demo: lab-demo
 	@$(PYTHON) -m tests.lab.demo --fault $(FAULT) $(if $(KEEP),--keep)
@@ -33,7 +36,7 @@ lint: lab-test
 unit component system: lab-test
 	$(PYTEST) tests/$@
 
-bench: lab-test
+bench: lab-bench
 	@for script in tests/bench/*.py; do \
 	    [ -e "$$script" ] || { echo "no benchmark yet"; break; }; \
 	    name=$$(basename $$script .py); [ $$name = __init__ ] || $(PYTHON) -m tests.bench.$$name || exit 1; \

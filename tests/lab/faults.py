@@ -7,6 +7,7 @@ crash      SIGKILL to slapd                             open connections reset, 
 hang       SIGSTOP to slapd                             TCP looks perfect: SYNs are answered, data is ACKed
 blackhole  the host drops every frame, ARP included     nothing at all, as with the power cut
 apperror   slapd restricted through its cn=config       binds work, every search ends in unwillingToPerform
+loss       the host drops every second packet at random both ways; retransmissions, some connections get through
 ========== ============================================ =====================================================
 """
 
@@ -33,6 +34,14 @@ table inet dark {
 }
 """
 
+# By nft and not by netem, because not every kernel has that. The whole of ARP passes: the cable is bad, not gone.
+LOSSY = """
+table inet lossy {
+    chain in { type filter hook input priority -400; iif != "lo" numgen random mod 2 0 drop; }
+    chain out { type filter hook output priority -400; oif != "lo" numgen random mod 2 0 drop; }
+}
+"""
+
 
 def crash(_house: House, _who: str, server: Slapd) -> None:
     os.kill(server.pid, signal.SIGKILL)
@@ -50,11 +59,16 @@ def apperror(_house: House, _who: str, server: Slapd) -> None:
     server.restrict("search")
 
 
+def loss(house: House, who: str, _server: Slapd) -> None:
+    house.run(who, NFT, "-f", "-", input=LOSSY)
+
+
 FAULTS: dict[str, Callable[[House, str, Slapd], None]] = {
     "crash": crash,
     "hang": hang,
     "blackhole": blackhole,
     "apperror": apperror,
+    "loss": loss,
 }
 
 
@@ -67,5 +81,7 @@ def heal(house: House, who: str, server: Slapd, fault: str) -> None:
         os.kill(server.pid, signal.SIGCONT)
     elif fault == "blackhole":
         house.run(who, NFT, "delete table arp dark; delete table inet dark")
+    elif fault == "loss":
+        house.run(who, NFT, "delete table inet lossy")
     else:
         server.restrict(None)

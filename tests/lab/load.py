@@ -43,6 +43,7 @@ class Request:
     server: str | None
     error: str | None = None
     reconnects: int = 0  # kept: connections that broke before the answer came
+    session: int = 0  # kept: which of them
 
     @property
     def waited(self) -> float:
@@ -148,7 +149,7 @@ class Clients:
                 writer.write(UNBIND)
             writer.close()
 
-    async def kept(self) -> None:
+    async def kept(self, session: int) -> None:
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         number = 1
         while True:
@@ -162,7 +163,7 @@ class Clients:
                             await bind(*streams)
                             number = 2
                         server = await read_entry(*streams, number, self.base, self.attribute)
-                    self.out(Request("kept", start, time.monotonic(), server, error, reconnects))
+                    self.out(Request("kept", start, time.monotonic(), server, error, reconnects, session))
                     break
                 except (OSError, EOFError, FailedError, TimeoutError) as problem:
                     error = _name(problem)
@@ -174,8 +175,8 @@ class Clients:
             await asyncio.sleep(KEPT_PAUSE)
 
     async def run(self, rate: float, kept: int) -> None:
-        for _ in range(kept):
-            self._spawn(self.kept())
+        for session in range(kept):
+            self._spawn(self.kept(session))
         start, count = time.monotonic(), 0
         while rate:
             count += 1
