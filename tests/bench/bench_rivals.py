@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -44,7 +44,7 @@ LIMIT = 585  # seconds for everything
 CELL = 45  # no cell is begun with less time left than this
 HEALTHY = 4.0  # seconds of ordinary traffic before the fault
 QUIET = PATIENCE + 0.5  # a request begun in the fault's last moment has ended by then
-WINDOW = 16.0  # seconds watched at most
+WINDOW = 18.0  # seconds watched at most
 SLOW = 0.2  # seconds: a person notices
 RATE, SESSIONS = 50.0, 5
 
@@ -136,7 +136,7 @@ def main() -> int:
     return 0 if complete else 1
 
 
-def _names(known: Sequence[str] | dict[str, object]):
+def _names(known: Collection[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = text.split(",")
         unknown = [name for name in names if name not in known]

@@ -101,7 +101,7 @@ timeout check 300ms
     default-server inter 250ms fastinter 100ms fall 2 observe layer4 error-limit 2 on-error mark-down on-marked-down shutdown-sessions
 """  # noqa: E501
 
-# 0x61 is the bind's answer, 0x65 the search's; each is a success when it starts with the enumeration 0 (RFC 4511, 4.1.9).
+# 0x61 is the bind's answer, 0x65 the search's; 0A0100 in its beginning is the result success (RFC 4511, 4.1.9).
 HAPROXY_SEARCH = f"""\
 option tcp-check
     tcp-check connect
