@@ -94,7 +94,9 @@ def _validate(path: Path, raw: dict[str, Any]) -> None:
     from jsonschema.exceptions import best_match
 
     rules = schema()
-    error = best_match(Draft202012Validator(rules).iter_errors(raw))
+    errors = list(Draft202012Validator(rules).iter_errors(raw))
+    # Keys of a check whose own rules fail count as unevaluated too: what is really wrong with them comes first.
+    error = best_match([e for e in errors if e.validator != "unevaluatedProperties"] or errors)
     if error is None:
         return
     meaning = _meaning(rules, error.absolute_schema_path)

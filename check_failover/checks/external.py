@@ -4,7 +4,7 @@
 serves), 2 is a failure. 3, any other code, death by a signal and a plugin that cannot be run are faults of ours:
 ``ProbeError``, because UNKNOWN never moves traffic. A plugin that is not back in time is a failure, since it waits for
 the server; a program takes a moment to start, so it gets ``STARTING`` on top. It and whatever it started in its process
-group are killed then.
+group are killed then. failover-sniffer's capability is not handed down to it.
 
 It has no plugin of our own: Nagios runs the plugin itself (``admin.objects``).
 """
@@ -12,9 +12,11 @@ It has no plugin of our own: Nagios runs the plugin itself (``admin.objects``).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,7 @@ from check_failover.model import Endpoint, Probe, State
 STARTING = 0.5  # seconds
 MAX_OUTPUT = 8192  # bytes kept; what follows is read and forgotten
 LOOK_EVERY = 0.05  # seconds, for a plugin that ended and left its output open to a child
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4  # prctl(2)
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
@@ -41,6 +44,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     """See ``checks``. Options: command (list of strings, the first an absolute path)."""
     began = time.monotonic()
     argv = arguments(options, server)
+    _keep_capabilities()
     try:
         process = subprocess.Popen(
             argv,
@@ -62,6 +66,12 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     if code is None:
         return failed(began, TimeoutError())
     return _judge(argv[0], code, bytes(output), time.monotonic() - began)
+
+
+def _keep_capabilities() -> None:
+    """Empty this thread's ambient set, which is what an unprivileged program would inherit (capabilities(7))."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 
 
 def _run(process: subprocess.Popen[bytes], output: bytearray, end: float) -> int | None:

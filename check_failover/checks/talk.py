@@ -14,8 +14,10 @@ from check_failover.model import Probe
 MAX_ANSWER = 65536  # bytes looked at
 MAX_TEXT = 160  # characters of a probe's text
 _ESCAPES = {"\\r": "\r", "\\n": "\n", "\\t": "\t", "\\0": "\0", "\\\\": "\\"}
-# Errors of this machine, not of the server: out of descriptors, memory or local ports, forbidden by our own firewall.
-_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPERM}
+# Errors of this machine, not of the server: out of descriptors, memory or local ports, no such protocol here, forbidden
+# by our own firewall, a datagram that cannot be one.
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+_OURS |= {errno.EPERM, errno.EMSGSIZE}
 
 
 def left(end: float) -> float:

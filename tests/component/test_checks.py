@@ -6,9 +6,8 @@ import os
 import signal
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from check_failover.checks import ProbeError, ldap, tcp
 from check_failover.model import Endpoint, Probe, State
+from tests.lab.scripted import Scripted, dribble
 from tests.lab.slapd import ADMIN, BASE, PASSWORD, Slapd
 from tests.unit.test_plugins import proper, run
 
@@ -147,47 +147,9 @@ def test_plugin_takes_the_config(slapd: Slapd, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- servers that misbehave
 
 
-class Scripted:
-    """A listening socket of our own that gives every client to ``serve`` in a thread."""
-
-    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
-        self._socket = socket.create_server((HOST, 0))
-        self.port = self._socket.getsockname()[1]
-        self._serve = serve
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._client, args=(client,), daemon=True).start()
-
-    def _client(self, client: socket.socket) -> None:
-        with client:
-            try:
-                self._serve(client)
-            except OSError:
-                return
-
-    def __enter__(self) -> Scripted:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-
 def test_dribble_does_not_outlive_the_deadline() -> None:
     """A byte now and then is no answer: the whole probe has one deadline, not each recv."""
-
-    def dribble(client: socket.socket) -> None:
-        client.recv(4096)
-        for byte in b"\x30\x84\x00\x00\x00\x0c" + b"\x02" * 100:
-            client.sendall(bytes([byte]))
-            time.sleep(0.05)
-
-    with Scripted(dribble) as server:
+    with Scripted(dribble(b"\x30\x84\x00\x00\x00\x0c" + b"\x02" * 100)) as server:
         began = time.monotonic()
         probe = ask({}, server.port, timeout=0.4)
         assert not probe.passed

@@ -46,6 +46,13 @@ BROKEN = [
     ('base = "dc=example,dc=org"', "", "$.service[0].check: 'base' is a required property"),
     ('base = "dc=example,dc=org"', 'bse = "x"\nbase = ""', "$.service[0].check: unknown key 'bse'"),
     (
+        'type = "tcp"',
+        'type = "tcp"\ntls = "yes"',
+        "$.service[1].check.tls: 'yes' is not of type 'boolean' (whether to speak TLS from the start)",
+    ),
+    ('type = "tcp"', 'type = "dns"', "$.service[1].check: 'name' is a required property"),
+    ('type = "tcp"', 'type = "tcp"\nname = "x"', "$.service[1].check: unknown key 'name'"),
+    (
         "hold_down = 60",
         "hold_down = -1",
         "$.service[0].policy.hold_down: -1 is less than the minimum of 0 (minimum time between two flips",

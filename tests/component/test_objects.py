@@ -1,0 +1,76 @@
+"""What failoverctl prints for Nagios, read and run by a real one: a service of every check type."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from check_failover.admin.objects import nagios
+from check_failover.checks import PROBES
+from check_failover.config import load
+from tests.lab.nagios import BASE_OBJECTS, Nagios
+from tests.lab.site import SITE_OBJECTS
+
+# Whatever means something to Nagios or to a shell.
+ODD = [
+    "a;b", r"\;", r"a\\;b", "x!y", "$HOME$", "$USER1$", "$$", r"back\slash", "tail\\", "it's", 'quo"te', "ü",
+    "a|b > c & `id` $(id)", "", "~", "*", "# no comment", "%s", "<x>", "{port}/{address}", "{other}", " blank ",
+]  # fmt: skip
+
+OPTIONS = {
+    "ldap": 'base = "dc=example,dc=org"',
+    "dns": 'name = "www.example.org"\nexpect = "192.0.2.80"',
+    "http": 'tls = true\nserver_name = "www.example.org"\nstatus = [200]',
+    "tcp": 'expect = "220 "',
+    "udp": 'send = "x"',
+    "plugin": "command = {command}",
+}
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that the core's user may enter, which pytest's own is not."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        path.chmod(0o777)
+        yield path
+
+
+def config(place: Path, command: list[str]) -> Path:
+    """A config with one service of every check type."""
+    assert set(OPTIONS) == set(PROBES)
+    listed = "[" + ", ".join(f"'''{part}'''" for part in command) + "]"
+    text = "".join(
+        f'[[service]]\nname = "{kind}"\nhost = "ldap.example.org"\nprotocol = "{"udp" if kind == "udp" else "tcp"}"\n'
+        f'address = "192.0.2.10"\nport = {1000 + number}\nprimary = "10.0.0.11"\nstandby = "10.0.0.12:99"\n'
+        f'[service.check]\ntype = "{kind}"\n{options.replace("{command}", listed)}\n'
+        for number, (kind, options) in enumerate(OPTIONS.items())
+    )
+    (place / "config.toml").write_text(text)
+    return place / "config.toml"
+
+
+def test_nagios_takes_and_runs_it(place: Path) -> None:
+    """Clean for ``nagios4 -v``; the site's own plugin is run with the standby's address and every argument as it is."""
+    out = place / "arguments"
+    program = place / "check own"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >'{out}.new'\nmv '{out}.new' '{out}'\necho all well\n")
+    program.chmod(0o755)
+    loaded = load(config(place, [str(program), *ODD]))
+    core = Nagios(place / "nagios", BASE_OBJECTS + SITE_OBJECTS + nagios(loaded))
+    core.verify()
+    core.command_file.parent.chmod(0o777)
+    with core:
+        core.wait("plugin standby", 0, text="all well")
+    wanted = [part.replace("{address}", "10.0.0.12").replace("{port}", "99") for part in ODD]
+    assert out.read_text().split("\n")[:-1] == wanted
+
+
+def test_services_only_has_the_commands_of_the_sites_own_plugins(place: Path) -> None:
+    """They are in no template file, so they come with their service."""
+    text = nagios(load(config(place, ["/bin/true"])), templates=False)
+    assert text.count("define command {") == 1
+    assert "check_failover_plugin_plugin" in text

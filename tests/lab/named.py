@@ -1,0 +1,105 @@
+"""A private bind9: one zone, one address and port; ended by whoever made it.
+
+    with Named(directory, "127.0.0.1", 13053) as named: ...
+
+``www`` has an address, ``alias`` leads to it, ``big`` does not fit into 512 bytes, ``broken.test`` is a zone whose file
+is wrong (SERVFAIL), everything else is refused (no recursion).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dns.exception
+import dns.message
+import dns.query
+
+from tests.lab.netns import end, poll
+
+NAMED = "/usr/sbin/named"
+
+CONFIG = """\
+options {{
+    directory "{directory}";
+    pid-file "{directory}/named.pid";
+    session-keyfile "{directory}/session.key";
+    managed-keys-directory "{directory}";
+    listen-on port {port} {{ {v4}; }};
+    listen-on-v6 port {port} {{ {v6}; }};
+    recursion no;
+    dnssec-validation no;
+    notify no;
+}};
+controls {{ }};
+zone "example.org" {{ type primary; file "zone"; }};
+zone "broken.test" {{ type primary; file "none"; }};
+"""
+ZONE = """\
+$TTL 60
+@      IN SOA ns.example.org. admin.example.org. 1 3600 600 86400 60
+       IN NS ns
+       IN MX 10 mail
+ns     IN A 192.0.2.53
+mail   IN A 192.0.2.25
+www    IN A 192.0.2.80
+       IN A 192.0.2.81
+       IN AAAA 2001:db8::80
+alias  IN CNAME www
+text   IN TXT "one and " "two"
+"""
+BIG = "".join(f"big IN A 10.9.{n // 250}.{n % 250 + 1}\n" for n in range(100))
+
+
+class Named:
+    """One server, in the foreground."""
+
+    def __init__(self, directory: Path, address: str, port: int, argv_prefix: Sequence[str] = ()) -> None:
+        directory.mkdir(parents=True)
+        self.directory, self.address, self.port = directory, address, port
+        self._prefix = tuple(argv_prefix)
+        self._process: subprocess.Popen[Any] | None = None
+        v4, v6 = ("none", address) if ":" in address else (address, "none")
+        (directory / "named.conf").write_text(CONFIG.format(directory=directory, port=port, v4=v4, v6=v6))
+        (directory / "zone").write_text(ZONE + BIG)
+        # A copy: where AppArmor is on, Debian's profile for /usr/sbin/named lets it read /etc/bind and little else.
+        self._program = shutil.copy(NAMED, directory / "named")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "named is not running"
+        return self._process.pid
+
+    def __enter__(self) -> Named:
+        with (self.directory / "named.out").open("ab") as out:
+            self._process = subprocess.Popen(
+                [*self._prefix, self._program, "-g", "-n", "1", "-c", str(self.directory / "named.conf")],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        try:
+            poll(self._answers, 15.0, f"named answers at {self.address} port {self.port}")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            end(self._process, patience=10.0)
+            self._process = None
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"named ended at its start:\n{(self.directory / 'named.out').read_text()[-2000:]}")
+        try:
+            dns.query.udp(dns.message.make_query("www.example.org", "A"), self.address, 0.5, self.port)
+        except (dns.exception.DNSException, OSError):
+            return False
+        return True
