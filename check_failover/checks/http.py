@@ -87,7 +87,7 @@ class _Adapter(HTTPAdapter):
 
 
 def _pools(connection: _Connection) -> dict[str, type[HTTPConnectionPool]]:
-    """urllib3's classes, with our connection as the one that they open (urllib3 1.26 and 2 alike)."""
+    """urllib3's classes, with our connection as the one that they open."""
 
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
