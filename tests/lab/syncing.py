@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,13 +150,15 @@ def as_json(text: str) -> Any:
         raise AssertionError(f"not JSON: {text!r}") from None
 
 
+# In memory: each run flushes the file system that it switches on, and others may be writing to the disk.
+SHM = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 FILES = {f"d{i % 3}/f{i}": f"file {i}\n" * i for i in range(30)}
 
 
 @pytest.fixture(scope="module", name="servers")
-def servers_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+def servers_fixture() -> Iterator[Servers]:
     """Both servers' sshd, for all tests of a file. Tests import the fixtures from here."""
-    with Servers(tmp_path_factory.mktemp("servers")) as made:
+    with tempfile.TemporaryDirectory(dir=SHM, prefix="cfs") as place, Servers(Path(place)) as made:
         yield made
 
 
