@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from check_failover.checks import ProbeError, ldap, tcp
 from check_failover.model import Endpoint, Probe, State
+from tests.lab.netns import freeze
 from tests.lab.scripted import Scripted, dribble
 from tests.lab.slapd import ADMIN, BASE, PASSWORD, Slapd
 from tests.unit.test_plugins import proper, run
@@ -99,7 +100,7 @@ def test_refused_and_silent(slapd: Slapd) -> None:
     """A refusal is known at once; a stopped slapd costs the timeout and not more."""
     probe = ask({}, port=13999)
     assert (probe.passed, probe.refused, probe.text) == (False, True, "connection refused")
-    os.kill(slapd.pid, signal.SIGSTOP)
+    freeze(slapd.pid)
     try:
         began = time.monotonic()
         probe = ask({}, timeout=0.3)

@@ -46,7 +46,7 @@ def test_refused() -> None:
     """Where nobody listens the host says so, and that is an answer."""
     probe = ask({}, closed_port())
     assert (probe.passed, probe.refused, probe.text) == (False, True, "connection refused")
-    assert probe.seconds < 0.2
+    assert probe.seconds < 1.0
 
 
 def test_chatter_does_not_outlive_the_deadline() -> None:

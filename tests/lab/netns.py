@@ -172,6 +172,17 @@ def end(process: subprocess.Popen[Any], patience: float = 5.0) -> None:
         process.wait()
 
 
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until every thread of it has stopped, which takes a moment on a busy machine."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+
+    def stopped() -> bool:
+        return all(t.joinpath("stat").read_text().rsplit(")", 1)[1].split()[0] == "T" for t in threads.iterdir())
+
+    poll(stopped, 5.0, f"process {pid} has stopped", every=0.005)
+
+
 def _ip(*argv: str, check: bool = True) -> None:
     done = subprocess.run(["/usr/sbin/ip", *argv], capture_output=True, text=True, check=False)
     if check and done.returncode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -38,7 +39,7 @@ class Scripted:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        _close(self._socket)
 
 
 class ScriptedUdp:
@@ -55,6 +56,8 @@ class ScriptedUdp:
         while True:
             try:
                 asked, client = self._socket.recvfrom(65536)
+                if client is None:  # woken by _close
+                    return
                 for answer in self._answers(asked):
                     self._socket.sendto(answer, client)
             except OSError:
@@ -64,7 +67,7 @@ class ScriptedUdp:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        _close(self._socket)
 
 
 def silent(client: socket.socket) -> None:
@@ -86,7 +89,19 @@ def dribble(text: bytes, every: float = 0.05) -> Callable[[socket.socket], None]
 
 
 def closed_port() -> int:
-    """A port where nobody listens."""
-    with socket.create_server((HOST, 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
+    """A port where nobody listens, neither for TCP nor for UDP."""
+    while True:
+        with socket.create_server((HOST, 0)) as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            port: int = stream.getsockname()[1]
+            try:
+                datagrams.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+
+
+def _close(sock: socket.socket) -> None:
+    """Close, and wake the thread that waits for it, which would keep the port open (shutdown(2))."""
+    with contextlib.suppress(OSError):  # a datagram socket says "not connected" and wakes all the same
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
