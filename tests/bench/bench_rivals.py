@@ -2,7 +2,7 @@
 
     python -m tests.bench.bench_rivals [--faults crash,hang] [--rivals check_failover,nginx] [--keep DIRECTORY]
 
-A cell is one run: 50 new LDAP connections a second and 5 open sessions (``tests.lab.load``), four healthy seconds, the
+A cell is one run: 50 new LDAP connections a second and 5 open sessions (``tests.lab.load``), some healthy seconds, the
 fault, then until nothing bad has happened for ``QUIET`` seconds or ``WINDOW`` is over. The columns:
 
 outage         seconds from the fault to the end of the last new connection that failed or took over ``SLOW`` seconds
@@ -23,6 +23,7 @@ import contextlib
 import json
 import os
 import platform
+import random
 import re
 import signal
 import subprocess
@@ -42,7 +43,8 @@ from tests.lab.site import BASE
 
 LIMIT = 585  # seconds for everything
 CELL = 45  # no cell is begun with less time left than this
-HEALTHY = 4.0  # seconds of ordinary traffic before the fault
+HEALTHY = 3.0  # seconds of ordinary traffic before the fault, at least
+CHANCE = 2.0  # at most so much more: else the fault would always meet the same moment of a check's round
 QUIET = PATIENCE + 0.5  # a request begun in the fault's last moment has ended by then
 WINDOW = 18.0  # seconds watched at most
 SLOW = 0.2  # seconds: a person notices
@@ -202,7 +204,7 @@ def run(rival: Rival, fault: str, directory: Path) -> Cell:
 def settle(house: House, load: Load, rival: Rival) -> Healthy:
     """Traffic as every day; what reaches the primary beside it."""
     begin, before = time.monotonic(), counted(house, "controller")
-    time.sleep(HEALTHY)
+    time.sleep(HEALTHY + random.uniform(0.0, CHANCE))
     after, end = counted(house, "controller"), time.monotonic()
     grown = {name: after[name] - before[name] for name in after}
     requests = load.requests(begin)
