@@ -197,16 +197,25 @@ class Server:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MAX_CLIENTS)
         self._closing = False
+        self._thread: threading.Thread | None = None
         self._sock = _listen(path)
 
     def start(self) -> None:
         """Serve in a background thread until ``close``."""
-        threading.Thread(target=self._accept, name=f"control {self.path.name}", daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, name=f"control {self.path.name}", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Stop serving and remove the socket from the file system."""
         self._closing = True
         self.path.unlink(missing_ok=True)
+        # Only shutdown wakes a thread that waits in accept(2); left there, it would serve whoever gets the descriptor.
+        try:  # noqa: SIM105 -- contextlib costs the event handler's start
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:  # FreeBSD wakes the thread and says ENOTCONN all the same
+            pass
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(SERVER_DEADLINE)
         self._sock.close()
         with self._lock:
             for sock in self._subscribers:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -85,9 +84,8 @@ class Syncing:
         self.config.write_text(CONFIG.format(**(values | changes)))
 
     def close(self) -> None:
-        """End the sockets. A thread that still waits in accept(2) would go on with whoever gets the descriptor next."""
+        """End the sockets."""
         for server in self._sockets:
-            server._sock.shutdown(socket.SHUT_RDWR)
             server.close()
 
     def _redirector(self, _message: Any, _peer: Any) -> dict[str, Any]:

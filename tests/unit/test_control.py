@@ -172,3 +172,12 @@ def test_messages_are_json_lines() -> None:
     buffer = bytearray(json.dumps({"a": 1}).encode() + b"\n" + b'{"b":')
     assert list(control.split_lines(buffer)) == [{"a": 1}]
     assert bytes(buffer) == b'{"b":'
+
+
+def test_close_ends_the_thread_that_accepts(tmp_path: Path) -> None:
+    """A thread left in accept(2) would answer for whoever gets the descriptor next."""
+    made = Server(tmp_path / "closing.sock", frozenset({"status"}), answer, authorise)
+    made.start()
+    assert control.ask(made.path, {"verb": "status"})["ok"]
+    made.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "control closing.sock"]
