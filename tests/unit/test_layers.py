@@ -16,7 +16,10 @@ SERVING = {"checks", "transports", "sms"}
 PURE = [
     "model.py",
     "decide.py",
-    *(f"sniffer/{name}.py" for name in ("flows", "suspicion", "thresholds", "packet", "investigation")),
+    *(
+        f"sniffer/{name}.py"
+        for name in ("flows", "flowtable", "suspicion", "detectors", "thresholds", "packet", "investigation")
+    ),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "sniffer" / "dialects").glob("*.py")),
 ]
 # What does I/O, waits, or asks for the time: time is an argument there.

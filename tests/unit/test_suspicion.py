@@ -10,8 +10,9 @@ import time
 import pytest
 
 from check_failover.model import Detector
+from check_failover.sniffer.detectors import AGAIN
+from check_failover.sniffer.flowtable import MAX_FLOWS, MAX_FRAMES
 from check_failover.sniffer.packet import ACK, SYN, TCP, UDP, Packet
-from check_failover.sniffer.suspicion import AGAIN, MAX_FLOWS, MAX_FRAMES
 from tests.unit import packets as made
 from tests.unit.packets import PRIMARY, STANDBY, WORD, Stage, Talk, datagram, datagram_back, learn, packed, repeatedly
 
@@ -1190,11 +1191,11 @@ class TestWhatOthersTell:
             talk.ask(made.unbind(2))
             talk.close()
         stage.wait(1.0)
-        assert (len(stage.watch._flows), len(stage.watch._heap), len(stage.watch._frames)) == (0, 0, 0)
+        assert (len(stage.watch._flows), len(stage.watch._detect._heap), len(stage.watch._flows._frames)) == (0, 0, 0)
         stage = Stage()
         for number in range(MAX_FRAMES + 100):
             Talk(stage, number + 1024).syn()
-        assert len(stage.watch._frames) == MAX_FRAMES
+        assert len(stage.watch._flows._frames) == MAX_FRAMES
         stage = dns_stage()
         for number in range(100):
             datagram(stage, 30000 + number, made.dns(number))
@@ -1203,7 +1204,7 @@ class TestWhatOthersTell:
         for number in range(100):
             datagram(stage, 30000 + number, made.dns(number))
         repeatedly(stage, 60.0, 1.0, lambda _number: None)
-        assert (len(stage.watch._flows), len(stage.watch._heap)) == (0, 0)
+        assert (len(stage.watch._flows), len(stage.watch._detect._heap)) == (0, 0)
 
     def test_ipv6(self) -> None:
         """The same for a service with an IPv6 address."""
