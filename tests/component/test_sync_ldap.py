@@ -190,7 +190,7 @@ def directory(syncing: Syncing) -> Iterator[Slapds]:
 
 
 def configure(syncing: Syncing, slapds: Slapds, preset: Path = PRESET, **changes: str) -> None:
-    """``[service.sync]`` as docs/sync.md has it."""
+    """``[service.sync]`` as nagios-conf/sync/README.md has it."""
     srv, where = syncing.servers.srv, f'"-b", "{BASE}", "-F", "{slapds.config}"'
     keys = {
         "to": f'"{srv}/data"',
@@ -290,7 +290,7 @@ def test_a_slapd_that_does_not_start_gets_the_old_database_back(syncing: Syncing
 
 
 def test_the_manual_s_restore_drill(syncing: Syncing, directory: Slapds) -> None:
-    """docs/sync.md: the served copy is loaded once more beside the running slapd, which does not notice."""
+    """nagios-conf/sync/README.md: the served copy is loaded once more beside the running slapd, which does not notice."""
     ok(syncing.sync())
     srv = syncing.servers.srv
     load = f'{PRESET} load -b {BASE} -F {directory.config} "$PWD/data.sync/drill"'

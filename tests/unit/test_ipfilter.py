@@ -411,8 +411,8 @@ def test_the_start_scripts(name: str) -> None:
 
 
 def test_the_rules_in_the_manual_are_rules() -> None:
-    """Each rdr line of docs/freebsd.md is one that ipnat takes, and the ones that we would write ourselves."""
-    text = (ROOT / "docs/freebsd.md").read_text()
+    """Each rdr line of nagios-conf/freebsd/README.md is one that ipnat takes, and the ones that we would write ourselves."""
+    text = (ROOT / "nagios-conf/freebsd/README.md").read_text()
     rules = re.findall(r"rdr em0 [0-9][^'\n]+", text)
     ldap = replace(
         WEB,
