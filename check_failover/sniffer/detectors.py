@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from itertools import takewhile
 
 from check_failover.model import Detector, Suspicion
 from check_failover.sniffer.flows import WINDOW, FlowKey, Request
@@ -157,10 +158,10 @@ class Detectors:
             return None
         return self._raise(Detector.RETRANSMISSION, now, text)
 
-    def bad_reply(self, now: float) -> Suspicion | None:
-        """The last reply was an error."""
+    def bad_reply(self, request: Request, now: float) -> Suspicion | None:
+        """The last reply, to ``request``, was an error."""
         text = self.errors.suspicious(now, self._scales[Detector.ERROR_SHARE].now(now))
-        return None if text is None else self._raise(Detector.ERROR_SHARE, now, text)
+        return None if text is None else self._raise(Detector.ERROR_SHARE, now, text, request.asked)
 
     # ------------------------------------------------------------ all of them
 
@@ -179,16 +180,17 @@ class Detectors:
         """A probe passed: be slower to suspect for a while."""
         self._scales[detector].double(now)
 
-    def since(self, at: float) -> tuple[int, int]:
-        """(requests asked since ``at``, of these usefully answered). Connections that got no answer count as asked."""
-        asked = answered = 0
-        for request in reversed(self.recent):
-            if request.asked < at:
-                break
-            if request.counts:
-                asked += 1
-                answered += request.answered is True
-        return asked, answered
+    def since(self, at: float, detector: Detector | None = None) -> tuple[int, int]:
+        """(requests asked since ``at``, of these usefully answered). Connections that got no answer count as asked.
+
+        Of an error share only the operations that err: a server that lets everybody bind and answers no search is of
+        no use, however many binds succeed.
+        """
+        since = [request for request in takewhile(lambda r: r.asked >= at, reversed(self.recent)) if request.counts]
+        if detector is Detector.ERROR_SHARE:
+            erring = {request.operation for request in since if request.answered is False}
+            since = [request for request in since if request.operation in erring] or since
+        return len(since), sum(request.answered is True for request in since)
 
     def flipped(self, now: float) -> None:
         """Another server answers now: what was unanswered is not its fault."""

@@ -213,7 +213,7 @@ class Sentry:
             return
         suspicion = investigation.suspicion
         since = suspicion.now if suspicion.since is None else suspicion.since
-        verdict = investigation.verdict(*self.watch.since(since), expired=expired)
+        verdict = investigation.verdict(*self.watch.since(since, suspicion.detector), expired=expired)
         if verdict is None:
             return
         self._investigation, self._unprobed = None, None

@@ -181,7 +181,7 @@ class Watch:
             self._replies += 1
             self._detect.errors.add(error)
             if error:
-                suspicion = self._detect.bad_reply(p.now) or suspicion
+                suspicion = self._detect.bad_reply(request, p.now) or suspicion
             else:
                 self._detect.gaps.setdefault(request.operation, Gaps()).add(p.now - request.asked)
         return suspicion
@@ -269,9 +269,9 @@ class Watch:
 
     # ------------------------------------------------------------ what others ask
 
-    def since(self, at: float) -> tuple[int, int]:
-        """(requests asked since ``at``, of these usefully answered). Connections that got no answer count as asked."""
-        return self._detect.since(at)
+    def since(self, at: float, detector: Detector | None = None) -> tuple[int, int]:
+        """(requests asked since ``at``, of these usefully answered), as far as they say something to ``detector``."""
+        return self._detect.since(at, detector)
 
     def unanswered(self, now: float) -> Iterator[tuple[bytes, Packet]]:
         """Captured first packets that nobody answered yet, oldest first: what can be sent on for their clients."""

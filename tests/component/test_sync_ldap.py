@@ -290,7 +290,7 @@ def test_a_slapd_that_does_not_start_gets_the_old_database_back(syncing: Syncing
 
 
 def test_the_manual_s_restore_drill(syncing: Syncing, directory: Slapds) -> None:
-    """nagios-conf/sync/README.md: the served copy is loaded once more beside the running slapd, which does not notice."""
+    """The sync guide: the served copy is loaded once more beside the running slapd, which does not notice."""
     ok(syncing.sync())
     srv = syncing.servers.srv
     load = f'{PRESET} load -b {BASE} -F {directory.config} "$PWD/data.sync/drill"'

@@ -411,7 +411,7 @@ def test_the_start_scripts(name: str) -> None:
 
 
 def test_the_rules_in_the_manual_are_rules() -> None:
-    """Each rdr line of nagios-conf/freebsd/README.md is one that ipnat takes, and the ones that we would write ourselves."""
+    """Each rdr line of the FreeBSD page is one that ipnat takes, and the ones that we would write ourselves."""
     text = (ROOT / "nagios-conf/freebsd/README.md").read_text()
     rules = re.findall(r"rdr em0 [0-9][^'\n]+", text)
     ldap = replace(

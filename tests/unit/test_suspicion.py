@@ -656,6 +656,21 @@ class TestErrors:
         assert stage.detectors() == [ERRORS]
         assert stage.watch.since(1000.0) == (1, 0)
 
+    def test_binds_that_succeed_do_not_excuse_searches_that_fail(self) -> None:
+        """Of an error share only the operations that err count, from the first victim on."""
+        stage = Stage()
+        learn(stage)
+        talk = Talk(stage).connect()
+        for number in range(10, 30, 2):
+            talk.serve(made.bind(number), made.result(number, tag=0x61))
+            talk.serve(made.search(number + 1), made.result(number + 1, 80))
+        suspicion = stage.first(ERRORS)
+        assert suspicion.since == pytest.approx(suspicion.now - 0.002)
+        assert stage.watch.since(suspicion.since, UNANSWERED) == (19, 9)
+        assert stage.watch.since(suspicion.since, ERRORS) == (10, 0)
+        talk.serve(made.search(90), made.result(90))
+        assert stage.watch.since(suspicion.since, ERRORS) == (11, 1)
+
     def test_honest_refusals_are_answers(self) -> None:
         """A wrong password, a missing entry, a missing name, a missing page."""
         stage = Stage()
