@@ -50,6 +50,12 @@ class Redirect(Protocol):
     def free_stranded(self, service: Service, old: Target) -> int:
         """Free the clients with open connections to ``old``, after ``forget_unanswered``. Returns how many."""
 
+    def sweep(self, service: Service, old: Target) -> int:
+        """Forget what is left towards ``old``, once the freed clients had time to hear of it. Returns how many.
+
+        A client that uses a port again would otherwise be sent to ``old`` as part of its former connection.
+        """
+
     def withhold(self, service: Service, on: bool) -> None:
         """Whether refusals of new connections are kept from clients while it is undecided. No-op where impossible."""
 

@@ -8,12 +8,14 @@ Source: linux/netfilter/nfnetlink_conntrack.h, netlink(7), libnetfilter_conntrac
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from check_failover.model import Endpoint, Service
@@ -38,6 +40,7 @@ _SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 _ASSURED = 1 << 2  # IPS_ASSURED
 _TCP_ESTABLISHED, _TCP_CLOSE = 3, 8  # enum tcp_conntrack
 _PROTOCOLS = {"tcp": 6, "udp": 17}
+_BATCH = 100  # deletes in one message
 _TIMEOUT = 2.0  # seconds for the kernel to answer
 
 
@@ -81,6 +84,42 @@ class Conntrack:
                 return False
         return True
 
+    def delete_all(self, entries: Sequence[Entry]) -> int:
+        """Remove these entries, many to a message; returns how many were still there.
+
+        Only the last one of a batch is acknowledged: the kernel answers the others when they fail, and a socket's
+        buffer holds some hundred answers. One at a time, 230 entries took 20 to 60 ms of a flip.
+        """
+        gone = 0
+        for first in range(0, len(entries), _BATCH):
+            batch = entries[first : first + _BATCH]
+            with self._lock:
+                gone += self._delete_batch(batch)
+        return len(entries) - gone
+
+    def _delete_batch(self, batch: Sequence[Entry]) -> int:
+        """How many were gone already."""
+        messages = []
+        for entry in batch:
+            name = _attribute(_CTA_TUPLE_ORIG | _NESTED, entry.original) + _attribute(_CTA_ID, entry.id)
+            flags = _NLM_ACK if entry is batch[-1] else 0
+            messages.append(self._message(_MSG_DELETE, flags, _af(entry.client.family), name))
+        missing = 0
+        with self._kernel() as sock:
+            sock.send(b"".join(messages))
+            last = self._sequence
+            answered = False
+            while not answered:
+                for number, kind, payload in _parts(sock.recv(1 << 18)):
+                    if kind != _NLMSG_ERROR or not last - len(batch) < number <= last:
+                        continue
+                    code = -struct.unpack_from("=i", payload)[0]
+                    if code not in (0, errno.ENOENT):
+                        raise OSError(code, os.strerror(code))
+                    missing += code == errno.ENOENT
+                    answered = answered or number == last
+        return missing
+
     def find(self, service: Service, client: Endpoint) -> Entry | None:
         """The entry of one client's connection to a service; None when there is none."""
         original = _tuple(client, service.address, _PROTOCOLS[service.protocol])
@@ -100,13 +139,21 @@ class Conntrack:
 
     def _ask(self, kind: int, flags: int, af: int, attributes: bytes) -> Iterator[bytes]:
         """Payloads of the replies. FileNotFoundError for ENOENT; a broken socket is opened anew next time."""
+        with self._kernel() as sock:
+            sock.send(self._message(kind, flags, af, attributes))
+            yield from _replies(sock, self._sequence)
+
+    def _message(self, kind: int, flags: int, af: int, attributes: bytes) -> bytes:
         self._sequence += 1
         body = struct.pack("!BBH", af, 0, 0) + attributes
-        header = struct.pack("=IHHII", 16 + len(body), kind, _NLM_REQUEST | flags, self._sequence, 0)
+        return struct.pack("=IHHII", 16 + len(body), kind, _NLM_REQUEST | flags, self._sequence, 0) + body
+
+    @contextmanager
+    def _kernel(self) -> Iterator[socket.socket]:
+        """The socket; after a failure other than "no such entry" it is closed, and opened anew next time."""
         try:
             sock = self._socket = self._socket or _open()
-            sock.send(header + body)
-            yield from _replies(sock, self._sequence)
+            yield sock
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -125,12 +172,7 @@ def _open() -> socket.socket:
 
 def _replies(sock: socket.socket, sequence: int) -> Iterator[bytes]:
     while True:
-        data = sock.recv(1 << 18)
-        offset = 0
-        while offset + 16 <= len(data):
-            length, kind, _flags, number, _pid = struct.unpack_from("=IHHII", data, offset)
-            payload = data[offset + 16 : offset + length]
-            offset += (max(length, 16) + 3) & ~3
+        for number, kind, payload in _parts(sock.recv(1 << 18)):
             if number != sequence:
                 continue
             if kind == _NLMSG_DONE:
@@ -141,6 +183,15 @@ def _replies(sock: socket.socket, sequence: int) -> Iterator[bytes]:
                     return
                 raise OSError(code, os.strerror(code))
             yield payload[4:]
+
+
+def _parts(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Sequence number, kind and payload of each message of a datagram."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, _flags, number, _pid = struct.unpack_from("=IHHII", data, offset)
+        yield number, kind, data[offset + 16 : offset + length]
+        offset += (max(length, 16) + 3) & ~3
 
 
 def _af(family: int) -> int:

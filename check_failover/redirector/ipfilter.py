@@ -117,6 +117,10 @@ class Ipfilter:
             raise RedirectError(f"{len(unanswered)} connections in the making stay with the old server: {_BY_HAND}")
         return len(unanswered)
 
+    def sweep(self, service: Service, old: Target) -> int:
+        """Nothing: the sessions went with the rule."""
+        return 0
+
     def free_stranded(self, service: Service, old: Target) -> int:
         """Their sessions went with the rule: what they send next is reset by the new server. Those who only wait are
         poked, so that they send something."""

@@ -88,11 +88,16 @@ class Nftables:
         found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
         ours = [entry for entry in found if entry.server == server]
         self._waiting[service.name] = [entry.client for entry in ours if entry.established]
-        return sum(self._conntrack.delete(entry) for entry in ours if not entry.established)
+        return self._conntrack.delete_all([entry for entry in ours if not entry.established])
 
     def free_stranded(self, service: Service, old: Target) -> int:
         """Poke those who only wait; who sends something meets the reject rule without us."""
         return self._poker.poke(service, self._waiting.pop(service.name, []))
+
+    def sweep(self, service: Service, old: Target) -> int:
+        server = service.server(old)
+        found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
+        return self._conntrack.delete_all([entry for entry in found if entry.server == server])
 
     def withhold(self, service: Service, on: bool) -> None:
         servers = ", ".join(pair(service.server(target)) for target in Target) if on else ""

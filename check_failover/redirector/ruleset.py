@@ -109,6 +109,8 @@ def _forward(service: Service, mark: int) -> list[str]:
     ]
     if proto == "tcp":
         rules += [
+            # A new connection on a port used before: no refusal, the next SYN comes after the sweep.
+            f"{ours} {ip} daddr . tcp dport @d_{name} tcp flags & (syn | ack | rst) == syn drop",
             f"{ours} {ip} daddr . tcp dport @d_{name} reject with tcp reset",
             f"{ours} {ip} saddr . tcp sport @w_{name} tcp flags & (rst | ack) == rst | ack tcp sequence 0 "
             f"counter name r_{name} drop",

@@ -34,6 +34,7 @@ from check_failover.redirector.state import ServiceState, StateError, load, save
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
+SWEEP_AFTER = 0.3  # seconds from the poke until the rest is forgotten: a client's answer has come by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,7 @@ class Steering:
         if not order.drain:
             self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
             self._redirect_quietly(lambda: self._redirect.withhold(service, on=True))
+            self._later(SWEEP_AFTER, lambda: self._sweep(service, old))
         self._step("read back")
         self._read_back(service, entry)
 
@@ -193,6 +195,16 @@ class Steering:
         except RedirectError as error:
             log.warning("%s: %s: loading all rules anew", service.name, error)
             self._redirect.install({**self.targets(), service.name: target})
+
+    def _sweep(self, service: Service, old: Target) -> None:
+        with self._lock:
+            if self._state[service.name].target is not old:
+                self._redirect_quietly(lambda: self._redirect.sweep(service, old))
+
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        timer = threading.Timer(seconds, act)
+        timer.daemon = True
+        timer.start()
 
     def _try(self, entry: dict[str, Any], what: str, repair: Callable[[], int]) -> None:
         """A repair that fails does not undo the flip; it is told."""
@@ -364,7 +376,7 @@ class Steering:
         except StateError as error:
             self._problems[name]["state"] = str(error)
 
-    def _redirect_quietly(self, act: Callable[[], None]) -> None:
+    def _redirect_quietly(self, act: Callable[[], object]) -> None:
         """For what is good to have and must not spoil the answer."""
         try:
             act()

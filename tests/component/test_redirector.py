@@ -228,6 +228,53 @@ def test_a_waiting_client_is_freed(controller: Controller) -> None:
     assert controller.journal()[-1]["freed"] == 1
 
 
+def test_a_port_used_again_is_a_new_connection(controller: Controller) -> None:
+    """A client that reconnects from the port it had is served by the standby, not sent after its former connection."""
+    controller.start()
+    code = (
+        "import socket, time\n"
+        "def talk(word):\n"
+        "    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.settimeout(5)\n"
+        f"    s.bind(('', 40123)); s.connect(({SERVICE_ADDRESS!r}, 7001)); s.sendall(word)\n"
+        "    print('waiting', flush=True)\n"
+        "    return s.recv(100)\n"
+        "try: talk(b'wait\\n')\n"
+        "except ConnectionResetError: print('reset', flush=True)\n"
+        "print(talk(b'hello\\n').decode())\n"
+    )
+    log = controller.directory / "client.log"
+    controller.house.start("client", sys.executable, "-c", code, log=log)
+    poll(lambda: "waiting" in log.read_text(), 10.0, "the client waits")
+    assert controller.flip("tcp4")["flipped"]
+    poll(lambda: "standby" in log.read_text(), 10.0, "the client is served")
+    assert log.read_text().split()[:3] == ["waiting", "reset", "waiting"]
+
+
+def test_forgetting_many_is_forgetting_each(controller: Controller) -> None:
+    """A batch of deletes counts those that are gone already, and leaves other services' entries alone."""
+    controller.start()
+    code = (
+        "from check_failover.model import Endpoint\n"
+        "from check_failover.redirector.conntrack import Conntrack\n"
+        "kernel = Conntrack()\n"
+        "found = kernel.dump(0, 0, 4)\n"
+        "ours = [e for e in found if e.service.port == 7002]\n"
+        "kernel.delete(ours[3]); kernel.delete(ours[-1])\n"
+        "left = {e.service.port for e in kernel.dump(0, 0, 4)}\n"
+        "print(len(ours), kernel.delete_all(ours), kernel.delete_all(ours), kernel.delete_all([]))\n"
+        "print(sum(e.service.port == 7002 for e in kernel.dump(0, 0, 4)), 7001 in left)\n"
+    )
+    asking = (
+        "import socket\n"
+        "for n in range(230):\n"
+        f"    s = socket.socket(type=socket.SOCK_DGRAM); s.connect(({SERVICE_ADDRESS!r}, 7002)); s.send(b'x\\n')\n"
+        f"socket.create_connection(({SERVICE_ADDRESS!r}, 7001)).sendall(b'x\\n')\n"
+    )
+    controller.house.run("client", sys.executable, "-c", asking)
+    done = controller.house.run("controller", sys.executable, "-c", code)
+    assert done.split("\n")[:2] == ["230 228 0 0", "0 True"]
+
+
 def test_refusals_are_withheld_until_decided(controller: Controller) -> None:
     """While nothing is decided a refused client waits; a refused order tells it the truth again."""
     controller.start()
