@@ -1,6 +1,7 @@
 # make demo [FAULT=crash|hang|blackhole|apperror|loss] [KEEP=1]   the main job on real parts, in network namespaces
 # make test                                                  lint, types, unit, component and system tests
 # make lint | unit | component | system | bench              one part of it
+# make screenshots                                           the pictures of the web interface in README.md
 # make install | uninstall [DESTDIR=]                        into this machine's Nagios; see README.md
 # make clean
 VENV ?= .venv
@@ -10,7 +11,7 @@ RUFF := $(VENV)/bin/ruff
 PYTEST := $(PYTHON) -m pytest --strict-skips
 DESTDIR ?=
 
-.PHONY: demo test lint unit component system bench install uninstall clean lab-demo lab-test lab-bench
+.PHONY: demo test lint unit component system screenshots bench install uninstall clean lab-demo lab-test lab-bench
 
 lab-demo:
 	@VENV=$(VENV) bash .ci/install demo
@@ -35,6 +36,9 @@ lint: lab-test
 
 unit component system: lab-test
 	$(PYTEST) tests/$@
+
+screenshots: lab-test
+	$(PYTEST) tests/system/test_web_interface.py --pictures nagios-conf/pictures
 
 bench: lab-bench
 	@for script in tests/bench/*.py; do \

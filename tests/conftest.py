@@ -13,6 +13,7 @@ _skipped: list[str] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strict-skips", action="store_true", help="a skipped test fails the run (CI)")
+    parser.addoption("--pictures", metavar="DIR", help="keep the screenshots of the web interface here")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

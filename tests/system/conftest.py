@@ -23,6 +23,12 @@ def _readable() -> Iterator[None]:
 
 
 @pytest.fixture
+def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where screenshots go: ``--pictures DIR``, or nowhere that lasts."""
+    return Path(request.config.getoption("--pictures") or tmp_path)
+
+
+@pytest.fixture
 def make_site() -> Iterator[Callable[..., Site]]:
     """Builds a site; it is gone when the test ends. Not below pytest's own directory, which only root may enter."""
     with tempfile.TemporaryDirectory(prefix="cfo-site-") as name, contextlib.ExitStack() as stack:
