@@ -9,7 +9,8 @@ verb        request                                     reply
 ==========  ==========================================  =========================================================
 status      --                                          ``services``: name -> see ``redirector.daemon``
 fail-over   service, perfdata | facts, by, manual       ``flipped``, ``reason``, ``text``, ``id``
-fail-back   service, by                                 the same
+drain       service, by, manual, deadline               the same; ``deadline``: seconds, null: the policy's
+fail-back   service, by, deadline                       the same
 recovered   service, by                                 the core withdraws its order (a recovery)
 evidence    service, facts                              fresh facts for an order that is pending
 hold        service, by, reason                         ``text``
@@ -49,6 +50,7 @@ REDIRECTOR_VERBS = frozenset(
     {
         "status",
         "fail-over",
+        "drain",
         "fail-back",
         "recovered",
         "evidence",

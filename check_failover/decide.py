@@ -7,7 +7,7 @@ UNKNOWN facts never move traffic: each row that needs a fact nobody looked up re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,6 +64,7 @@ class Situation:
     primary_passes: int = 0  # fail-back: probes passed in a row
     primary_good_for: float = 0.0  # fail-back: since when they pass
     synced_back: bool | None = None  # fail-back: None where the service has no data to bring back
+    why: str = ""  # what asked, where it is neither a fault nor a person
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,18 @@ FAIL_OVER: tuple[Row, ...] = (
     (Reason.HOLD_DOWN, True, _hold_down),
 )
 
+# Planned work: the primary is well, so nothing hurries, and what a fail-over would put up with is a reason to wait.
+DRAIN: tuple[Row, ...] = (
+    (Reason.ALREADY, False, lambda _f, _p, s: "already on the standby" if s.target is Target.STANDBY else None),
+    (Reason.HOLD, False, _held),
+    (Reason.SHADOW, True, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None),
+    (Reason.STANDBY_UNKNOWN, False, lambda f, _p, _s: "nobody probed the standby" if f.standby_ok is None else None),
+    (Reason.NO_HEALTHY_SERVER, False, lambda f, _p, _s: None if f.standby_ok else "the standby fails its probe"),
+    (Reason.SYNC_RUNNING, False, lambda f, _p, _s: "a data sync is running" if f.sync_running else None),
+    (Reason.SYNC_STALE, False, _sync_stale),
+    (Reason.HOLD_DOWN, False, _hold_down),
+)
+
 FAIL_BACK: tuple[Row, ...] = (
     (Reason.ALREADY, False, lambda _f, _p, s: "already on the primary" if s.target is Target.PRIMARY else None),
     (Reason.HOLD, False, _held),
@@ -164,6 +177,17 @@ FAIL_BACK: tuple[Row, ...] = (
     (Reason.HOLD_DOWN, False, _hold_down),
 )
 
+# What a row of the fail-back checklist says when it is met.
+MET: dict[Reason, str] = {
+    Reason.HOLD: "not held",
+    Reason.PRIMARY_UNKNOWN: "the primary was probed",
+    Reason.PRIMARY_FAILED: "the primary passes its probe",
+    Reason.PRIMARY_UNPROVEN: "the primary passed often and long enough",
+    Reason.SYNC_RUNNING: "no data sync is running",
+    Reason.NOT_SYNCED_BACK: "the standby's changes are on the primary, or need not be",
+    Reason.HOLD_DOWN: "hold-down is over",
+}
+
 
 def decide(table: tuple[Row, ...], facts: Facts, policy: Policy, situation: Situation) -> Decision:
     """Run one table. The first row that holds refuses; none: flip."""
@@ -178,8 +202,8 @@ def decide(table: tuple[Row, ...], facts: Facts, policy: Policy, situation: Situ
 
 def describe(facts: Facts, situation: Situation) -> str:
     """Why a flip is right, in one line: ``no reply to 12 of 12 requests``."""
-    if situation.manual:
-        return "ordered by a person"
+    if situation.manual or situation.why:
+        return situation.why or "ordered by a person"
     if facts.requests:
         return f"no useful reply to {facts.requests - facts.replies} of {facts.requests} requests"
     if facts.detector is Detector.CORE and not facts.probes:
@@ -192,3 +216,9 @@ def checklist(
 ) -> list[tuple[Reason, str | None]]:
     """Every row with what it would say now (None: passed). For ``failoverctl status`` and the fail-back service."""
     return [(reason, holds(facts, policy, situation)) for reason, _evidence, holds in table]
+
+
+def items(rows: Iterable[tuple[str, str | None]]) -> list[str]:
+    """A checklist's rows as lines for a person: ``[x] not held``, ``[ ] the primary fails its probe``."""
+    wanted = [(Reason(reason), why) for reason, why in rows if reason != Reason.ALREADY]
+    return [f"[{' ' if why else 'x'}] {why or MET[reason]}" for reason, why in wanted]

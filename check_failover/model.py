@@ -207,6 +207,7 @@ class Policy:
     shadow: bool = False  # decide and report, never flip
     fail_back_passes: int = 3  # probes of the primary in a row
     fail_back_seconds: float = 10.0  # over at least this time
+    drain_deadline: float | None = None  # when a drain without its own deadline cuts what is left; None: never
 
 
 @dataclass(frozen=True, slots=True)

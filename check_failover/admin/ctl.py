@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from check_failover.control import ControlError
 from check_failover.model import Service, Target
 
 REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server
+PROGRESS_EVERY = 0.5  # seconds between two looks at a drain
 
 
 class FailedError(Exception):
@@ -38,6 +40,8 @@ def main() -> None:
         sys.stdout.flush()
     except (ConfigError, ControlError, ObjectsError, FailedError) as error:
         sys.exit(f"failoverctl: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # the pager was closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -63,10 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="everything, as JSON")
     for name, act, text in (
         ("fail-over", _fail_over, "send a service's traffic to its standby, now"),
-        ("fail-back", _fail_back, "send a service's traffic back to its primary, when it is safe"),
+        ("drain", _drain, "send new connections to the standby and let open ones finish on the primary"),
+        ("fail-back", _fail_back, "drain the other way: a service's traffic back to its primary, when it is safe"),
         ("release", _release, "allow flips again"),
     ):
-        command(name, act, text).add_argument("service")
+        made = command(name, act, text)
+        made.add_argument("service")
+        if name in ("drain", "fail-back"):
+            made.add_argument(
+                "--deadline", type=float, metavar="SECONDS", help="then cut the connections that are left"
+            )
+            made.add_argument("--wait", action="store_true", help="show how many are left until none is")
     made = command("hold", _hold, "forbid any flip of a service until it is released")
     made.add_argument("service")
     made.add_argument("--reason", default="", help="stands in status, journal and refusals")
@@ -111,9 +122,14 @@ def _fail_over(config: Config, arguments: argparse.Namespace) -> None:
     _told(reply)
 
 
+def _drain(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    _drained(config, service, arguments, "drain")
+
+
 def _fail_back(config: Config, arguments: argparse.Namespace) -> None:
     service = config.service(arguments.service)
-    _told(_ask(config, {"verb": "fail-back", "service": service.name, "by": _by(), "manual": True}))
+    _drained(config, service, arguments, "fail-back")
 
 
 def _hold(config: Config, arguments: argparse.Namespace) -> None:
@@ -187,6 +203,21 @@ def _told(reply: dict[str, Any]) -> None:
         print(reply["text"])
         return
     raise FailedError(f"refused, {reply['reason']}: {reply['text']}")
+
+
+def _drained(config: Config, service: Service, arguments: argparse.Namespace, verb: str) -> None:
+    """Order it and show the open connections that are left, once or until none is; Ctrl-C ends the showing only."""
+    message = {"verb": verb, "service": service.name, "by": _by(), "manual": True, "deadline": arguments.deadline}
+    _told(_ask(config, message))
+    shown = None
+    while (drain := _ask(config, {"verb": "status"})["services"][service.name]["drain"]) is not None:
+        if drain["left"] != shown:
+            print(show.drain(service.name, drain), flush=True)
+            shown = drain["left"]
+        if not arguments.wait:
+            return
+        time.sleep(PROGRESS_EVERY)
+    print(f"{service.name}: no open connection is left to wait for")
 
 
 def _probe(service: Service, target: Target) -> bool:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from check_failover import decide
 from check_failover.config import Config
 from check_failover.model import Service, State
 
@@ -22,13 +23,14 @@ def status(
     if redirect["hold"]:
         hold = redirect["hold"]
         lines.append(f"  held by {hold['by']} since {moment(hold['at'])}: {hold['reason'] or 'no reason given'}")
+    if redirect["drain"]:
+        lines.append("  " + drain(service.name, redirect["drain"]).removeprefix(f"{service.name}: "))
     if redirect["hold_down_left"]:
         lines.append(f"  hold-down: {redirect['hold_down_left']:.0f} s left")
     lines += _traffic(sniffer, away)
     if redirect["target"] == "standby":
         lines.append("  fail-back:")
-        rows = [(reason, why) for reason, why in redirect["fail_back"] if reason != "already-there"]
-        lines += [f"    [{' ' if why else 'x'}] {why or _met(reason)}" for reason, why in rows]
+        lines += [f"    {item}" for item in decide.items(redirect["fail_back"])]
     if redirect["last"]:
         lines.append(f"  last: {line(redirect['last'])}")
     return lines
@@ -53,19 +55,12 @@ def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
     return lines
 
 
-_MET = {
-    "hold": "not held",
-    "primary-not-probed": "the primary was probed",
-    "primary-failed": "the primary passes its probe",
-    "primary-not-proven": "the primary passed often and long enough",
-    "sync-running": "no data sync is running",
-    "not-synced-back": "the standby's changes are on the primary, or need not be",
-    "hold-down": "hold-down is over",
-}
-
-
-def _met(reason: str) -> str:
-    return _MET.get(reason, reason)
+def drain(name: str, going_on: Mapping[str, Any]) -> str:
+    """How far a drain is."""
+    deadline = going_on["deadline"]
+    until = "" if deadline is None else f", cut at {moment(deadline)}"
+    left = "an unknown number of" if going_on["left"] is None else going_on["left"]
+    return f"{name}: {left} open connections left on the {going_on['old']}{until}"
 
 
 def line(entry: Mapping[str, Any]) -> str:

@@ -29,6 +29,8 @@ class Activity:
 class Redirect(Protocol):
     """One way to redirect. Each method raises RedirectError when it failed, and the old state stands then."""
 
+    cuts: bool  # whether it can ``cut``
+
     def install(self, targets: Mapping[str, Target]) -> None:
         """Bring the kernel's rules to exactly these targets (service name -> target), at boot or after a damage.
 
@@ -55,6 +57,12 @@ class Redirect(Protocol):
 
         A client that uses a port again would otherwise be sent to ``old`` as part of its former connection.
         """
+
+    def open_connections(self, service: Service, server: Target) -> int:
+        """Connections that clients still have to that server (UDP: flows that the kernel still remembers)."""
+
+    def cut(self, service: Service, old: Target) -> int:
+        """End a drain: what a flip does to the old server's connections, now. Returns how many clients were freed."""
 
     def withhold(self, service: Service, on: bool) -> None:
         """Whether refusals of new connections are kept from clients while it is undecided. No-op where impossible."""

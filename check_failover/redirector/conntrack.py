@@ -38,7 +38,7 @@ _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_PROTOINFO, _CTA_MARK, _CTA_
 _NESTED = 0x8000
 _SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 _ASSURED = 1 << 2  # IPS_ASSURED
-_TCP_ESTABLISHED, _TCP_CLOSE = 3, 8  # enum tcp_conntrack
+_TCP_SYN_SENT, _TCP_ESTABLISHED, _TCP_CLOSE_WAIT, _TCP_CLOSE = 1, 3, 5, 8  # enum tcp_conntrack
 _PROTOCOLS = {"tcp": 6, "udp": 17}
 _BATCH = 100  # deletes in one message
 _TIMEOUT = 2.0  # seconds for the kernel to answer
@@ -55,6 +55,7 @@ class Entry:
     mark: int
     unanswered: bool  # no reply yet, or only a refusal: nothing is lost when it is forgotten
     established: bool
+    open: bool  # somebody may still say something; UDP: remembered
     original: bytes  # CTA_TUPLE_ORIG as the kernel wrote it, to name the entry in a delete
     id: bytes  # CTA_ID: so that a delete never meets a younger entry of the same tuple
 
@@ -251,6 +252,7 @@ def _entry(payload: bytes) -> Entry | None:
         mark=struct.unpack("!I", parts.get(_CTA_MARK, b"\0\0\0\0"))[0],
         unanswered=not status & _SEEN_REPLY or (state == _TCP_CLOSE and not status & _ASSURED),
         established=state == _TCP_ESTABLISHED,
+        open=original[2] != _PROTOCOLS["tcp"] or _TCP_SYN_SENT <= state <= _TCP_CLOSE_WAIT,
         original=parts[_CTA_TUPLE_ORIG],
         id=parts.get(_CTA_ID, b"\0\0\0\0"),
     )

@@ -43,6 +43,7 @@ RIGHTS: dict[str, frozenset[str]] = {
     "recovered": frozenset({_CORE, _SNIFFER}),
     "evidence": frozenset({_SNIFFER}),
     "forget": frozenset({_SNIFFER}),
+    "drain": frozenset({_OPERATORS}),
     "fail-back": frozenset({_CORE, _OPERATORS}),
     "hold": frozenset({_OPERATORS}),
     "release": frozenset({_OPERATORS}),
@@ -79,7 +80,7 @@ class Verbs:
         """The steering's status, with the state and the line that "NAME redirect" shows for it."""
         order = None
         if self._steering.targets()[service.name] is Target.STANDBY:
-            health = self._health(service)
+            health = self._health(service, Target.PRIMARY)
             order = self._fail_back(Order(service, "fail-back", "", self._facts(service, {})), health.get("ok"), health)
         status = self._steering.status(service.name, order)
         state, text = redirect_state(status)
@@ -87,7 +88,7 @@ class Verbs:
 
     def _act(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Message:
         name = service.name
-        if verb in ("fail-over", "fail-back"):
+        if verb in ("fail-over", "drain", "fail-back"):
             order = self._order(verb, service, by, message, peer)
             entry = self._steering.order(order)
             self._report.attempt(service, entry, self.status(service))
@@ -113,15 +114,21 @@ class Verbs:
         manual = bool(message.get("manual"))
         if manual and peer.uid != 0 and _OPERATORS not in self._roles(peer):
             raise RefusedError(f"{verb}: only operators and root may order by hand")
-        facts = self._facts(service, message)
+        facts, deadline = self._facts(service, message), _deadline(service, message)
         if verb == "fail-over" and facts.detector is None and not (facts.probes or facts.blind or manual):
             facts = self._confirm(service, facts)
-        if verb == "fail-over" and facts.standby_ok is None:
+        if facts.standby_ok is None:
             facts = dataclasses.replace(facts, standby_ok=self._probe(service, Target.STANDBY))
         order = Order(service, verb, by, facts, manual=manual, peer={"pid": peer.pid, "uid": peer.uid})
         if verb == "fail-over":
             return order
-        return self._fail_back(order, self._probe(service, Target.PRIMARY), self._health(service))
+        # Nobody waits for a standby that died: then a fail-back is a flip like a fail-over.
+        drain = verb == "drain" or facts.standby_ok is not False
+        order = dataclasses.replace(order, drain=drain, deadline=deadline)
+        if verb == "drain":
+            return order
+        health = self._health(service, Target.PRIMARY)
+        return self._fail_back(order, self._probe(service, Target.PRIMARY), health)
 
     def _fail_back(self, order: Order, primary_ok: bool | None, health: dict[str, Any]) -> Order:
         """The order with what its checklist asks about the primary."""
@@ -167,12 +174,21 @@ class Verbs:
             return None
         return bool(reply.get("passed"))
 
-    def _health(self, service: Service) -> dict[str, Any]:
+    def tend(self, service: Service) -> None:
+        """Look after a drain that goes on; called every few seconds."""
+        drain = self._steering.draining(service.name)
+        if drain is None:
+            return
+        failed = self._health(service, drain.old).get("ok") is False and self._probe(service, drain.old) is False
+        if self._steering.tend(service.name, old_failed=failed):
+            self._report.state(service, self.status(service))
+
+    def _health(self, service: Service, target: Target) -> dict[str, Any]:
         try:
             reply = control.ask(self._config.controller.sniffer_socket, {"verb": "status"}, timeout=2.0)
         except ControlError:
             return {}
-        found = reply.get("services", {}).get(service.name, {}).get("primary", {})
+        found = reply.get("services", {}).get(service.name, {}).get(target, {})
         return found if isinstance(found, dict) else {}
 
     def _history(self, message: Message) -> list[dict[str, Any]]:
@@ -202,7 +218,7 @@ class Verbs:
 
 
 def _answer(entry: dict[str, Any]) -> Message:
-    keys = ("flipped", "reason", "text", "line", "id", "took", "error")
+    keys = ("flipped", "reason", "text", "line", "id", "took", "left", "error")
     return {key: entry[key] for key in keys if key in entry}
 
 
@@ -218,6 +234,16 @@ def _facts(message: Message) -> Facts:
     perfdata = str(message.get("perfdata") or "")
     facts = Facts.parse(perfdata)
     return dataclasses.replace(facts, downtime=bool(message.get("downtime")))
+
+
+def _deadline(service: Service, message: Message) -> float | None:
+    """Seconds until a drain cuts what is left: the order's own, or the policy's."""
+    deadline = message.get("deadline")
+    if deadline is None:
+        return service.policy.drain_deadline
+    if not isinstance(deadline, int | float) or not 0 <= deadline < float("inf"):
+        raise RefusedError("deadline: want a number of seconds, 0 or more")
+    return float(deadline)
 
 
 def _client(message: Message) -> tuple[str, int]:
@@ -270,6 +296,7 @@ def run(config: Config, stop: threading.Event) -> None:
     while not stop.wait(0.0 if report.nothing_yet else HEAL_EVERY):
         steering.heal()
         for service in config.services:
+            verbs.tend(service)
             report.look(service, verbs.status(service))
     notify("STOPPING=1")
     server.close()

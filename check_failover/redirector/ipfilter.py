@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 class Ipfilter:
     """See ``redirector.Redirect``."""
 
+    cuts = False
+
     def __init__(self, config: Config) -> None:
         self._settings = Settings.of(config)
         self._services = {service.name: service for service in config.services}
@@ -139,6 +141,15 @@ class Ipfilter:
         if self._unsaved:
             raise self._unsaved
         return poked
+
+    def open_connections(self, service: Service, server: Target) -> int:
+        """Sessions as the NAT's table has them: a closed one stays for some minutes."""
+        wanted = service.server(server)
+        return sum(one.of(service) and one.server == wanted for one in self._ipnat.read(verbose=True).sessions)
+
+    def cut(self, service: Service, old: Target) -> int:
+        """Always RedirectError: a session whose rule is gone cannot be removed without everybody else's."""
+        raise RedirectError("ipfilter cannot cut what a drain left: 'ipnat -F' frees it, and everybody else's sessions")
 
     def forget(self, service: Service, client: str, port: int) -> bool:
         """Always False: IPFilter cannot remove a single session, so no single connection can be rescued."""

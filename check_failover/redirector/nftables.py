@@ -23,7 +23,7 @@ from typing import Any
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
 from check_failover.redirector import Activity, RedirectError
-from check_failover.redirector.conntrack import Conntrack
+from check_failover.redirector.conntrack import Conntrack, Entry
 from check_failover.redirector.nft import Nft
 from check_failover.redirector.poke import Poker
 from check_failover.redirector.ruleset import CT_MASK, TABLE, pair, ruleset, version
@@ -42,6 +42,8 @@ def ct_marks(services: Iterable[Service]) -> dict[str, int]:
 
 class Nftables:
     """See ``redirector.Redirect``."""
+
+    cuts = True
 
     def __init__(self, config: Config) -> None:
         self._services = {service.name: service for service in config.services}
@@ -84,9 +86,7 @@ class Nftables:
 
     def forget_unanswered(self, service: Service, old: Target) -> int:
         """One dump serves both halves of the repair: it takes 15 ms, because the kernel walks its whole table."""
-        server = service.server(old)
-        found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
-        ours = [entry for entry in found if entry.server == server]
+        ours = self._entries(service, old)
         self._waiting[service.name] = [entry.client for entry in ours if entry.established]
         return self._conntrack.delete_all([entry for entry in ours if not entry.established])
 
@@ -95,9 +95,19 @@ class Nftables:
         return self._poker.poke(service, self._waiting.pop(service.name, []))
 
     def sweep(self, service: Service, old: Target) -> int:
-        server = service.server(old)
+        return self._conntrack.delete_all(self._entries(service, old))
+
+    def open_connections(self, service: Service, server: Target) -> int:
+        return sum(entry.open for entry in self._entries(service, server))
+
+    def cut(self, service: Service, old: Target) -> int:
+        self._nft.run(f"add element {TABLE} d_{service.name} {{ {pair(service.server(old))} }}\n")
+        return self.forget_unanswered(service, old) + self.free_stranded(service, old)
+
+    def _entries(self, service: Service, server: Target) -> list[Entry]:
+        wanted = service.server(server)
         found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
-        return self._conntrack.delete_all([entry for entry in found if entry.server == server])
+        return [entry for entry in found if entry.server == wanted]
 
     def withhold(self, service: Service, on: bool) -> None:
         servers = ", ".join(pair(service.server(target)) for target in Target) if on else ""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from check_failover.config import Config
-from check_failover.decide import Reason
+from check_failover.decide import Reason, items
 from check_failover.model import PassiveResult, Service, State, Target
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
@@ -41,15 +41,16 @@ class Report:
             self.state(service, status, f"{entry['verb']} done, now on the {entry['to']}: {entry['text']}")
             return
         text = f"{entry['verb']} refused, {entry['reason']}: {entry['text']}"
-        if entry["verb"] == "fail-over":
-            self._send(service, "redirect", State.CRITICAL, text, status)
+        if entry["verb"] in ("fail-over", "drain"):
+            state = State.CRITICAL if entry["verb"] == "fail-over" else State.WARNING
+            self._send(service, "redirect", state, text, status)
         else:
             state = State.OK if status["target"] == Target.PRIMARY else fail_back_state(status)[0]
-            self._send(service, "fail-back", state, text, status)
+            self._send(service, "fail-back", state, text, status, _checklist(status))
 
     def look(self, service: Service, status: Mapping[str, Any]) -> None:
         """Called every few seconds: reports when something changed, or as a heartbeat."""
-        now = (redirect_state(status)[0], status["pending"], status["target"], fail_back_state(status)[0])
+        now = _glance(status)
         at, before = self._last.get(service.name, (float("-inf"), None))
         if now != before or time.monotonic() - at >= HEARTBEAT:
             self.state(service, status)
@@ -58,19 +59,31 @@ class Report:
         """How things stand, for both services."""
         state, text = redirect_state(status)
         back, why = fail_back_state(status)
-        self._last[service.name] = (time.monotonic(), (state, status["pending"], status["target"], back))
+        self._last[service.name] = (time.monotonic(), _glance(status))
         self._send(service, "redirect", state, line or text, status)
-        self._send(service, "fail-back", back, why, status)
+        self._send(service, "fail-back", back, why, status, _checklist(status))
 
     def close(self) -> None:
         self._outbox.close()
 
-    def _send(self, service: Service, suffix: str, state: State, text: str, status: Mapping[str, Any]) -> None:
+    def _send(
+        self, service: Service, suffix: str, state: State, text: str, status: Mapping[str, Any], details: str = ""
+    ) -> None:
         perfdata = f"standby={int(status['target'] == Target.STANDBY)} held={int(status['hold'] is not None)}"
         text = f"{state.name}: {text}".replace("|", "/")
-        self._outbox.submit(
-            PassiveResult(service.host, f"{service.name} {suffix}", state, text, time.time(), perfdata=perfdata)
-        )
+        name = f"{service.name} {suffix}"
+        self._outbox.submit(PassiveResult(service.host, name, state, text, time.time(), details, perfdata))
+
+
+def _glance(status: Mapping[str, Any]) -> tuple[object, ...]:
+    """What makes a new result when it changes."""
+    missing = tuple(reason for reason, why in status["fail_back"] if why is not None)
+    return redirect_state(status)[0], status["pending"], status["target"], missing, status["drain"] is None
+
+
+def _checklist(status: Mapping[str, Any]) -> str:
+    """Item by item, for a result's further lines."""
+    return "" if status["target"] == Target.PRIMARY else "\n".join(items(status["fail_back"])).replace("|", "/")
 
 
 def fail_back_state(status: Mapping[str, Any]) -> tuple[State, str]:
@@ -91,7 +104,16 @@ def redirect_state(status: Mapping[str, Any]) -> tuple[State, str]:
     if status["pending"]:
         return State.CRITICAL, f"fail-over pending, {status['pending']}"
     if status["target"] == Target.STANDBY:
-        return State.WARNING, f"on the standby {status['standby']} since {since}"
+        return State.WARNING, f"on the standby {status['standby']} since {since}{draining(status)}"
     if status["hold"]:
         return State.WARNING, f"on the primary, held by {status['hold']['by']}: {status['hold']['reason']}"
-    return State.OK, f"on the primary {status['primary']}"
+    return State.OK, f"on the primary {status['primary']}{draining(status)}"
+
+
+def draining(status: Mapping[str, Any]) -> str:
+    """The end of a line while connections finish on the other server; empty when none do."""
+    drain = status["drain"]
+    if drain is None:
+        return ""
+    left = "an unknown number of" if drain["left"] is None else drain["left"]
+    return f", {left} open connections finish on the {drain['old']}"

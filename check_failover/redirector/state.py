@@ -19,6 +19,15 @@ class StateError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """New connections go elsewhere, those open to ``old`` finish there; cut at ``deadline`` (None: never)."""
+
+    old: Target
+    at: float
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceState:
     """What must survive a restart. Wall clock times; ``pending`` is the core's order that still stands, as text."""
 
@@ -26,6 +35,7 @@ class ServiceState:
     since: float | None = None
     hold: Hold | None = None
     pending: str | None = None
+    drain: Drain | None = None
 
 
 def load(directory: Path, name: str) -> ServiceState | None:
@@ -33,12 +43,15 @@ def load(directory: Path, name: str) -> ServiceState | None:
     path = directory / f"{name}.json"
     try:
         raw = json.loads(path.read_bytes())
-        hold = raw.get("hold")
+        hold, drain = raw.get("hold"), raw.get("drain")
         return ServiceState(
             target=Target(raw["target"]),
             since=None if raw.get("since") is None else float(raw["since"]),
             hold=None if hold is None else Hold(str(hold["by"]), float(hold["at"]), str(hold["reason"])),
             pending=None if raw.get("pending") is None else str(raw["pending"]),
+            drain=None
+            if drain is None
+            else Drain(Target(drain["old"]), float(drain["at"]), _number(drain["deadline"])),
         )
     except FileNotFoundError:
         return None
@@ -46,6 +59,11 @@ def load(directory: Path, name: str) -> ServiceState | None:
         raise StateError(f"{path}: cannot read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StateError(f"{path}: damaged; the kernel's rule is kept; flip once or remove the file to heal") from None
+
+
+def _number(value: object) -> float | None:
+    """A number or null. Raises ValueError."""
+    return None if value is None else float(str(value))
 
 
 def save(directory: Path, name: str, state: ServiceState) -> None:

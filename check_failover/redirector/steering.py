@@ -26,15 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from check_failover.config import Config
-from check_failover.decide import FAIL_BACK, FAIL_OVER, RETRYABLE, Decision, Reason, Situation, checklist, decide
+from check_failover.decide import DRAIN, FAIL_BACK, FAIL_OVER, RETRYABLE, Decision, Reason, Situation, checklist, decide
 from check_failover.model import Facts, Hold, Service, Target
 from check_failover.redirector import Redirect, RedirectError
+from check_failover.redirector.drain import ending
 from check_failover.redirector.journal import Journal, JournalError
-from check_failover.redirector.state import ServiceState, StateError, load, save
+from check_failover.redirector.state import Drain, ServiceState, StateError, load, save
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
 SWEEP_AFTER = 0.3  # seconds from the poke until the rest is forgotten: a client's answer has come by then
+TABLES = {"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,12 @@ class Order:
     """Who wants what. ``primary`` is what a fail-back needs to know of the primary (DESIGN: the checklist)."""
 
     service: Service
-    verb: str  # fail-over | fail-back
+    verb: str  # a key of TABLES
     by: str
     facts: Facts
     manual: bool = False
     drain: bool = False
+    deadline: float | None = None  # drain: seconds until what is left is cut
     peer: Mapping[str, int] | None = None
     primary_ok: bool | None = None
     primary_passes: int = 0
@@ -119,19 +122,22 @@ class Steering:
     # ------------------------------------------------------------ orders
 
     def order(self, order: Order) -> dict[str, Any]:
-        """Decide and, if right, flip. The answer is the journal's entry."""
+        """Decide and, if right, flip. The answer is the journal's entry. Raises RedirectError for what it cannot do."""
+        if order.deadline is not None and not self._redirect.cuts:
+            raise RedirectError("this redirect cannot cut what a drain leaves: drain without a deadline")
         with self._lock:
             return self._order(order)
 
     def _order(self, order: Order) -> dict[str, Any]:
         began = time.monotonic()
         name = order.service.name
-        table = FAIL_OVER if order.verb == "fail-over" else FAIL_BACK
-        decision = decide(table, order.facts, order.service.policy, self._situation(order))
+        decision = decide(TABLES[order.verb], order.facts, order.service.policy, self._situation(order))
         entry = self._entry(order.service, order.verb, order.by, order.facts, decision.text, peer=order.peer)
         entry["reason"] = str(decision.reason)
         if decision.flip:
             self._flip(order, decision, entry)
+        elif decision.reason is Reason.ALREADY and order.drain and order.deadline is not None:
+            self._change_deadline(order, entry)
         elif decision.reason in RETRYABLE and order.verb == "fail-over" and not order.manual:
             self._pending[name] = order
             self._remember(name, pending=str(decision.reason))
@@ -151,7 +157,9 @@ class Steering:
         before = self._state[name]
         try:
             self._step("persist")
-            after = replace(before, target=old.other, since=time.time(), pending=None)
+            now = time.time()
+            drain = Drain(old, now, None if order.deadline is None else now + order.deadline) if order.drain else None
+            after = replace(before, target=old.other, since=now, pending=None, drain=drain)
             save(self._directory, name, after)
             self._step("transaction")
             self._move(service, old.other, drain=order.drain)
@@ -187,6 +195,8 @@ class Steering:
             self._later(SWEEP_AFTER, lambda: self._sweep(service, old))
         self._step("read back")
         self._read_back(service, entry)
+        if order.drain:
+            self._try(entry, "left", lambda: self._redirect.open_connections(service, old))
 
     def _move(self, service: Service, target: Target, *, drain: bool) -> None:
         """One transaction; where another hand removed our rules, all of them anew. Raises RedirectError."""
@@ -221,6 +231,62 @@ class Steering:
             return
         entry["error"] = f"the kernel's rule says {kernel or 'nothing'}, not {wanted}"
         self._problems[service.name]["kernel"] = entry["error"]
+
+    # ------------------------------------------------------------ drain
+
+    def draining(self, name: str) -> Drain | None:
+        """The drain that goes on; None when every open connection is where the target is."""
+        return self._state[name].drain
+
+    def tend(self, name: str, *, old_failed: bool = False) -> dict[str, Any] | None:
+        """Look whether a drain is over, and cut what is left where it ends so: the journal's entry; None: it goes on.
+
+        A cut that fails is told, and tried again with the next look.
+        """
+        with self._lock:
+            service, state = self._services[name], self._state[name]
+            if state.drain is None:
+                return None
+            old, entry = state.drain.old, self._entry(service, "drained", "redirector", Facts(), "")
+            try:
+                left = self._redirect.open_connections(service, old)
+                why = ending(state.drain, left, old_failed=old_failed, now=time.time())
+                if why is None:
+                    return None
+                if left and self._redirect.cuts:
+                    entry["freed"] = self._redirect.cut(service, old)
+                    self._later(SWEEP_AFTER, lambda: self._sweep(service, old))
+                    why += f": {left} open connections were cut"
+                elif left:
+                    why += f": {left} open connections stay with it"
+                self._save(name, replace(state, drain=None))
+            except (RedirectError, StateError) as error:
+                self._problems[name]["drain"] = str(error)
+                return None
+            self._problems[name].pop("drain", None)
+            entry.update(text=why, line=f"{name}: drained: {why}")
+            self._write(entry)
+            log.info("%s", entry["line"])
+        return entry
+
+    def _change_deadline(self, order: Order, entry: dict[str, Any]) -> None:
+        """A second order while the first one's drain goes on, in the same direction."""
+        name = order.service.name
+        drain = self._state[name].drain
+        if drain is None or order.deadline is None:
+            return
+        try:
+            self._save(name, replace(self._state[name], drain=replace(drain, deadline=time.time() + order.deadline)))
+        except StateError as error:
+            self._problems[name]["state"] = str(error)
+            return
+        entry["text"] += f", what is left on the {drain.old} will be cut in {order.deadline:.0f} s"
+
+    def _drain_status(self, service: Service, drain: Drain | None) -> dict[str, Any] | None:
+        """Raises RedirectError."""
+        if drain is None:
+            return None
+        return {**asdict(drain), "left": self._redirect.open_connections(service, drain.old)}
 
     def _situation(self, order: Order) -> Situation:
         state = self._state[order.service.name]
@@ -294,9 +360,11 @@ class Steering:
         service, state = self._services[name], self._state[name]
         kernel = self._redirect.current(service)
         activity: dict[str, int] | None = None
+        drain: dict[str, Any] | None = None if state.drain is None else {**asdict(state.drain), "left": None}
         problem = next(iter(self._problems[name].values()), None)
         try:
             activity = asdict(self._redirect.activity(service))
+            drain = self._drain_status(service, state.drain)
         except RedirectError as error:
             problem = problem or str(error)
         if kernel is not state.target and problem is None:
@@ -309,6 +377,7 @@ class Steering:
             "since": state.since,
             "hold": None if state.hold is None else asdict(state.hold),
             "pending": state.pending,
+            "drain": drain,
             "hold_down_left": 0.0 if since is None else max(0.0, round(service.policy.hold_down - since, 1)),
             "problem": problem,
             "activity": activity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from check_failover.config import Config, Controller
 from check_failover.model import CheckSpec, Endpoint, Facts, Policy, Service, Target
-from check_failover.redirector import REDIRECTS
+from check_failover.redirector import REDIRECTS, RedirectError
 from check_failover.redirector.steering import Order, Steering
 from tests.fixtures.ipfilter.standin import Kernel, serving
 
@@ -140,11 +141,20 @@ def test_a_flip_that_fails_once_is_made_all_the_same(
 
 
 def test_a_drain(kernel: Kernel, tmp_path: Path, events: list[dict[str, Any]]) -> None:
-    """Planned: open flows stay, new ones go to the standby; nothing is forgotten or freed."""
+    """Planned: open flows stay and are counted, new ones go to the standby; nothing is forgotten, freed or cut."""
     steering = _start(kernel, tmp_path, events)
     kernel.connect(WEB, "192.0.2.7", 1)
-    entry = steering.order(Order(WEB, "fail-over", "test", DEAD, manual=True, drain=True))
+    order = Order(WEB, "drain", "test", DEAD, manual=True, drain=True)
+    with pytest.raises(RedirectError, match="drain without a deadline"):
+        steering.order(replace(order, deadline=60.0))
+    entry = steering.order(order)
     assert (entry["flipped"], "forgotten" in entry, "freed" in entry) == (True, False, False)
+    assert entry["left"] == steering.status("web")["drain"]["left"] == 1
+    assert steering.tend("web") is None
+    over = steering.tend("web", old_failed=True)
+    assert over is not None
+    assert over["text"] == "the primary fails its probes: 1 open connections stay with it"
+    assert steering.status("web")["drain"] is None
     assert kernel.connect(WEB, "192.0.2.7", 1) == "10.0.0.1 8080"
     assert kernel.connect(WEB, "192.0.2.8", 1) == "10.0.0.2 8081"
 

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from check_failover.decide import FAIL_BACK, FAIL_OVER, RETRYABLE, Reason, Situation, checklist, decide
+from check_failover.decide import (
+    DRAIN,
+    FAIL_BACK,
+    FAIL_OVER,
+    MET,
+    RETRYABLE,
+    Reason,
+    Row,
+    Situation,
+    checklist,
+    decide,
+    items,
+)
 from check_failover.model import Detector, Facts, Hold, Policy, Target
 
 SITUATIONS = sorted((Path(__file__).parent / "situations").glob("*.toml"))
-TABLES = {"fail-over": FAIL_OVER, "fail-back": FAIL_BACK}
+TABLES = {"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK}
 HELD = Hold("ada", 0.0, "disk swap")
 GOOD = Facts(Detector.UNANSWERED_REQUEST, 2, 2, 12, 0, standby_ok=True, sync_age=100.0)
 HERE = Situation(Target.PRIMARY)
@@ -54,6 +66,20 @@ def against_fail_over(f: Facts, p: Policy, s: Situation) -> set[Reason]:
         found.add(Reason.NOT_CONFIRMED)
     if f.requests and f.replies / f.requests >= p.min_useful:
         found.add(Reason.TRAFFIC_ANSWERED)
+    fresh = f.sync_age is not None and p.max_sync_age is not None and f.sync_age <= p.max_sync_age
+    if p.max_sync_age is not None and p.sync == "refuse" and not fresh:
+        found.add(Reason.SYNC_STALE)
+    if s.since_flip is not None and s.since_flip < p.hold_down:
+        found.add(Reason.HOLD_DOWN)
+    return found
+
+
+def against_drain(f: Facts, p: Policy, s: Situation) -> set[Reason]:
+    """Everything the written policy has against planned work: what speaks against a fail-over by a person, and what
+    a person would put up with only in need."""
+    found = against_fail_over(f, p, replace(s, manual=True))
+    if p.shadow and not s.manual:
+        found.add(Reason.SHADOW)
     fresh = f.sync_age is not None and p.max_sync_age is not None and f.sync_age <= p.max_sync_age
     if p.max_sync_age is not None and p.sync == "refuse" and not fresh:
         found.add(Reason.SYNC_STALE)
@@ -113,15 +139,18 @@ def all_situations() -> list[Situation]:
     return [Situation(target, hold, since, manual) for target, hold, since, manual in whole]
 
 
-def test_fail_over_follows_the_written_policy_in_every_combination() -> None:
+@pytest.mark.parametrize(("table", "against"), [(FAIL_OVER, against_fail_over), (DRAIN, against_drain)])
+def test_leaving_the_primary_follows_the_written_policy_in_every_combination(
+    table: tuple[Row, ...], against: Callable[[Facts, Policy, Situation], set[Reason]]
+) -> None:
     """It flips exactly when nothing speaks against it, and the named reason is one that does."""
     policies, situations = all_policies(), all_situations()
     flips = 0
     for facts in all_facts():
         for policy in policies:
             for situation in situations:
-                reasons = against_fail_over(facts, policy, situation)
-                decision = decide(FAIL_OVER, facts, policy, situation)
+                reasons = against(facts, policy, situation)
+                decision = decide(table, facts, policy, situation)
                 flips += decision.flip
                 if decision.flip is bool(reasons) or (reasons and decision.reason not in reasons):
                     pytest.fail(f"{facts}\n{policy}\n{situation}\nagainst it: {reasons}\ndecided: {decision}")
@@ -209,6 +238,17 @@ def test_every_refusal_has_a_text_for_a_person() -> None:
             rows = dict(checklist(FAIL_OVER, facts, Policy(max_sync_age=1800.0), situation))
             if not decision.flip:
                 assert rows[decision.reason] == decision.text
+
+
+def test_the_checklist_has_words_for_each_item_met_and_not() -> None:
+    """Nothing known: every box is empty and says why; all good: every box is ticked, in words and not in enum names."""
+    nothing = Situation(Target.STANDBY, HELD, 1.0, synced_back=False)
+    empty = items([(str(r), why) for r, why in checklist(FAIL_BACK, Facts(sync_running=True), Policy(), nothing)])
+    assert len(empty) == len(FAIL_BACK) - 1
+    assert all(line.startswith("[ ] ") for line in empty)
+    good = Situation(Target.STANDBY, None, 60.0, False, True, 3, 10.0)
+    ticked = items([(str(r), why) for r, why in checklist(FAIL_BACK, Facts(), Policy(), good)])
+    assert ticked == [f"[x] {MET[reason]}" for reason, _, _ in FAIL_BACK if reason is not Reason.ALREADY]
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""Planned work: a drain and the way back, with clients that notice neither."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.lab.load import Load
+from tests.lab.site import BASE, Site
+
+pytestmark = pytest.mark.system
+
+MakeSite = Callable[..., Site]
+MakeLoad = Callable[..., Load]
+
+
+def served_by(load: Load, since: float, server: str, count: int = 60) -> None:
+    """So many requests of new connections since then, all answered by that server."""
+
+    def short() -> list[str | None]:
+        return [r.server for r in load.requests(since) if r.kind == "short"]
+
+    deadline = time.monotonic() + 20.0
+    while len(short()) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert set(short()) == {server}
+    assert len(short()) >= count
+
+
+def kept_by(load: Load, since: float) -> set[str | None]:
+    """Who answered the sessions that stay open."""
+    return {r.server for r in load.requests(since) if r.kind == "kept"}
+
+
+def test_no_request_fails_in_a_drain_and_back(make_site: MakeSite, make_load: MakeLoad, tmp_path: Path) -> None:
+    """Not one request fails over a drain and a fail-back, and sessions stay open where they were opened."""
+    site = make_site(kannel=False)
+    assert site.core is not None
+    load = make_load(site)
+    said = site.ctl("drain", "ldap")
+    moved = time.monotonic()
+    assert "primary -> standby" in said
+    assert "open connections left on the primary" in said
+    served_by(load, moved, "standby")
+    assert kept_by(load, moved) == {"primary"}
+    site.core.wait("ldap redirect", 1, text="on the standby")
+    with Load(site.house, tmp_path / "kept", base=BASE, attribute="description", rate=0, kept=2) as sessions:
+        assert kept_by(sessions, 0.0) == {"standby"}
+        ready = site.core.wait("ldap fail-back", 1, 20.0, text="ready to fail back")
+        assert "[x] the primary passed often and long enough" in ready["long_plugin_output"]
+        assert "[x] hold-down is over" in site.ctl("status", "ldap")
+        site.ctl("fail-back", "ldap")
+        back = time.monotonic()
+        served_by(load, back, "primary")
+        site.poll(lambda: len(sessions.requests(back)) >= 10, 20.0, "the sessions go on")
+        assert kept_by(sessions, back) == {"standby"}
+        assert site.status()["drain"]["left"] == 2
+        for clients in (load, sessions):
+            assert [r for r in clients.requests() if r.error or r.reconnects] == []
+    site.poll(lambda: site.status()["drain"] is None, 20.0, "nobody is left on the standby")
+    assert "no connection is left on the standby" in site.ctl("history")
+
+
+def test_who_waits_for_a_server_that_dies_is_freed(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """The primary hangs while sessions finish on it: they are cut, and their clients go on with the standby."""
+    site = make_site(nagios=False, kannel=False)
+    load = make_load(site)
+    site.ctl("drain", "ldap")
+    assert site.status()["drain"]["left"] >= 3
+    site.fault("hang")
+    site.poll(lambda: site.status()["drain"] is None, 40.0, "the drain is over")
+    over = time.monotonic()
+    assert "the primary fails its probes" in site.journal("drained")[-1]["text"]
+    site.poll(lambda: kept_by(load, over) == {"standby"}, 20.0, "the sessions are on the standby")
+
+
+def test_the_dead_of_a_fail_over_are_not_waited_for(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """Connections that a fail-over ended are no open connections of a later drain; a refusal names its reason."""
+    site = make_site(nagios=False, kannel=False)
+    load = make_load(site)
+    site.fault("blackhole")
+    site.wait_target("standby")
+    site.heal("blackhole")
+    after = time.monotonic()
+    site.poll(lambda: kept_by(load, after) == {"standby"}, 20.0, "the sessions are on the standby")
+    site.poll(lambda: all(why is None for _, why in site.status()["fail_back"][1:]), 30.0, "ready to fail back")
+    site.ctl("fail-back", "ldap")
+    load.stop()
+    site.poll(lambda: site.status()["drain"] is None, 20.0, "nobody is left on the standby")
+    site.ctl("hold", "ldap", "--reason", "the auditors are here")
+    assert "refused, hold: held by root: the auditors are here" in site.ctl("drain", "ldap", check=False)
+    site.ctl("release", "ldap")
+    site.poll(lambda: site.status()["hold_down_left"] == 0, 10.0, "hold-down is over")
+    assert "no open connection is left" in site.ctl("drain", "ldap", "--wait")
