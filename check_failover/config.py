@@ -176,6 +176,7 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         policy=_policy(table),
         source_nat=source_nat,
         sync=_sync(where, table["sync"], primary, standby) if "sync" in table else None,
+        primary_host=table.get("primary_host"),
         dialect=table.get("dialect"),
     )
 

@@ -11,6 +11,7 @@ status      --                                          ``services``: name -> se
 fail-over   service, perfdata | facts, by, manual       ``flipped``, ``reason``, ``text``, ``id``
 drain       service, by, manual, deadline               the same; ``deadline``: seconds, null: the policy's
 fail-back   service, by, deadline                       the same
+downtime    host, description, begin, by                ``text``: a downtime began or ended (description: of a service)
 recovered   service, by                                 the core withdraws its order (a recovery)
 evidence    service, facts                              fresh facts for an order that is pending
 hold        service, by, reason                         ``text``
@@ -52,6 +53,7 @@ REDIRECTOR_VERBS = frozenset(
         "fail-over",
         "drain",
         "fail-back",
+        "downtime",
         "recovered",
         "evidence",
         "hold",

@@ -65,6 +65,7 @@ class Situation:
     primary_good_for: float = 0.0  # fail-back: since when they pass
     synced_back: bool | None = None  # fail-back: None where the service has no data to bring back
     why: str = ""  # what asked, where it is neither a fault nor a person
+    downtime: bool = False  # fail-back: one of the primary's has begun and not ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,11 @@ FAIL_BACK: tuple[Row, ...] = (
         lambda _f, _p, s: "the standby's changes were not brought back" if s.synced_back is False else None,
     ),
     (Reason.HOLD_DOWN, False, _hold_down),
+    (
+        Reason.DOWNTIME,
+        True,
+        lambda _f, p, s: "the primary is in downtime" if s.downtime and p.downtime != "ignore" else None,
+    ),
 )
 
 # What a row of the fail-back checklist says when it is met.
@@ -186,6 +192,7 @@ MET: dict[Reason, str] = {
     Reason.SYNC_RUNNING: "no data sync is running",
     Reason.NOT_SYNCED_BACK: "the standby's changes are on the primary, or need not be",
     Reason.HOLD_DOWN: "hold-down is over",
+    Reason.DOWNTIME: "the primary is in no downtime",
 }
 
 

@@ -263,6 +263,7 @@ class Service:
     policy: Policy = field(default_factory=Policy)
     source_nat: str | None = None  # the controller's address towards the servers, where their way back needs it
     sync: SyncSpec | None = None
+    primary_host: str | None = None  # the core's host object of the primary itself, for its downtimes
     dialect: str | None = None  # sniffer.dialects: how requests and replies are told apart; None: by check type
 
     def server(self, target: Target) -> Endpoint:

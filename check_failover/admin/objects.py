@@ -2,7 +2,8 @@
 
 Commands and templates are the files of ``nagios-conf/nagios4``, installed beside the package, with the config's own
 paths; the services come from the config. Contacts, groups and escalations are the site's: services without contacts
-inherit their host's.
+inherit their host's. That is why the contact that tells of downtimes stands at the site's host: a contact at
+"NAME primary" would have it inherit nobody else.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def nagios(config: Config, *, templates: bool = True) -> str:
     """The whole text. ``templates`` False: services only, for a site that includes the template files itself."""
     head = f"# Made by: failoverctl nagios-config --config {config.path}\n"
     parts = [_file(name, config) for name in FILES] if templates else []
+    if any(service.policy.downtime == "drain" for service in config.services):
+        parts.append(_block("contact", {"use": "failover-downtime-contact", "contact_name": "failover-downtime"}))
     return "\n".join([head, *parts, *(_service(service) for service in config.services)])
 
 

@@ -25,6 +25,8 @@ def status(
         lines.append(f"  held by {hold['by']} since {moment(hold['at'])}: {hold['reason'] or 'no reason given'}")
     if redirect["drain"]:
         lines.append("  " + drain(service.name, redirect["drain"]).removeprefix(f"{service.name}: "))
+    if redirect["downtime"]:
+        lines.append(f"  in downtime: {', '.join(redirect['downtime'])}")
     if redirect["hold_down_left"]:
         lines.append(f"  hold-down: {redirect['hold_down_left']:.0f} s left")
     lines += _traffic(sniffer, away)

@@ -2,7 +2,8 @@
 
 It acts on HARD CRITICAL only: SOFT problems, WARNING, UNKNOWN and a stale result never move traffic. The state type is
 what counts, not the attempt: with the host DOWN the first CRITICAL is HARD already. OK withdraws an order that is still
-pending. With ``--fail-back`` it serves the service "NAME fail-back", where a person submits OK in the web UI.
+pending. With ``--fail-back`` it serves the service "NAME fail-back", where a person submits OK in the web UI. With
+``--notice`` it is a notification command: it tells the redirector that a downtime began or ended.
 
 Facts come from the arguments alone, so a whole run is an interpreter's start and one question over a Unix socket. The
 order may come twice or a hundred times: the redirector answers "already there". When the redirector is away (it
@@ -43,6 +44,9 @@ failover_event: Nagios's and Icinga's event handler for a service with a fail-ov
   --host HOST            $HOSTNAME$, for the log
   --by WHO               who stands in the journal for it (nagios)
   --fail-back            for the service "NAME fail-back": OK from a person is the order to fail back
+  --notice TYPE          $NOTIFICATIONTYPE$: as a notification command for downtimes, with --host and, for a service's,
+                         --description ($SERVICEDESC$) in place of --service, --state and --state-type
+  --description TEXT     see --notice
   --socket PATH          the redirector's socket (/run/check_failover/redirector.sock)
   --patience SECONDS     how long a redirector that is away is asked again (10)
   -h, --help; -V, --version
@@ -63,10 +67,14 @@ OPTIONS = {
     "standby-checked": "",
     "host": "",
     "by": "nagios",
+    "notice": "",
+    "description": "",
     "socket": "/run/check_failover/redirector.sock",
     "patience": "10",
 }
 STATES = {"0": "OK", "1": "WARNING", "2": "CRITICAL", "3": "UNKNOWN"}
+# Nagios's words, and Icinga's: whether a downtime begins
+DOWNTIME_NOTICES = {"DOWNTIMESTART": True, "DOWNTIMEEND": False, "DOWNTIMECANCELLED": False, "DOWNTIMEREMOVED": False}
 STANDBY_BELIEVED = 900.0  # seconds: an older check of the standby says nothing about now
 REPLY_TIMEOUT = 12.0  # seconds; the redirector may probe a server before it decides
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two questions
@@ -85,13 +93,12 @@ def run(argv: Sequence[str]) -> int:
         return ANSWERED
     try:
         options = parse(argv, OPTIONS, flags=("fail-back", "own-check"))
-        state, state_type = _state(options)
         patience = float(options["patience"])
+        request, why_not = _request(options)
     except (UsageError, ValueError) as error:
         print(f"failover_event: {one_line(str(error))}")
         return ANSWERED
-    service = options["service"]
-    request, why_not = (_fail_back if "fail-back" in options else _fail_over)(options, state, state_type)
+    service = options["service"] or options["host"]
     if request is None:
         print(f"{service}: nothing to do: {why_not}")
         return 0
@@ -102,6 +109,25 @@ def run(argv: Sequence[str]) -> int:
         return 1
     print(f"{service}: {request['verb']}: {_outcome(reply)}")
     return 0
+
+
+def _request(options: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
+    """What the redirector is asked; None and why not. Raises UsageError."""
+    if options["notice"]:
+        return _downtime(options)
+    state, state_type = _state(options)
+    return (_fail_back if "fail-back" in options else _fail_over)(options, state, state_type)
+
+
+def _downtime(options: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
+    if not options["host"]:
+        raise UsageError("--host is missing or empty")
+    begin = DOWNTIME_NOTICES.get(options["notice"].upper())
+    if begin is None:
+        return None, f"{options['notice']}, only a downtime's begin and end are told"
+    by = options["by"] or OPTIONS["by"]
+    names = {"host": options["host"], "description": options["description"]}
+    return {"verb": "downtime", **names, "begin": begin, "by": by}, ""
 
 
 def _state(options: Mapping[str, str]) -> tuple[str, str]:

@@ -45,6 +45,7 @@ RIGHTS: dict[str, frozenset[str]] = {
     "forget": frozenset({_SNIFFER}),
     "drain": frozenset({_OPERATORS}),
     "fail-back": frozenset({_CORE, _OPERATORS}),
+    "downtime": frozenset({_CORE, _OPERATORS}),
     "hold": frozenset({_OPERATORS}),
     "release": frozenset({_OPERATORS}),
 }
@@ -69,9 +70,11 @@ class Verbs:
             return {"services": {service.name: self.status(service) for service in self._config.services}}
         if verb == "history":
             return {"entries": self._history(message)}
-        service = self._service(message)
         by = str(message.get("by") or _user_name(peer.uid))[:200]
         try:
+            if verb == "downtime":
+                return self._downtime(message, by, peer)
+            service = self._service(message)
             return self._act(verb, service, by, message, peer)
         except (RedirectError, StateError) as error:
             raise RefusedError(str(error)) from None
@@ -109,6 +112,25 @@ class Verbs:
         text = act(name, by, reason) if act else self._steering.release(name, by)
         self._report.state(service, self.status(service))
         return {"text": text}
+
+    def _downtime(self, message: Message, by: str, peer: Peer) -> Message:
+        """A downtime of the primary begins or ends. The end moves nothing: it is an item of the fail-back checklist."""
+        host, description = str(message.get("host") or ""), str(message.get("description") or "")
+        begin, said = bool(message.get("begin")), []
+        for service in self._config.services:
+            if not _of_primary(service, host, description):
+                continue
+            of = f"{description} on {host}" if description else host
+            self._steering.downtime(service.name, of, by, begin=begin)
+            if begin and service.policy.downtime == "drain":
+                order = self._order("drain", service, by, {}, peer)
+                entry = self._steering.order(dataclasses.replace(order, why=f"downtime of {of}"))
+                self._report.attempt(service, entry, self.status(service))
+                said.append(entry["line"])
+            else:
+                self._report.state(service, self.status(service))
+                said.append(f"{service.name}: downtime {'began' if begin else 'ended'}")
+        return {"text": "; ".join(said) or "no primary's downtime"}
 
     def _order(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Order:
         manual = bool(message.get("manual"))
@@ -215,6 +237,13 @@ class Verbs:
         if _gid(controller.operators) in peer.gids:
             roles.add(_OPERATORS)
         return roles
+
+
+def _of_primary(service: Service, host: str, description: str) -> bool:
+    """Whether the core's object stands for that service's primary: its host, or "NAME primary"."""
+    if description:
+        return host == service.host and description == f"{service.name} primary"
+    return host in (service.host, service.primary_host)
 
 
 def _answer(entry: dict[str, Any]) -> Message:

@@ -36,6 +36,7 @@ class ServiceState:
     hold: Hold | None = None
     pending: str | None = None
     drain: Drain | None = None
+    downtime: tuple[str, ...] = ()  # the core's objects whose downtime began and did not end
 
 
 def load(directory: Path, name: str) -> ServiceState | None:
@@ -52,6 +53,7 @@ def load(directory: Path, name: str) -> ServiceState | None:
             drain=None
             if drain is None
             else Drain(Target(drain["old"]), float(drain["at"]), _number(drain["deadline"])),
+            downtime=tuple(str(name) for name in raw.get("downtime", ())),
         )
     except FileNotFoundError:
         return None

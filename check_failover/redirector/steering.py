@@ -50,6 +50,7 @@ class Order:
     manual: bool = False
     drain: bool = False
     deadline: float | None = None  # drain: seconds until what is left is cut
+    why: str = ""  # where it is neither a fault nor a person that asks
     peer: Mapping[str, int] | None = None
     primary_ok: bool | None = None
     primary_passes: int = 0
@@ -299,6 +300,8 @@ class Steering:
             primary_passes=order.primary_passes,
             primary_good_for=order.primary_good_for,
             synced_back=order.synced_back,
+            why=order.why,
+            downtime=bool(state.downtime),
         )
 
     # ------------------------------------------------------------ what may follow an order
@@ -346,6 +349,18 @@ class Steering:
         self._publish({"event": "release", "service": name, "by": by})
         return f"{name}: released by {by}"
 
+    def downtime(self, name: str, of: str, by: str, *, begin: bool) -> None:
+        """A downtime of the core's object ``of`` began or ended; said twice is said once. Raises StateError."""
+        with self._lock:
+            state = self._state[name]
+            others = tuple(one for one in state.downtime if one != of)
+            after = (*others, of) if begin else others
+            if set(after) == set(state.downtime):
+                return
+            self._save(name, replace(state, downtime=after))
+            text = f"downtime of {of} {'began' if begin else 'ended'}"
+            self._write(self._entry(self._services[name], "downtime", by, Facts(), text))
+
     def forget(self, name: str, client: str, port: int) -> bool:
         """Drop one unreplied entry of a client. Raises RedirectError."""
         return self._redirect.forget(self._services[name], client, port)
@@ -378,6 +393,7 @@ class Steering:
             "hold": None if state.hold is None else asdict(state.hold),
             "pending": state.pending,
             "drain": drain,
+            "downtime": list(state.downtime),
             "hold_down_left": 0.0 if since is None else max(0.0, round(service.policy.hold_down - since, 1)),
             "problem": problem,
             "activity": activity,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.load import Load
-from tests.lab.site import BASE, Site
+from tests.lab.site import BASE, HOST, ONCALL, Site
 
 pytestmark = pytest.mark.system
 
@@ -95,3 +95,41 @@ def test_the_dead_of_a_fail_over_are_not_waited_for(make_site: MakeSite, make_lo
     site.ctl("release", "ldap")
     site.poll(lambda: site.status()["hold_down_left"] == 0, 10.0, "hold-down is over")
     assert "no open connection is left" in site.ctl("drain", "ldap", "--wait")
+
+
+def with_downtime_contact(text: str) -> str:
+    """The line that README asks for, in the site's own host."""
+    return text.replace("contact_groups         oncall\n", "contact_groups oncall\n    contacts failover-downtime\n")
+
+
+def test_a_downtime_drains_by_itself(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """Of the host or the service, begun, ended, cancelled: no request fails, and nothing goes back by itself.
+
+    Only without a downtime it is ready to go back, and who was paged before is paged still.
+    """
+    site = make_site(policy='downtime = "drain"', objects=with_downtime_contact)
+    assert site.core is not None
+    assert site.kannel is not None
+    load = make_load(site)
+    now = int(time.time())
+    site.core.command(f"SCHEDULE_HOST_DOWNTIME;{HOST};{now};{now + 3600};1;0;3600;ada;new disks")
+    site.wait_target("standby", 20.0)
+    moved = time.monotonic()
+    served_by(load, moved, "standby")
+    assert [r for r in load.requests() if r.error or r.reconnects] == []
+    flip = site.journal("drain")[-1]
+    assert (flip["flipped"], flip["by"], flip["text"]) == (True, "ada", f"downtime of {HOST}")
+    site.core.wait("ldap fail-back", 3, 30.0, text="downtime: the primary is in downtime")
+    assert f"in downtime: {HOST}" in site.ctl("status", "ldap")
+    now = int(time.time())
+    site.core.command(f"SCHEDULE_SVC_DOWNTIME;{HOST};ldap primary;{now};{now + 3};1;0;3;ada;and new fans")
+    told = [f"downtime of {of} {what}" for of, what in (
+        (HOST, "began"), (f"ldap primary on {HOST}", "began"), (f"ldap primary on {HOST}", "ended"), (HOST, "ended")
+    )]  # fmt: skip
+    site.poll(lambda: [e["text"] for e in site.journal("downtime")] == told[:3], 30.0, "the short one ended")
+    assert site.status()["downtime"] == [HOST]
+    site.core.command(f"DEL_DOWNTIME_BY_HOST_NAME;{HOST}")
+    site.core.wait("ldap fail-back", 1, 30.0, text="ready to fail back")
+    assert [entry["text"] for entry in site.journal("downtime")] == told
+    assert site.status()["target"] == "standby"
+    assert {number for number, _ in site.kannel.wait_received(1, 20.0)} == {ONCALL}

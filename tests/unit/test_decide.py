@@ -107,6 +107,8 @@ def against_fail_back(f: Facts, p: Policy, s: Situation) -> set[Reason]:
         found.add(Reason.NOT_SYNCED_BACK)
     if s.since_flip is not None and s.since_flip < p.hold_down:
         found.add(Reason.HOLD_DOWN)
+    if s.downtime and p.downtime != "ignore" and not s.manual:
+        found.add(Reason.DOWNTIME)
     return found
 
 
@@ -158,17 +160,18 @@ def test_leaving_the_primary_follows_the_written_policy_in_every_combination(
 
 
 def test_fail_back_follows_the_written_policy_in_every_combination() -> None:
-    """The same for the way back; a person's order passes none of its rows."""
-    policy = Policy()
+    """The same for the way back; a person's order passes none of its rows but the downtime."""
     flips = 0
     whole = itertools.product(
         Target, (None, HELD), (None, 59.9, 60.0), (False, True), (None, False, True), (0, 2, 3), (0.0, 9.9, 10.0)
     )
     for *first, ok, passes, good_for in whole:
         target, hold, since, manual = first
-        for synced_back, running in itertools.product((None, False, True), (False, True)):
-            situation = Situation(target, hold, since, manual, ok, passes, good_for, synced_back)
-            facts = Facts(sync_running=running)
+        for synced_back, running, downtime in itertools.product(
+            (None, False, True), (False, True), (None, "ignore", "drain")
+        ):
+            situation = Situation(target, hold, since, manual, ok, passes, good_for, synced_back, "", bool(downtime))
+            facts, policy = Facts(sync_running=running), Policy(downtime=downtime or "inhibit")
             reasons = against_fail_back(facts, policy, situation)
             decision = decide(FAIL_BACK, facts, policy, situation)
             flips += decision.flip
@@ -242,7 +245,7 @@ def test_every_refusal_has_a_text_for_a_person() -> None:
 
 def test_the_checklist_has_words_for_each_item_met_and_not() -> None:
     """Nothing known: every box is empty and says why; all good: every box is ticked, in words and not in enum names."""
-    nothing = Situation(Target.STANDBY, HELD, 1.0, synced_back=False)
+    nothing = Situation(Target.STANDBY, HELD, 1.0, synced_back=False, downtime=True)
     empty = items([(str(r), why) for r, why in checklist(FAIL_BACK, Facts(sync_running=True), Policy(), nothing)])
     assert len(empty) == len(FAIL_BACK) - 1
     assert all(line.startswith("[ ] ") for line in empty)

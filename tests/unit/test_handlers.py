@@ -260,3 +260,28 @@ def test_the_script_may_be_installed() -> None:
         if script.is_file():
             assert script.read_text().splitlines()[0] == "#!/usr/bin/env python3"
             assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("notice", "begin"),
+    [("DOWNTIMESTART", True), ("DOWNTIMEEND", False), ("DOWNTIMECANCELLED", False), ("DowntimeRemoved", False)],
+)
+def test_a_downtime_is_told(redirector: Redirector, notice: str, begin: bool) -> None:
+    """As a notification command it tells whose downtime began or ended; a host's has no description."""
+    base = ["--notice", notice, "--host", "ldap1", "--socket", str(redirector.path)]
+    assert event.run([*base, "--by", "ada", "--description", "ldap primary"]) == 0
+    assert event.run([*base, "--by", ""]) == 0
+    asked = {"verb": "downtime", "host": "ldap1", "begin": begin}
+    assert redirector.asked == [
+        {**asked, "description": "ldap primary", "by": "ada"},
+        {**asked, "description": "", "by": "nagios"},
+    ]
+
+
+def test_other_notices_are_nobodys_downtime(redirector: Redirector, capsys: pytest.CaptureFixture[str]) -> None:
+    """A contact that gets more than downtimes by mistake moves nothing; without a host it is a wrong command line."""
+    for notice in ("PROBLEM", "RECOVERY", "ACKNOWLEDGEMENT", "CUSTOM", "FLAPPINGSTART"):
+        assert event.run(["--notice", notice, "--host", "ldap1", "--socket", str(redirector.path)]) == 0
+        assert "nothing to do" in capsys.readouterr().out
+    assert event.run(["--notice", "DOWNTIMESTART", "--socket", str(redirector.path)]) == 3
+    assert redirector.asked == []
