@@ -10,6 +10,7 @@ The ground, which every wing may import and which imports no wing:
 
 - ``model``    records and enums that cross rooms
 - ``decide``   (facts, policy, situation) -> decision; tables that read as the policy
+- ``damping``  how often an automatic fail-back may happen
 - ``config``   load, validate, freeze the config
 - ``control``  the language of the two daemons' sockets
 - ``syncstate``  the record of how fresh the standby's data is: ``sync`` writes it, the others read it

@@ -128,6 +128,8 @@ def _freeze(path: Path, raw: dict[str, Any]) -> Config:
             controller[key] = Path(controller[key])
     services = tuple(_service(path, index, table) for index, table in enumerate(raw["service"]))
     _refuse_doubles(path, services)
+    if controller.get("redirect") == "ipfilter":
+        _refuse_deadlines(path, services)
     monitoring = {"transport": "command_file", "command_file": "/var/lib/nagios4/rw/nagios.cmd"} | raw.get(
         "monitoring", {}
     )
@@ -229,6 +231,14 @@ def _endpoint(where: str, text: str, default_port: int) -> Endpoint:
     if getattr(address, "scope_id", None):
         raise ConfigError(f"{where}: {text} has a scope; give the address without %interface")
     return Endpoint(address.compressed, int(port))
+
+
+def _refuse_deadlines(path: Path, services: tuple[Service, ...]) -> None:
+    for index, service in enumerate(services):
+        if service.policy.drain_deadline is not None:
+            raise ConfigError(
+                f"{path}: $.service[{index}].policy.drain_deadline: ipfilter cannot cut what a drain leaves behind"
+            )
 
 
 def _refuse_doubles(path: Path, services: tuple[Service, ...]) -> None:

@@ -34,6 +34,8 @@ class Reason(StrEnum):
     PRIMARY_FAILED = "primary-failed"
     PRIMARY_UNPROVEN = "primary-not-proven"
     NOT_SYNCED_BACK = "not-synced-back"
+    MOVED_BY_PERSON = "moved-by-person"
+    LOCKED = "locked"
 
 
 # A refusal that later facts may lift: the core's order stays pending until they do or the core withdraws it.
@@ -65,6 +67,8 @@ class Situation:
     primary_good_for: float = 0.0  # fail-back: since when they pass
     synced_back: bool | None = None  # fail-back: None where the service has no data to bring back
     why: str = ""  # what asked, where it is neither a fault nor a person
+    moved_by_person: bool = False  # automatic fail-back: a person brought the traffic to the standby
+    locked: bool = False  # automatic fail-back: after too many fail-overs (see damping)
     downtime: bool = False  # fail-back: one of the primary's has begun and not ended
 
 
@@ -181,6 +185,24 @@ FAIL_BACK: tuple[Row, ...] = (
         True,
         lambda _f, p, s: "the primary is in downtime" if s.downtime and p.downtime != "ignore" else None,
     ),
+)
+
+# By itself (``auto_fail_back``): what a person would be refused, and what only a person may undo.
+AUTO_FAIL_BACK: tuple[Row, ...] = (
+    (Reason.SHADOW, False, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None),
+    (
+        Reason.MOVED_BY_PERSON,
+        False,
+        lambda _f, _p, s: "a person moved it to the standby, a person moves it back" if s.moved_by_person else None,
+    ),
+    (
+        Reason.LOCKED,
+        False,
+        lambda _f, _p, s: (
+            "locked on the standby after one fail-over too many, a person must look" if s.locked else None
+        ),
+    ),
+    *FAIL_BACK,
 )
 
 # What a row of the fail-back checklist says when it is met.

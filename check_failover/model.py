@@ -207,6 +207,8 @@ class Policy:
     shadow: bool = False  # decide and report, never flip
     fail_back_passes: int = 3  # probes of the primary in a row
     fail_back_seconds: float = 10.0  # over at least this time
+    auto_fail_back: bool = False  # without a person, damped (see damping)
+    damping_half_life: float = 86400.0
     drain_deadline: float | None = None  # when a drain without its own deadline cuts what is left; None: never
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from check_failover import decide
 from check_failover.config import Config
+from check_failover.damping import SUPPRESS
 from check_failover.model import Service, State
 
 
@@ -33,9 +34,19 @@ def status(
     if redirect["target"] == "standby":
         lines.append("  fail-back:")
         lines += [f"    {item}" for item in decide.items(redirect["fail_back"])]
+        lines += _automatic(redirect["auto_fail_back"])
     if redirect["last"]:
         lines.append(f"  last: {line(redirect['last'])}")
     return lines
+
+
+def _automatic(how: Mapping[str, Any] | None) -> list[str]:
+    if how is None:
+        return []
+    word = "locked, a person must fail back" if how["locked"] else "on"
+    if how["moved_by_person"]:
+        word = "not after a person's order"
+    return [f"  automatic fail-back: {word}; penalty {how['penalty']}, locks at {SUPPRESS:.0f}"]
 
 
 def _server(service: Service, redirect: Mapping[str, Any]) -> str:

@@ -56,6 +56,7 @@ class Verbs:
 
     def __init__(self, config: Config, steering: Steering, report: Report) -> None:
         self._config, self._steering, self._report = config, steering, report
+        self._started = time.monotonic()
 
     def authorise(self, verb: str, peer: Peer) -> str | None:
         """None, or why not."""
@@ -205,6 +206,22 @@ class Verbs:
         if self._steering.tend(service.name, old_failed=failed):
             self._report.state(service, self.status(service))
 
+    def fail_back(self, service: Service) -> None:
+        """The automatic fail-back, where it is on; called every few seconds. A restart proves nothing anew."""
+        if not service.policy.auto_fail_back or self._steering.targets()[service.name] is Target.PRIMARY:
+            return
+        health = self._health(service, Target.PRIMARY)
+        why = "automatic: the primary is proven and no item of the checklist is open"
+        order = Order(service, "auto-fail-back", "redirector", self._facts(service, {}), drain=True, why=why)
+        order = dataclasses.replace(
+            self._fail_back(order, health.get("ok"), health), manual=False, deadline=service.policy.drain_deadline
+        )
+        proven = min(order.primary_good_for, time.monotonic() - self._started)
+        order = dataclasses.replace(order, primary_good_for=proven)
+        if self._steering.refusal(order) is None:
+            order = dataclasses.replace(order, primary_ok=self._probe(service, Target.PRIMARY))
+            self._report.attempt(service, self._steering.order(order), self.status(service))
+
     def _health(self, service: Service, target: Target) -> dict[str, Any]:
         try:
             reply = control.ask(self._config.controller.sniffer_socket, {"verb": "status"}, timeout=2.0)
@@ -326,6 +343,7 @@ def run(config: Config, stop: threading.Event) -> None:
         steering.heal()
         for service in config.services:
             verbs.tend(service)
+            verbs.fail_back(service)
             report.look(service, verbs.status(service))
     notify("STOPPING=1")
     server.close()

@@ -3,7 +3,7 @@
 "redirect" tells the outcome of each attempt (the problem itself is told by "NAME primary", whose notification leaves
 before the handler runs). "fail-back" is OK while the target is the primary, UNKNOWN while it is the standby and a
 fail-back would be refused (the reason stands in its text), WARNING once it would be done: "ready to fail back". A
-person who submits OK for it orders the fail-back.
+person who submits OK for it orders the fail-back. CRITICAL pages: the automatic fail-back has locked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from check_failover.model import PassiveResult, Service, State, Target
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
 
+LOCKED = "locked on the standby, fail back by hand"
 HEARTBEAT = 60.0  # seconds between two results of an unchanged state
 
 
@@ -90,6 +91,8 @@ def fail_back_state(status: Mapping[str, Any]) -> tuple[State, str]:
     """State and text of "NAME fail-back": the first item of the checklist that is not met."""
     if status["target"] == Target.PRIMARY:
         return State.OK, "on the primary, nothing to fail back"
+    if (status["auto_fail_back"] or {}).get("locked"):
+        return State.CRITICAL, f"{LOCKED}; penalty {status['auto_fail_back']['penalty']}, see failoverctl status"
     open_items = [(reason, why) for reason, why in status["fail_back"] if why is not None]
     if not open_items:
         return State.WARNING, "ready to fail back: submit OK here, or failoverctl fail-back"

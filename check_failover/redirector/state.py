@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from check_failover.damping import Damping
 from check_failover.model import Hold, Target
 
 
@@ -36,6 +37,8 @@ class ServiceState:
     hold: Hold | None = None
     pending: str | None = None
     drain: Drain | None = None
+    damping: Damping = field(default_factory=Damping)
+    moved_by_person: bool = False  # the last flip
     downtime: tuple[str, ...] = ()  # the core's objects whose downtime began and did not end
 
 
@@ -53,6 +56,8 @@ def load(directory: Path, name: str) -> ServiceState | None:
             drain=None
             if drain is None
             else Drain(Target(drain["old"]), float(drain["at"]), _number(drain["deadline"])),
+            damping=Damping(**raw.get("damping", {})),
+            moved_by_person=bool(raw.get("moved_by_person")),
             downtime=tuple(str(name) for name in raw.get("downtime", ())),
         )
     except FileNotFoundError:

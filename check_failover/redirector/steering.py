@@ -26,7 +26,19 @@ from pathlib import Path
 from typing import Any
 
 from check_failover.config import Config
-from check_failover.decide import DRAIN, FAIL_BACK, FAIL_OVER, RETRYABLE, Decision, Reason, Situation, checklist, decide
+from check_failover.damping import Damping, decayed, failed_over
+from check_failover.decide import (
+    AUTO_FAIL_BACK,
+    DRAIN,
+    FAIL_BACK,
+    FAIL_OVER,
+    RETRYABLE,
+    Decision,
+    Reason,
+    Situation,
+    checklist,
+    decide,
+)
 from check_failover.model import Facts, Hold, Service, Target
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.drain import ending
@@ -36,7 +48,7 @@ from check_failover.redirector.state import Drain, ServiceState, StateError, loa
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
 SWEEP_AFTER = 0.3  # seconds from the poke until the rest is forgotten: a client's answer has come by then
-TABLES = {"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK}
+TABLES = {"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK, "auto-fail-back": AUTO_FAIL_BACK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,12 @@ class Steering:
         with self._lock:
             return self._order(order)
 
+    def refusal(self, order: Order) -> Decision | None:
+        """What ``order`` would be refused for now; None when it would be done. Nothing happens."""
+        with self._lock:
+            decision = decide(TABLES[order.verb], order.facts, order.service.policy, self._situation(order))
+        return None if decision.flip else decision
+
     def _order(self, order: Order) -> dict[str, Any]:
         began = time.monotonic()
         name = order.service.name
@@ -158,9 +176,7 @@ class Steering:
         before = self._state[name]
         try:
             self._step("persist")
-            now = time.time()
-            drain = Drain(old, now, None if order.deadline is None else now + order.deadline) if order.drain else None
-            after = replace(before, target=old.other, since=now, pending=None, drain=drain)
+            after = _after(before, order, time.time())
             save(self._directory, name, after)
             self._step("transaction")
             self._move(service, old.other, drain=order.drain)
@@ -301,6 +317,8 @@ class Steering:
             primary_good_for=order.primary_good_for,
             synced_back=order.synced_back,
             why=order.why,
+            moved_by_person=state.moved_by_person,
+            locked=state.damping.locked,
             downtime=bool(state.downtime),
         )
 
@@ -394,6 +412,7 @@ class Steering:
             "pending": state.pending,
             "drain": drain,
             "downtime": list(state.downtime),
+            "auto_fail_back": _automatic(service, state),
             "hold_down_left": 0.0 if since is None else max(0.0, round(service.policy.hold_down - since, 1)),
             "problem": problem,
             "activity": activity,
@@ -467,3 +486,33 @@ class Steering:
             act()
         except (RedirectError, StateError) as error:
             log.warning("%s", error)
+
+
+def _after(before: ServiceState, order: Order, now: float) -> ServiceState:
+    """What a flip makes of a service's state."""
+    policy, damping = order.service.policy, before.damping
+    if order.verb == "fail-over" and not order.manual:
+        damping = failed_over(damping, now, policy.damping_half_life)
+    elif order.verb == "fail-back":
+        damping = Damping()
+    drain = None
+    if order.drain:
+        drain = Drain(before.target, now, None if order.deadline is None else now + order.deadline)
+    return replace(
+        before,
+        target=before.target.other,
+        since=now,
+        pending=None,
+        drain=drain,
+        damping=damping,
+        moved_by_person=order.manual,
+    )
+
+
+def _automatic(service: Service, state: ServiceState) -> dict[str, Any] | None:
+    """How the automatic fail-back stands; None where it is off."""
+    policy = service.policy
+    if not policy.auto_fail_back:
+        return None
+    penalty = decayed(state.damping, time.time(), policy.damping_half_life)
+    return {"penalty": round(penalty), "locked": state.damping.locked, "moved_by_person": state.moved_by_person}

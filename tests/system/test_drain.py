@@ -133,3 +133,39 @@ def test_a_downtime_drains_by_itself(make_site: MakeSite, make_load: MakeLoad) -
     assert [entry["text"] for entry in site.journal("downtime")] == told
     assert site.status()["target"] == "standby"
     assert {number for number, _ in site.kannel.wait_received(1, 20.0)} == {ONCALL}
+
+
+def test_back_by_itself_once(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """With auto_fail_back the proven primary serves again; after the second fail-over the standby keeps the traffic.
+
+    Somebody is paged then, and until a person fails back nothing else does, over a restart too.
+    """
+    site = make_site(policy="auto_fail_back = true")
+    assert site.core is not None
+    assert site.kannel is not None
+    make_load(site)
+
+    def ready() -> bool:
+        return all(why is None for _, why in site.status()["fail_back"][1:])
+
+    site.fault("crash")
+    site.wait_target("standby")
+    site.heal("crash")
+    site.wait_target("primary", 40.0)
+    back = site.journal("auto-fail-back")
+    assert [(entry["flipped"], entry["by"]) for entry in back] == [(True, "redirector")]
+    site.poll(lambda: site.status()["hold_down_left"] == 0, 10.0, "hold-down is over")
+    site.fault("crash")
+    site.wait_target("standby", 30.0)
+    site.core.wait("ldap fail-back", 2, 20.0, text="locked on the standby, fail back by hand")
+    site.heal("crash")
+    site.kill("redirector")
+    site.start("redirector")
+    assert "automatic fail-back: locked" in site.ctl("status", "ldap")
+    site.poll(ready, 30.0, "the checklist is met")
+    time.sleep(5.0)  # two looks of the redirector, in which it could have gone back
+    assert site.status()["target"] == "standby"
+    assert len(site.journal("auto-fail-back")) == 1
+    site.poll(lambda: any("fail-back CRITICAL" in t for _, t in site.kannel.received()), 20.0, "somebody is paged")
+    site.ctl("fail-back", "ldap")
+    assert site.status()["auto_fail_back"] == {"penalty": 0, "locked": False, "moved_by_person": True}

@@ -63,6 +63,7 @@ BROKEN = [
         'host = "a;b"\nprotocol = "tcp"\naddress = "192',
         "$.service[0].host: 'a;b' does not match",
     ),
+    ("hold_down = 60", "damping_half_life = 0", "$.service[0].policy.damping_half_life: 0 is less than or equal to"),
     ('gateway = "kannel"', 'gateway = "pigeon"', "$.sms.gateway: 'pigeon' is not one of"),
     ("[controller]", "[controller", "not TOML: "),
 ]
@@ -145,3 +146,14 @@ def test_every_key_of_the_schema_says_what_it_means() -> None:
         and "const" not in sub
     ]
     assert silent == []
+
+
+def test_a_deadline_that_nobody_can_keep_is_refused(tmp_path: Path) -> None:
+    """ipfilter has no way to cut what a drain leaves, so a deadline there would be a promise."""
+    path = tmp_path / "config.toml"
+    text = GOOD.read_text().replace("hold_down = 60", "drain_deadline = 60")
+    path.write_text(text)
+    assert load(path).services[0].policy.drain_deadline == 60
+    path.write_text(text.replace('redirect = "nftables"', 'redirect = "ipfilter"'))
+    with pytest.raises(ConfigError, match=r"\$\.service\[0\]\.policy\.drain_deadline: ipfilter cannot cut"):
+        load(path)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from check_failover.decide import (
+    AUTO_FAIL_BACK,
     DRAIN,
     FAIL_BACK,
     FAIL_OVER,
@@ -31,7 +32,7 @@ from check_failover.decide import (
 from check_failover.model import Detector, Facts, Hold, Policy, Target
 
 SITUATIONS = sorted((Path(__file__).parent / "situations").glob("*.toml"))
-TABLES = {"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK}
+TABLES = {"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK, "auto-fail-back": AUTO_FAIL_BACK}
 HELD = Hold("ada", 0.0, "disk swap")
 GOOD = Facts(Detector.UNANSWERED_REQUEST, 2, 2, 12, 0, standby_ok=True, sync_age=100.0)
 HERE = Situation(Target.PRIMARY)
@@ -170,7 +171,9 @@ def test_fail_back_follows_the_written_policy_in_every_combination() -> None:
         for synced_back, running, downtime in itertools.product(
             (None, False, True), (False, True), (None, "ignore", "drain")
         ):
-            situation = Situation(target, hold, since, manual, ok, passes, good_for, synced_back, "", bool(downtime))
+            situation = Situation(
+                target, hold, since, manual, ok, passes, good_for, synced_back, downtime=downtime is not None
+            )
             facts, policy = Facts(sync_running=running), Policy(downtime=downtime or "inhibit")
             reasons = against_fail_back(facts, policy, situation)
             decision = decide(FAIL_BACK, facts, policy, situation)
@@ -178,6 +181,23 @@ def test_fail_back_follows_the_written_policy_in_every_combination() -> None:
             assert decision.flip is not bool(reasons), (situation, facts, reasons, decision)
             assert decision.flip or decision.reason in reasons
     assert flips > 0
+
+
+def test_by_itself_it_goes_back_less_often_than_by_a_person() -> None:
+    """The automatic fail-back is refused whatever a person would be refused, in shadow mode, locked, after a person."""
+    good = Situation(Target.STANDBY, None, 60.0, False, True, 3, 10.0)
+    assert decide(AUTO_FAIL_BACK, Facts(), Policy(), good).flip
+    worse = {
+        Reason.HOLD: replace(good, hold=HELD),
+        Reason.HOLD_DOWN: replace(good, since_flip=59.0),
+        Reason.PRIMARY_UNPROVEN: replace(good, primary_passes=2),
+        Reason.NOT_SYNCED_BACK: replace(good, synced_back=False),
+        Reason.DOWNTIME: replace(good, downtime=True),
+        Reason.LOCKED: replace(good, locked=True),
+        Reason.MOVED_BY_PERSON: replace(good, moved_by_person=True),
+    }
+    assert {decide(AUTO_FAIL_BACK, Facts(), Policy(), situation).reason for situation in worse.values()} == set(worse)
+    assert decide(AUTO_FAIL_BACK, Facts(), Policy(shadow=True), good).reason is Reason.SHADOW
 
 
 def test_the_good_case_flips() -> None:
@@ -225,7 +245,8 @@ def test_the_veto_of_the_traffic_begins_at_min_useful() -> None:
 def test_refusals_that_no_later_fact_can_lift_are_not_tried_again() -> None:
     """Already there, shadow mode, a downtime and everything of the fail-back end an order."""
     final = {Reason.ALREADY, Reason.SHADOW, Reason.DOWNTIME, Reason.FLIP} | {
-        *(Reason.PRIMARY_UNKNOWN, Reason.PRIMARY_FAILED, Reason.PRIMARY_UNPROVEN, Reason.NOT_SYNCED_BACK)
+        *(Reason.PRIMARY_UNKNOWN, Reason.PRIMARY_FAILED, Reason.PRIMARY_UNPROVEN, Reason.NOT_SYNCED_BACK),
+        *(Reason.MOVED_BY_PERSON, Reason.LOCKED),
     }
     assert set(Reason) == final | RETRYABLE
     assert not final & RETRYABLE

@@ -16,6 +16,7 @@ SERVING = {"checks", "transports", "sms"}
 PURE = [
     "model.py",
     "decide.py",
+    "damping.py",
     *(
         f"sniffer/{name}.py"
         for name in ("flows", "flowtable", "suspicion", "detectors", "thresholds", "packet", "investigation")
