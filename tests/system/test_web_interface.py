@@ -1,6 +1,6 @@
 """Nagios's own web interface as a person sees it: headless Chromium before, during and after a fail-over.
 
-    pytest tests/system/test_web_interface.py --pictures nagios-conf/pictures      (make screenshots)
+pytest tests/system/test_web_interface.py --pictures nagios-conf/pictures      (make screenshots)
 """
 
 from __future__ import annotations
