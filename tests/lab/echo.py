@@ -1,6 +1,7 @@
 """A server for any shape of service: answers with its name, over TCP or UDP, IPv4 or IPv6. And a client for it.
 
     python -m tests.lab.echo serve NAME tcp|udp ADDRESS PORT
+    python -m tests.lab.echo talk ADDRESS PORT                          asks on, an answer a line
     python -m tests.lab.echo ask tcp|udp ADDRESS PORT SECONDS [SOURCE_PORT]     prints the answer: "NAME client-address"
 
 The answer carries the client's address as the server sees it, which tells whether the way kept it.
@@ -12,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 
 def serve(name: str, protocol: str, address: str, port: int) -> None:
@@ -62,10 +64,24 @@ def ask(protocol: str, address: str, port: int, timeout: float, source_port: int
             return error.strerror or str(error)
 
 
+def talk(address: str, port: int) -> None:
+    """Ask ten times a second; ends with exit code 1 when the connection breaks or 2 s bring no answer."""
+    with socket.create_connection((address, port), timeout=2.0) as sock, sock.makefile("r") as answers:
+        while True:
+            sock.sendall(b"who\n")
+            answer = answers.readline()
+            if not answer:
+                sys.exit("the server closed the connection")
+            print(answer, end="", flush=True)
+            time.sleep(0.1)
+
+
 def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if argv[0] == "serve":
         serve(argv[1], argv[2], argv[3], int(argv[4]))
+    elif argv[0] == "talk":
+        talk(argv[1], int(argv[2]))
     else:
         print(ask(argv[1], argv[2], int(argv[3]), float(argv[4]), int(argv[5]) if len(argv) > 5 else 0))
 

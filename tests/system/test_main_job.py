@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.lab.load import Load
-from tests.lab.netns import CONTROLLER
-from tests.lab.site import HOST, ONCALL, Site
+from tests.lab.netns import CONTROLLER, PRIMARY, SERVICE_ADDRESS, STANDBY, python_argv
+from tests.lab.site import HOST, ONCALL, ROOT, SERVERS, Site
 
 pytestmark = pytest.mark.system
 
@@ -112,10 +112,50 @@ def test_the_core_was_killed(make_site: MakeSite, make_load: MakeLoad) -> None:
     site.wait_target("standby")
 
 
+ECHO = f"""
+[[service]]
+name = "echo"
+host = "{HOST}"
+protocol = "tcp"
+address = "{SERVICE_ADDRESS}"
+port = 7001
+primary = "{PRIMARY}"
+standby = "{STANDBY}"
+[service.check]
+type = "tcp"
+send = 'who\\n'
+expect = "primary"
+"""
+
+
+def test_each_service_on_its_own(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """A second service behind the same address: its open connection, its redirect and its journal stay untouched."""
+    site = make_site(kannel=False, extra=ECHO)
+    for who, address in SERVERS.items():
+        serve = python_argv("tests.lab.echo", "serve", who, "tcp", address, "7001")
+        site.house.start(who, *serve, log=site.directory / f"echo-{who}.log", cwd=ROOT)
+    make_load(site)
+    talk = site.house.start(
+        "client", *python_argv("tests.lab.echo", "talk", SERVICE_ADDRESS, "7001"), log=site.directory / "talk", cwd=ROOT
+    )
+    said = site.directory / "talk"
+    site.poll(lambda: said.read_text().count("\n") > 5, 10.0, "the second service answers")
+    site.fault("crash")
+    site.wait_target("standby")
+    flipped = said.read_text().count("\n")
+    site.poll(lambda: said.read_text().count("\n") > flipped + 20, 10.0, "it goes on answering")
+    assert talk.poll() is None, "its open connection broke"
+    assert {line.split()[0] for line in said.read_text().splitlines()} == {"primary"}
+    status = site.status("echo")
+    assert status["target"] == status["kernel"] == "primary"
+    assert {entry["service"] for entry in site.journal()} == {"ldap"}
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_restart_never_flips(make_site: MakeSite, make_load: MakeLoad, how: str) -> None:
-    """Redirector and sniffer end and start again while the standby serves: it goes on serving, nobody notices."""
+    """Redirector, sniffer and Nagios end and start again while the standby serves: it goes on, nobody notices."""
     site = make_site(kannel=False)
+    assert site.core is not None
     load = make_load(site)
     site.fault("crash")
     site.wait_target("standby")
@@ -124,6 +164,10 @@ def test_restart_never_flips(make_site: MakeSite, make_load: MakeLoad, how: str)
     for name in ("redirector", "sniffer"):
         (site.stop if how == "stop" else site.kill)(name)
         site.start(name)
+    (site.core.stop if how == "stop" else site.core.kill)()
+    site.core.start()
+    site.core.wait("ldap redirect", 1, text="on the standby")
+    site.core.wait("ldap fail-back", 1, text="ready to fail back")
     assert site.status()["target"] == site.status()["kernel"] == "standby"
     site.poll(lambda: len(load.requests(since)) > 60, 15.0, "sixty requests")
     assert {r.server for r in load.requests(since)} == {"standby"}
