@@ -7,7 +7,7 @@ on writing events. The redirector's verbs:
 ==========  ==========================================  =========================================================
 verb        request                                     reply
 ==========  ==========================================  =========================================================
-status      --                                          ``services``: name -> see ``redirector.daemon``
+status      --                                          ``services``: name -> see ``redirector.status``
 fail-over   service, perfdata | facts, by, manual       ``flipped``, ``reason``, ``text``, ``id``
 drain       service, by, manual, deadline               the same; ``deadline``: seconds, null: the policy's
 fail-back   service, by, deadline                       the same

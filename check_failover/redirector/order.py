@@ -1,0 +1,79 @@
+"""What somebody wants of a service, what the tables say to it, and what it makes of the service's state. Pure.
+
+``now`` is the wall clock, as in the state that is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from check_failover.damping import Damping, failed_over
+from check_failover.decide import AUTO_FAIL_BACK, DRAIN, FAIL_BACK, FAIL_OVER, Decision, Situation, decide
+from check_failover.model import Facts, Service
+from check_failover.redirector.state import Drain, ServiceState
+
+TABLES = {"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK, "auto-fail-back": AUTO_FAIL_BACK}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Who wants what. ``primary`` is what a fail-back needs to know of the primary (DESIGN: the checklist)."""
+
+    service: Service
+    verb: str  # a key of TABLES
+    by: str
+    facts: Facts
+    manual: bool = False
+    drain: bool = False
+    deadline: float | None = None  # drain: seconds until what is left is cut
+    why: str = ""  # where it is neither a fault nor a person that asks
+    peer: Mapping[str, int] | None = None
+    primary_ok: bool | None = None
+    primary_passes: int = 0
+    primary_good_for: float = 0.0
+    synced_back: bool | None = None
+
+
+def situation(order: Order, state: ServiceState, now: float) -> Situation:
+    """What the redirector itself knows when ``order`` comes."""
+    return Situation(
+        target=state.target,
+        hold=state.hold,
+        since_flip=None if state.since is None else max(0.0, now - state.since),
+        manual=order.manual,
+        primary_ok=order.primary_ok,
+        primary_passes=order.primary_passes,
+        primary_good_for=order.primary_good_for,
+        synced_back=order.synced_back,
+        why=order.why,
+        moved_by_person=state.moved_by_person,
+        locked=state.damping.locked,
+        downtime=bool(state.downtime),
+    )
+
+
+def decided(order: Order, state: ServiceState, now: float) -> Decision:
+    """Whether to do it, by the table of its verb."""
+    return decide(TABLES[order.verb], order.facts, order.service.policy, situation(order, state, now))
+
+
+def after(before: ServiceState, order: Order, now: float) -> ServiceState:
+    """What a flip makes of a service's state."""
+    policy, damping = order.service.policy, before.damping
+    if order.verb == "fail-over" and not order.manual:
+        damping = failed_over(damping, now, policy.damping_half_life)
+    elif order.verb == "fail-back":
+        damping = Damping()
+    drain = None
+    if order.drain:
+        drain = Drain(before.target, now, None if order.deadline is None else now + order.deadline)
+    return replace(
+        before,
+        target=before.target.other,
+        since=now,
+        pending=None,
+        drain=drain,
+        damping=damping,
+        moved_by_person=order.manual,
+    )

@@ -1,0 +1,71 @@
+"""Who may say what on the redirector's socket. SO_PEERCRED tells who speaks; root may say everything."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+
+from check_failover.config import Controller
+from check_failover.control import Peer
+
+_EVERYONE, _CORE, _SNIFFER, _OPERATORS = "everyone", "core", "sniffer", "operators"
+
+# verb -> who may say it
+RIGHTS: dict[str, frozenset[str]] = {
+    "status": frozenset({_EVERYONE}),
+    "history": frozenset({_EVERYONE}),
+    "subscribe": frozenset({_EVERYONE}),
+    "fail-over": frozenset({_CORE, _SNIFFER, _OPERATORS}),
+    "recovered": frozenset({_CORE, _SNIFFER}),
+    "evidence": frozenset({_SNIFFER}),
+    "forget": frozenset({_SNIFFER}),
+    "drain": frozenset({_OPERATORS}),
+    "fail-back": frozenset({_CORE, _OPERATORS}),
+    "downtime": frozenset({_CORE, _OPERATORS}),
+    "hold": frozenset({_OPERATORS}),
+    "release": frozenset({_OPERATORS}),
+}
+
+
+def refused(controller: Controller, verb: str, peer: Peer) -> str | None:
+    """Why ``peer`` may not say ``verb``; None when it may."""
+    if peer.uid == 0 or RIGHTS[verb] & {_EVERYONE, *_roles(controller, peer)}:
+        return None
+    return f"not for user {user_name(peer.uid)}; allowed are: {', '.join(sorted(RIGHTS[verb]))} and root"
+
+
+def by_hand(controller: Controller, peer: Peer) -> bool:
+    """Whether ``peer`` may give orders as a person, which pass over what the facts say."""
+    return peer.uid == 0 or _OPERATORS in _roles(controller, peer)
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _roles(controller: Controller, peer: Peer) -> set[str]:
+    roles = set()
+    if peer.uid == _uid(controller.core_user):
+        roles.add(_CORE)
+    if peer.uid == _uid(controller.sniffer_user):
+        roles.add(_SNIFFER)
+    if _gid(controller.operators) in peer.gids:
+        roles.add(_OPERATORS)
+    return roles
+
+
+def _uid(name: str) -> int:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return -1
+
+
+def _gid(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return -1
