@@ -41,9 +41,8 @@ screenshots: lab-test
 	$(PYTEST) tests/system/test_web_interface.py --pictures nagios-conf/pictures
 
 bench: lab-bench
-	@for script in tests/bench/*.py; do \
-	    [ -e "$$script" ] || { echo "no benchmark yet"; break; }; \
-	    name=$$(basename $$script .py); [ $$name = __init__ ] || $(PYTHON) -m tests.bench.$$name || exit 1; \
+	@for script in tests/bench/bench_*.py; do \
+	    name=$$(basename $$script .py); $(PYTHON) -m tests.bench.$$name || exit 1; \
 	done
 
 install:

@@ -2,6 +2,10 @@
 
     python -m tests.bench.bench_rivals [--faults crash,hang] [--rivals check_failover,nginx] [--keep DIRECTORY]
 
+First, with nothing wrong, what each way carries (``tests.lab.full_load``): requests per second of eight clients that
+never pause, and what it adds to the median time of a lone client's request, beside the same client asking the primary
+itself. And the project's planned work: a drain and a fail-back under the load below. Then the faults.
+
 A cell is one run: 50 new LDAP connections a second and 5 open sessions (``tests.lab.load``), some healthy seconds, the
 fault, then until nothing bad has happened for ``QUIET`` seconds or ``WINDOW`` is over. The columns:
 
@@ -35,13 +39,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from tests.bench.healthy import Way, planned_work, way
 from tests.lab.faults import FAULTS
 from tests.lab.load import PATIENCE, Load, Request
 from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, House, poll
 from tests.lab.rivals import HAPROXY, KEEPALIVED, NFT, NGINX, RIVALS, Ground, Rival
 from tests.lab.site import BASE
 
-LIMIT = 585  # seconds for everything
+LIMIT = 900  # seconds for everything
 CELL = 45  # no cell is begun with less time left than this
 HEALTHY = 3.0  # seconds of ordinary traffic before the fault, at least
 CHANCE = 2.0  # at most so much more: else the fault would always meet the same moment of a check's round
@@ -122,17 +127,24 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.alarm(LIMIT)
     cells: Cells = {}
+    ways: dict[str, Way] = {}
+    planned = ""
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         top = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="check_failover-bench-")))
         top.chmod(0o755)
         try:
+            for name in arguments.rivals:
+                ways[name] = way(RIVALS[name], top / f"way-{name}")
+                say(f"{name}: {ways[name]}")
+            if "check_failover" in arguments.rivals:
+                planned = "\n\ncheck_failover, " + planned_work(top / "planned", RATE, SESSIONS)
             measure(arguments.faults, arguments.rivals, top, cells, begun + LIMIT - CELL)
         except (KeyboardInterrupt, TooLongError) as problem:
             say(f"ended early: {problem or 'interrupted'}")
         finally:
             signal.alarm(0)
-    print(report(arguments.faults, arguments.rivals, cells))
+    print(report(arguments.faults, arguments.rivals, cells, ways) + planned)
     print(f"\n{time.monotonic() - begun:.0f} s in all")
     complete = all(cells.get((fault, rival)) for fault in arguments.faults for rival in arguments.rivals)
     return 0 if complete else 1
@@ -269,16 +281,21 @@ def _note(directory: Path, ground: Ground, at: float) -> None:
 HEAD = ("", "outage", "longest wait", "failed", "sessions", "probes/s", "sees clients")
 
 
-def report(faults: list[str], rivals: list[str], cells: Cells) -> str:
+def report(faults: list[str], rivals: list[str], cells: Cells, ways: dict[str, Way]) -> str:
     """The tables, as Markdown, and the machine."""
     parts = [machine()]
+    if ways:
+        parts.append("healthy\n\n" + table([Way.HEAD, *(w.row(name) for name, w in ways.items())]))
     for fault in faults:
-        rows = [HEAD, *(row(fault, rival, cells) for rival in rivals)]
-        widths = [max(len(r[column]) for r in rows) for column in range(len(HEAD))]
-        lines = ["| " + " | ".join(t.ljust(w) for t, w in zip(r, widths, strict=True)) + " |" for r in rows]
-        lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-        parts.append(f"{fault}\n\n" + "\n".join(lines))
+        parts.append(f"{fault}\n\n" + table([HEAD, *(row(fault, rival, cells) for rival in rivals)]))
     return "\n\n".join(parts)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(r[column]) for r in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(t.ljust(w) for t, w in zip(r, widths, strict=True)) + " |" for r in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
 
 
 def row(fault: str, rival: str, cells: Cells) -> tuple[str, ...]:
