@@ -13,6 +13,7 @@ The ground, which every wing may import and which imports no wing:
 - ``damping``  how often an automatic fail-back may happen
 - ``config``   load, validate, freeze the config
 - ``control``  the language of the two daemons' sockets
+- ``capabilities``  a daemon's privilege is not handed down to what it starts
 - ``syncstate``  the record of how fresh the standby's data is: ``sync`` writes it, the others read it
 
 A wing for each process; wings meet through ``control`` alone:

@@ -21,6 +21,8 @@ from check_failover.model import CheckSpec, Endpoint, Policy, Service, SyncSpec
 
 DEFAULT_PATH = "/etc/check_failover/config.toml"
 
+CORE_DEADLINE = 5.0  # seconds, of a core on another machine
+
 
 class ConfigError(Exception):
     """One line for the administrator: what, where, what to do."""
@@ -130,18 +132,23 @@ def _freeze(path: Path, raw: dict[str, Any]) -> Config:
     _refuse_doubles(path, services)
     if controller.get("redirect") == "ipfilter":
         _refuse_deadlines(path, services)
-    monitoring = {"transport": "command_file", "command_file": "/var/lib/nagios4/rw/nagios.cmd"} | raw.get(
-        "monitoring", {}
-    )
     return Config(
         path=path,
         controller=Controller(
             client_interfaces=(interfaces,) if isinstance(interfaces, str) else tuple(interfaces), **controller
         ),
         services=services,
-        monitoring=monitoring,
+        monitoring=_monitoring(raw.get("monitoring", {})),
         sms=raw.get("sms"),
     )
+
+
+def _monitoring(table: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults. A core on this machine has no deadline: a FIFO that nobody reads says so at once."""
+    options = {"transport": "command_file", "command_file": "/var/lib/nagios4/rw/nagios.cmd"} | table
+    if options["transport"] != "command_file":
+        options.setdefault("core_deadline", CORE_DEADLINE)
+    return options
 
 
 def _service(path: Path, index: int, table: dict[str, Any]) -> Service:

@@ -12,16 +12,15 @@ It has no plugin of our own: Nagios runs the plugin itself (``admin.objects``).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import IO, cast
 
+from check_failover import capabilities
 from check_failover.checks import ProbeError
 from check_failover.checks.plugin import clean
 from check_failover.checks.talk import MAX_TEXT, failed
@@ -30,7 +29,6 @@ from check_failover.model import Endpoint, Probe, State
 STARTING = 0.5  # seconds
 MAX_OUTPUT = 8192  # bytes kept; what follows is read and forgotten
 LOOK_EVERY = 0.05  # seconds, for a plugin that ended and left its output open to a child
-PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4  # prctl(2)
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
@@ -44,7 +42,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     """See ``checks``. Options: command (list of strings, the first an absolute path)."""
     began = time.monotonic()
     argv = arguments(options, server)
-    _keep_capabilities()
+    capabilities.keep()
     try:
         process = subprocess.Popen(
             argv,
@@ -66,12 +64,6 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     if code is None:
         return failed(began, TimeoutError())
     return _judge(argv[0], code, bytes(output), time.monotonic() - began)
-
-
-def _keep_capabilities() -> None:
-    """Empty this thread's ambient set, which is what an unprivileged program would inherit (capabilities(7))."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 
 
 def _run(process: subprocess.Popen[bytes], output: bytearray, end: float) -> int | None:

@@ -18,7 +18,8 @@ class TransportError(Exception):
 
 class Transport(Protocol):
     def send(self, results: Sequence[PassiveResult]) -> None:
-        """Hand results to the core, in order. Raises TransportError; results before the failed one may have arrived."""
+        """Hand results to the core, in order. Raises TransportError; some of them may have arrived all the same, so no
+        two may be of one service: sent again, they would tell its states in a wrong order."""
 
 
 def _command_file(options: Mapping[str, Any]) -> Transport:
@@ -27,6 +28,20 @@ def _command_file(options: Mapping[str, Any]) -> Transport:
     return CommandFile(options["command_file"])
 
 
+def _nrdp(options: Mapping[str, Any]) -> Transport:
+    from check_failover.transports.nrdp import Nrdp
+
+    return Nrdp(options)
+
+
+def _nsca(options: Mapping[str, Any]) -> Transport:
+    from check_failover.transports.nsca import Nsca
+
+    return Nsca(options)
+
+
 TRANSPORTS: dict[str, Callable[[Mapping[str, Any]], Transport]] = {
     "command_file": _command_file,
+    "nrdp": _nrdp,
+    "nsca": _nsca,
 }

@@ -7,6 +7,7 @@ a file and taken up at the next start.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import threading
@@ -19,6 +20,7 @@ from check_failover.model import PassiveResult, State
 from check_failover.transports import Transport, TransportError
 
 LIMIT = 1000  # results kept while the core is away
+TOGETHER = 50  # results handed over at once
 FIRST_RETRY, LAST_RETRY = 0.2, 5.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -71,22 +73,34 @@ class Outbox:
                     self._wake.wait()
                 if not self._kept:
                     return
-                result = self._kept[0]
-            failed = self._attempt(result)
+                batch = self._batch()
+            failed = self._attempt(batch)
             with self._wake:
                 if not failed:
                     delay = FIRST_RETRY
-                    if self._kept and self._kept[0] is result:
-                        self._kept.popleft()
+                    for result in batch:
+                        if self._kept and self._kept[0] is result:
+                            self._kept.popleft()
                     continue
                 if self._closing:
                     return
                 self._wake.wait(delay)
                 delay = min(2 * delay, LAST_RETRY)
 
-    def _attempt(self, result: PassiveResult) -> bool:
+    def _batch(self) -> list[PassiveResult]:
+        """The oldest, as many as may travel together (see ``Transport.send``)."""
+        batch: list[PassiveResult] = []
+        services: set[tuple[str, str]] = set()
+        for result in itertools.islice(self._kept, TOGETHER):
+            if (result.host, result.service) in services:
+                break
+            services.add((result.host, result.service))
+            batch.append(result)
+        return batch
+
+    def _attempt(self, batch: list[PassiveResult]) -> bool:
         try:
-            self._transport.send([result])
+            self._transport.send(batch)
         except TransportError as error:
             if self.reachable:
                 log.warning("results are kept, the core did not take them: %s", error)

@@ -1,0 +1,14 @@
+"""What a daemon's privilege must not reach: the programs that it starts."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4  # prctl(2)
+
+
+def keep() -> None:
+    """Empty this thread's ambient set, which is what an unprivileged program would inherit (capabilities(7))."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)

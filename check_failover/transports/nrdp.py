@@ -1,0 +1,100 @@
+"""Results for a remote core through NRDP (Nagios Remote Data Processor): one POST for several results, as JSON.
+
+What it needs to know:
+
+- The request is a form: ``token``, ``cmd=submitcheck``, ``json``. JSON since NRDP 1.5 (2017).
+- Faults come with HTTP 200 and ``status`` -1 in the body ("BAD TOKEN"), so the body is read.
+- NRDP turns newlines into ``\\n`` and leaves backslashes alone: those are doubled here, as Nagios reads them.
+- It has no time of its own that Nagios Core would use, and drops results into ``check_result_path``, where Nagios looks
+  every ``check_result_reaper_frequency`` seconds (10): set that to 1.
+- ``trust_env`` is off, or REQUESTS_CA_BUNDLE in the environment would overrule the site's CA. Redirects are not
+  followed, because the token would go along.
+
+Source: github.com/NagiosEnterprises/nrdp 2.0.6: server/plugins/nagioscorepassivecheck, server/includes/utils.inc.php.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from check_failover.model import PassiveResult
+from check_failover.transports import TransportError
+from check_failover.transports.wording import name, output
+
+TIMEOUT = 5.0  # seconds to connect, and to wait for a byte of the answer
+
+
+class Nrdp:
+    """Options: url, token_file, ca_file, timeout (seconds)."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._url = str(options["url"])
+        self._token_file = str(options["token_file"])
+        self._timeout = float(options.get("timeout", TIMEOUT))
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.verify = str(options["ca_file"]) if "ca_file" in options else True
+
+    def send(self, results: Sequence[PassiveResult]) -> None:
+        """One POST for all of them, in order. Raises TransportError."""
+        now = time.time()
+        form = {
+            "token": self._token(),
+            "cmd": "submitcheck",
+            "json": json.dumps({"checkresults": [_row(result, now) for result in results]}),
+        }
+        try:
+            answer = self._session.post(
+                self._url, data=form, timeout=(self._timeout, self._timeout), allow_redirects=False
+            )
+        except (requests.RequestException, OSError) as error:
+            raise TransportError(f"NRDP {self._url}: {_reason(error)}") from None
+        self._check(answer)
+
+    def _token(self) -> str:
+        """Read at each request, so that a changed token needs no restart."""
+        try:
+            return Path(self._token_file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise TransportError(f"{self._token_file}: cannot read the NRDP token: {why}") from None
+
+    def _check(self, answer: requests.Response) -> None:
+        if answer.status_code != requests.codes.ok:
+            raise TransportError(f"NRDP {self._url}: HTTP {answer.status_code} {answer.reason}")
+        try:
+            result = answer.json()["result"]
+            status, message = int(result["status"]), str(result.get("message", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise TransportError(
+                f"NRDP {self._url}: the answer is none of NRDP 1.5 or later: is this its address?"
+            ) from None
+        if status != 0:
+            said = "".join(c if c.isprintable() else " " for c in message)[:200]
+            raise TransportError(
+                f"NRDP {self._url}: not taken: {said or status}; is the token in {self._token_file} right?"
+            )
+
+
+def _row(result: PassiveResult, now: float) -> dict[str, Any]:
+    return {
+        "checkresult": {"type": "service", "checktype": "1"},
+        "hostname": name(result.host),
+        "servicename": name(result.service),
+        "state": str(int(result.state)),
+        "output": output(result, now).replace("\\", "\\\\"),
+    }
+
+
+def _reason(error: Exception) -> str:
+    """The innermost reason, in one line: requests wraps it three times."""
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    return f"{type(cause).__name__}: {cause}".replace("\n", " ")[:200]

@@ -1,0 +1,64 @@
+"""Results for a remote core through a ``send_nsca``-compatible client, e.g. NSCA-ng's: encrypted, with a receipt.
+
+The client is an argument list, run without a shell; server and password stand in its own configuration file. Results
+of one call are separated by ETB as send_nsca(8) wants it. The client of NSCA-ng ends with 0 only when the server said
+OKAY to each of them; that the server keeps them in its own queue while Nagios is stopped is nothing it tells
+(``core_deadline`` covers that). NSCA's own client gets no receipt at all: a server that drops what it does not like is
+not noticed.
+
+Source: send_nsca(8), send_nsca.cfg(5), nsca-ng.cfg(5), version 1.6.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from check_failover import capabilities
+from check_failover.model import PassiveResult
+from check_failover.transports import TransportError
+from check_failover.transports.wording import name, output
+
+ETB = "\x17"  # end of transmission block: between two results
+TIMEOUT = 5.0  # seconds for one call
+ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+class Nsca:
+    """Options: send_nsca (the client's argument list), timeout (seconds)."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._argv = [str(part) for part in options["send_nsca"]]
+        self._timeout = float(options.get("timeout", TIMEOUT))
+
+    def send(self, results: Sequence[PassiveResult]) -> None:
+        """One call for all of them, in order. Raises TransportError; then some of them may have arrived."""
+        now = time.time()
+        lines = ETB.join(_line(result, now) for result in results).encode()
+        capabilities.keep()
+        try:
+            done = subprocess.run(
+                self._argv,
+                input=lines,
+                capture_output=True,
+                timeout=self._timeout,
+                env=ENVIRONMENT,
+                cwd="/",
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise TransportError(
+                f"{self._argv[0]}: no answer from the NSCA server within {self._timeout:g} s"
+            ) from None
+        except OSError as error:
+            raise TransportError(f"{self._argv[0]}: cannot run: {error.strerror}") from None
+        if done.returncode:
+            said = (done.stderr or done.stdout).decode("utf-8", "replace").split("\n")[0].strip()
+            raise TransportError(f"{self._argv[0]}: {said or f'exit code {done.returncode}'}")
+
+
+def _line(result: PassiveResult, now: float) -> str:
+    """``host[tab]service[tab]status[tab]message[newline]``; the client escapes what the core needs escaped."""
+    return f"{name(result.host)}\t{name(result.service)}\t{int(result.state)}\t{output(result, now)}\n"
