@@ -27,13 +27,26 @@ from check_failover import control
 from tests.lab import faults
 from tests.lab.kannel import Kannel
 from tests.lab.nagios import BASE_OBJECTS, PLUGINS, Nagios
-from tests.lab.netns import CONTROLLER, PRIMARY, SERVICE_ADDRESS, STANDBY, House, end, poll, python_argv
+from tests.lab.netns import (
+    CONTROLLER,
+    PRIMARY,
+    PRIMARY6,
+    SERVICE_ADDRESS,
+    SERVICE_ADDRESS6,
+    STANDBY,
+    STANDBY6,
+    House,
+    end,
+    poll,
+    python_argv,
+)
 from tests.lab.slapd import BASE, Slapd
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "ldap.example.org"
 ONCALL = "+491701234567"
 SERVERS = {"primary": PRIMARY, "standby": STANDBY}
+SIX = {"address": SERVICE_ADDRESS6, "primary": PRIMARY6, "standby": STANDBY6}  # Site(**SIX): all of it over IPv6
 PROGRAMS = {
     "eventhandlers/failover_event": "check_failover.handlers.event",
     "eventhandlers/failover_sms": "check_failover.handlers.sms",
@@ -158,6 +171,7 @@ class Site:
             _shared(self.directory / name, self.core_user, 0o2770)
         if self._with["servers"]:
             for name, address in SERVERS.items():
+                address = self._settings.get(name, address)
                 slapd = Slapd(self.directory / name, address, serves=name, argv_prefix=self.house.argv(name))
                 self.slapd[name] = self._parts.enter_context(slapd)
         prefix = self.house.argv("controller")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.lab.load import Load
-from tests.lab.netns import CONTROLLER, PRIMARY, SERVICE_ADDRESS, STANDBY, python_argv
-from tests.lab.site import HOST, ONCALL, ROOT, SERVERS, Site
+from tests.lab.netns import CONTROLLER, CONTROLLER6, PRIMARY, SERVICE_ADDRESS, SERVICE_ADDRESS6, STANDBY, python_argv
+from tests.lab.site import BASE, HOST, ONCALL, ROOT, SERVERS, SIX, Site
 
 pytestmark = pytest.mark.system
 
@@ -110,6 +111,23 @@ def test_the_core_was_killed(make_site: MakeSite, make_load: MakeLoad) -> None:
     site.core.kill()
     site.fault("crash")
     site.wait_target("standby")
+
+
+def test_over_ipv6(make_site: MakeSite, tmp_path: Path) -> None:
+    """The same over IPv6, source NAT included: a dark host, and nobody's new connection fails."""
+    site = make_site(kannel=False, **SIX, service=f'source_nat = "{CONTROLLER6}"')
+    clients = Load(site.house, tmp_path / "load", base=BASE, attribute="description", address=SERVICE_ADDRESS6)
+    with clients as load:
+        site.wait_healthy("standby")
+        site.poll(lambda: len(load.requests()) > 60, 15.0, "sixty requests answered")
+        site.fault("blackhole")
+        at = time.monotonic()  # what is asked from here on cannot have met the primary
+        site.wait_target("standby")
+        site.poll(lambda: load.answered_by("standby", at), 10.0, "an answer from the standby")
+        after = time.monotonic()
+        site.poll(lambda: len(load.requests(after)) > 60, 15.0, "sixty requests after the flip")
+        assert [r for r in load.requests(at) if r.kind == "short" and r.server is None] == []
+        assert {r.server for r in load.requests(after)} == {"standby"}
 
 
 ECHO = f"""
