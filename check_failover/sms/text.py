@@ -40,9 +40,14 @@ def parts(text: str) -> int:
 
 
 def fit(head: str, body: str, tail: str = "", limit: int = 1) -> str:
-    """``head body tail`` in at most ``limit`` messages: what is cut, with ``...``, is the end of the body."""
+    """``head body tail`` in at most ``limit`` messages: what is cut, with ``...``, is the end of the body.
+
+    Where not even the head fits (names as long as Nagios allows) its end is cut as well, the tail never.
+    """
     if parts(head + body + tail) <= limit:
         return head + body + tail
+    if parts(f"{head}...{tail}") > limit:
+        head, body = "", head + body
     low, high = 0, len(body)
     while low < high:  # the longest body that fits
         middle = (low + high + 1) // 2

@@ -122,7 +122,7 @@ def report(site: Site, load: Load, at: float, fault: str, phone: list[Row]) -> N
     say(f"\n{fault}: seconds after the fault")
     for when, what, text in rows:
         if when >= at - 1.0:
-            say(f"  {when - at:8.3f}  {what:<22} {text}"[:190])
+            say(f"  {when - at:8.3f}  {what:<22} {text[:160]}")
     requests = [request for request in load.requests() if request.end >= at]
     short = [request for request in requests if request.kind == "short"]
     kept = [request for request in requests if request.kind == "kept"]

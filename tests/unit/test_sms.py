@@ -70,6 +70,15 @@ def test_the_tail_survives_a_cut() -> None:
     assert parts(text) == 1
 
 
+@pytest.mark.parametrize("name", ["x" * 200, "主" * 90], ids=["gsm", "ucs-2"])
+def test_the_time_survives_the_longest_names(name: str) -> None:
+    """Host and service names that fill a message by themselves lose their end, the time nothing."""
+    (text,) = sms.compose(OPTIONS | {"host": name, "service": f"{name} primary"}, now=1000.0)
+    assert text.text.startswith(f"PROBLEM {name[:20]}")
+    assert text.text.endswith("... (21:02:33)")
+    assert parts(text.text) == 1
+
+
 def test_plain() -> None:
     """One line, in the phone's alphabet where there is an equivalent."""
     assert plain("“a” –\n b\x07…\tc’s") == '"a" - b ...c\'s' or plain("“a” –\n b\x07…\tc’s") == '"a" - b ... c\'s'
