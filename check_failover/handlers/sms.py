@@ -158,12 +158,23 @@ def _send_now(config: str, texts: Sequence[Text]) -> int:
 
     code = 0
     for text in texts:
+        problems = []
         try:
             one = sender(load(config))
-            one.gateway.send(text.text, text.number, text.key)
-            one.spool.log(number=text.number, text=text.text, gateway=one.name, direct=True, key=text.key)
-            print(f"{text.number}: accepted by {one.name}: {text.text}")
         except (ConfigError, GatewayError) as error:
             print(f"{text.number}: NOT SENT: {one_line(str(error))}")
+            code = 1
+            continue
+        for name, gateway in one.ways:
+            try:
+                gateway.send(text.text, text.number, "")
+            except GatewayError as error:
+                problems.append(f"{name}: {one_line(str(error))}")
+                continue
+            one.spool.log(number=text.number, text=text.text, gateway=name, direct=True, key=text.key)
+            print(f"{text.number}: accepted by {name}: {text.text}")
+            break
+        else:
+            print(f"{text.number}: NOT SENT: {'; '.join(problems)}")
             code = 1
     return code

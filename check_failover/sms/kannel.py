@@ -1,11 +1,16 @@
 """Kannel's sendsms interface (User's Guide 1.4.5, "Using HTTP interface to send SMS").
 
 HTTP 202 means accepted or queued, nothing more: whether a phone got the text is told by a delivery receipt
-(``dlr_url``). ``coding=2&charset=UTF-8`` outside the GSM 7-bit alphabet.
+(``dlr-url``, see ``receipts``). ``coding=2&charset=UTF-8`` outside the GSM 7-bit alphabet.
+
+Whether it answers is asked by a request with our account and no number: right accounts are told that the number is
+missing, wrong ones that they are wrong, and nothing is sent. smsbox goes on accepting texts while bearerbox has no
+message centre, which only bearerbox's status page tells (``status_url``).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,9 @@ ALL_RECEIPTS = "31"  # delivered, failed, buffered, accepted and rejected by the
 
 
 class Kannel:
-    """Options: ``url``, ``username``, ``password_file``, ``sender``, ``dlr_url`` (``{id}`` is the reference)."""
+    """Options: ``url``, ``username``, ``password_file``, ``sender``, ``status_url``."""
+
+    receipts = True
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         if not options.get("url"):
@@ -29,24 +36,47 @@ class Kannel:
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy or CA bundle from some user's environment
 
-    def send(self, text: str, number: str, reference: str) -> None:
+    def send(self, text: str, number: str, receipt_url: str) -> None:
         """One HTTP request. Raises GatewayError."""
         query = {"to": number, "text": text, "charset": "UTF-8", "coding": "0" if is_gsm(text) else "2"}
         query |= self._account()
-        if self._options.get("dlr_url"):
-            url = str(self._options["dlr_url"]).replace("{id}", reference)
-            query |= {"dlr-mask": ALL_RECEIPTS, "dlr-url": url}
-        try:
-            reply = self._session.get(
-                self._options["url"], params=query, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT), allow_redirects=False
-            )
-        except requests.RequestException as error:
-            raise GatewayError(f"{self._options['url']}: {_cause(error)}") from None
+        if receipt_url:
+            query |= {"dlr-mask": ALL_RECEIPTS, "dlr-url": receipt_url}
+        reply = self._get(self._options["url"], query)
         said = " ".join(reply.text[:200].split())
         if reply.status_code not in (200, 202):
             # This text or number never passes; all else (wrong password, no way to the message centre) can be mended.
             permanent = reply.status_code == 400 or "do not try again" in said.lower() or "denied" in said.lower()
             raise GatewayError(f"{self._options['url']}: HTTP {reply.status_code}: {said}", permanent=permanent)
+
+    def answers(self) -> str:
+        """See the module. Raises GatewayError."""
+        url = self._options["url"]
+        reply = self._get(url, self._account())
+        if reply.status_code != 400:
+            said = " ".join(reply.text[:100].split())
+            raise GatewayError(f"{url}: HTTP {reply.status_code}: {said or 'no word'}: account, address?")
+        if not self._options.get("status_url"):
+            return "Kannel answers"
+        return f"Kannel answers, {self._message_centres()}"
+
+    def _message_centres(self) -> str:
+        """How many connections to message centres are up, by the status page; ``status.xml`` or ``status.txt``."""
+        url = str(self._options["status_url"])
+        reply = self._get(url.replace("/status.txt", "/status.xml"), {})
+        if reply.status_code != 200 or "<gateway>" not in reply.text:
+            raise GatewayError(f"{url}: HTTP {reply.status_code}, but not bearerbox's status page")
+        states = re.findall(r"<smsc>.*?<status>(.*?)</status>", reply.text, re.DOTALL)
+        up = sum(state.startswith("online") for state in states)
+        if not up:
+            raise GatewayError(f"no message centre is connected ({', '.join(states) or 'none configured'})")
+        return f"{up} of {len(states)} message centres connected"
+
+    def _get(self, url: str, query: Mapping[str, str]) -> requests.Response:
+        try:
+            return self._session.get(url, params=query, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT), allow_redirects=False)
+        except requests.RequestException as error:
+            raise GatewayError(f"{url}: {_cause(error)}") from None
 
     def _account(self) -> dict[str, str]:
         found = {"username": str(self._options.get("username", ""))}

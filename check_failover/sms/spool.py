@@ -1,15 +1,16 @@
 """The spool: a directory with one file per text, so that a gateway that is down delays nothing and loses nothing.
 
     queue/KEY.json    waits for the gateway
-    sent/KEY.json     the gateway has it; kept for a day, for receipts and so that an event is told once
+    awaited/KEY.json  the gateway has it, the receipt of its delivery has not come yet
+    sent/KEY.json     delivered, or the gateway has it and gives no receipts; kept for a day: an event is told once
     failed/KEY.json   the gateway will never take it; kept for a month, for a person
     lock              flock(2), held by the one process that sends
     log.jsonl         a line for each text that left or failed
 
 KEY is made from the event and the number, so two handlers for the same event meet on one file name: ``link(2)`` lets
-only one in, and whoever sends drops what ``sent`` has already. A text is written under another name, synced and linked,
-so there is never half of one. It leaves at least once: a sender killed between the gateway's "accepted" and our
-rename sends it again, for a text too much is better than one too few.
+only one in, and whoever sends drops what ``awaited`` or ``sent`` has already. A text is written under another name,
+synced and linked, so there is never half of one. It leaves at least once: a sender killed between the gateway's
+"accepted" and our rename sends it again, for a text too much is better than one too few.
 
 Standard library only. Times are Unix times, because they must outlive a restart.
 """
@@ -28,7 +29,7 @@ from pathlib import Path
 
 SENT_KEPT, FAILED_KEPT, HALF_KEPT = 86400.0, 30 * 86400.0, 3600.0  # seconds
 LOG_LIMIT = 1 << 20  # bytes; then log.jsonl becomes log.jsonl.1
-QUEUE, SENT, FAILED = "queue", "sent", "failed"
+QUEUE, AWAITED, SENT, FAILED = "queue", "awaited", "sent", "failed"
 
 
 class SpoolError(Exception):
@@ -48,6 +49,10 @@ class Text:
     problem: str = ""  # of the last attempt
     gateway: str = ""  # that took it
     sent_at: float = 0.0
+    token: str = ""  # stands in the address that a receipt is sent to, so that nobody can guess it
+    receipt: str = ""  # delivered, or why not
+    unconfirmed: bool = False  # the first gateway took it and no receipt came: for the second one
+    digest: bool = False  # stands for texts that the rate limit held back
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n"
@@ -96,11 +101,16 @@ class Spool:
             raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
         return True
 
-    def pending(self) -> list[Text]:
-        """What waits, oldest first. A damaged file is put aside. Raises SpoolError."""
+    def pending(self, folder: str = QUEUE, since: float = 0.0) -> list[Text]:
+        """What waits (or stands in another folder ``since`` a Unix time), oldest first. A damaged file is put aside.
+
+        Raises SpoolError.
+        """
         found = []
         try:
-            for path in self._files(QUEUE):
+            for path in self._files(folder):
+                if since and _changed(path) < since:
+                    continue
                 try:
                     found.append(parse(path.read_bytes()))
                 except FileNotFoundError:
@@ -124,14 +134,14 @@ class Spool:
             self._path(QUEUE, text).unlink(missing_ok=True)
         return told
 
-    def settle(self, text: Text, folder: str) -> None:
-        """Out of the queue, into ``SENT`` or ``FAILED``. Raises SpoolError when not even that can be done."""
+    def settle(self, text: Text, folder: str, source: str = QUEUE) -> None:
+        """Out of one folder into another. Raises SpoolError when not even that can be done."""
         try:
             try:
                 self._write(text, folder).replace(self._path(folder, text))
-                self._path(QUEUE, text).unlink(missing_ok=True)
+                self._path(source, text).unlink(missing_ok=True)
             except OSError:  # no room for the new record: the old one takes none
-                self._path(QUEUE, text).replace(self._path(folder, text))
+                self._path(source, text).replace(self._path(folder, text))
                 os.utime(self._path(folder, text))
             self._sync(folder)
         except OSError as error:
@@ -193,13 +203,11 @@ class Spool:
             return []
 
     def _told(self, text: Text) -> bool:
-        try:
-            return text.window > 0 and self._path(SENT, text).stat().st_mtime > text.at - text.window
-        except FileNotFoundError:
-            return False
+        last = max(_changed(self._path(folder, text)) for folder in (AWAITED, SENT))
+        return text.window > 0 and last > text.at - text.window
 
     def _make(self) -> None:
-        for folder in (QUEUE, SENT, FAILED):
+        for folder in (QUEUE, AWAITED, SENT, FAILED):
             path = self.directory / folder
             if not path.is_dir():
                 path.mkdir(parents=True, exist_ok=True)
@@ -231,6 +239,14 @@ class Spool:
 def _for_group(handle: int) -> None:
     with contextlib.suppress(PermissionError):  # another member's file has it already
         os.fchmod(handle, 0o660)
+
+
+def _changed(path: Path) -> float:
+    """When a file was written last; 0 where there is none."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _remove_older(path: Path, at: float) -> None:

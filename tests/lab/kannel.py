@@ -75,6 +75,7 @@ class Kannel:
         self._prefix, self._processes = tuple(argv_prefix), dict[str, subprocess.Popen[Any]]()
         self._ports = dict(zip(("admin", "box", "phones", "sendsms"), _free_ports(4), strict=True))
         self.url = f"http://127.0.0.1:{self._ports['sendsms']}/cgi-bin/sendsms"
+        self.status_url = f"http://127.0.0.1:{self._ports['admin']}/status.xml?password=s3cret"
         self.password_file = directory / "kannel.password"
         self.password_file.write_text("s3cret\n")
         self._config = directory / "kannel.conf"

@@ -57,6 +57,10 @@ BROKEN = [
         "hold_down = -1",
         "$.service[0].policy.hold_down: -1 is less than the minimum of 0 (minimum time between two flips",
     ),
+    ('gateway = "kannel"', 'gateway = "modem"', "$.sms.gateway: 'modem' is not one of ['kannel', 'smstools', 'gammu']"),
+    ('gateway = "kannel"', 'gateway = "smstools"', "$.sms: unknown key"),
+    ('gateway = "kannel"', 'gateway = "kannel"\nreceipt_url = "localhost"', "$.sms.receipt_url: 'localhost' does not"),
+    ('gateway = "kannel"', 'gateway = "kannel"\nsecond = {gateway = "kannel"}', "$.sms.second: 'url' is a required"),
     ("hold_down = 60", "holddown = 60", "$.service[0].policy: unknown key 'holddown'"),
     (
         'host = "ldap.example.org"\nprotocol = "tcp"\naddress = "192',

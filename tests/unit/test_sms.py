@@ -5,8 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +17,11 @@ import pytest
 
 from check_failover.handlers import sms
 from check_failover.sms import GatewayError
-from check_failover.sms.flush import Sender
-from check_failover.sms.spool import FAILED, QUEUE, SENT, Spool, SpoolError, Text, key_of
+from check_failover.sms.flush import Plan, Sender
+from check_failover.sms.receipts import Receipts
+from check_failover.sms.spool import AWAITED, FAILED, QUEUE, SENT, Spool, SpoolError, Text, key_of
 from check_failover.sms.text import fit, is_gsm, parts, plain, shorten, units
+from tests.lab.netns import poll
 
 OPTIONS = sms.OPTIONS | {
     "number": "+49170 123-456",
@@ -124,11 +129,16 @@ def test_an_event_is_one_text_for_each_phone() -> None:
 class Phone:
     """A gateway that keeps what it takes; ``down`` and ``refuse`` say what it does with the next."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, receipts: bool = False) -> None:
         self.got, self.down, self.refuse, self.asked = list[tuple[str, str]](), False, "", 0
+        self.receipts, self.urls = receipts, list[str]()
 
-    def send(self, text: str, number: str, reference: str) -> None:
+    def answers(self) -> str:
+        return "rings"
+
+    def send(self, text: str, number: str, receipt_url: str) -> None:
         self.asked += 1
+        self.urls.append(receipt_url)
         if self.down:
             raise GatewayError("connection refused")
         if number == self.refuse:
@@ -255,6 +265,197 @@ def test_a_spool_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("")
     with pytest.raises(SpoolError, match="spool"):
         Spool(tmp_path / "spool").put(text())
+
+
+def test_the_second_gateway_stands_in(tmp_path: Path) -> None:
+    """Not before the first one's time is over; at once for a number that the first one refuses."""
+    spool, first, second = Spool(tmp_path), Phone(), Phone()
+    sender = Sender(spool, "first", first, Plan(second=("second", second), patience=100.0))
+    first.down, first.refuse = True, "+490"
+    spool.put(text(words="young"))
+    spool.put(text(words="old", at=time.time() - 101))
+    assert sender.run(stay=0) == 1
+    assert second.got == [("+491", "old")]
+    assert first.asked == 1
+    first.down = False
+    spool.put(text("+490", "refused"))
+    assert sender.run(stay=0) == 0
+    assert first.got == [("+491", "young")]
+    assert second.got == [("+491", "old"), ("+490", "refused")]
+    assert (spool.count(SENT), spool.count(FAILED)) == (3, 0)
+
+
+def test_what_both_gateways_refuse_is_for_a_person(tmp_path: Path) -> None:
+    """It is put aside; a second gateway that is down keeps it waiting instead."""
+    spool, first, second = Spool(tmp_path), Phone(), Phone()
+    sender = Sender(spool, "first", first, Plan(second=("second", second)))
+    first.refuse = second.refuse = "+490"
+    second.down = True
+    spool.put(text("+490"))
+    assert sender.run(stay=0) == 1
+    second.down = False
+    assert sender.run(stay=0) == 0
+    assert (spool.count(FAILED), first.got, second.got) == (1, [], [])
+
+
+def test_a_text_waits_for_the_second_gateway_no_longer_than_it_must(tmp_path: Path) -> None:
+    """The pause between two questions does not add to the first gateway's time."""
+    spool, first, second = Spool(tmp_path), Phone(), Phone()
+    first.down = True
+    spool.put(text())
+    began = time.monotonic()
+    assert Sender(spool, "first", first, Plan(second=("second", second), patience=1.5)).run(stay=30) == 0
+    assert second.got == [("+491", "x")]
+    assert time.monotonic() - began >= 1.4
+
+
+@pytest.fixture
+def receipts() -> Receipts:
+    """A listener's address on a free port."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return Receipts(f"http://127.0.0.1:{sock.getsockname()[1]}")
+
+
+def tell(url: str, kind: int) -> int:
+    """What a gateway does with a receipt; returns the HTTP status."""
+    try:
+        with urllib.request.urlopen(url.replace("%d", str(kind)), timeout=5) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def in_background(sender: Sender, stay: float) -> threading.Thread:
+    thread = threading.Thread(target=sender.run, args=(stay,))
+    thread.start()
+    return thread
+
+
+def test_a_receipt_ends_the_waiting(tmp_path: Path, receipts: Receipts) -> None:
+    """ "On its way" does not; a word that is not the text's own does nothing."""
+    spool, phone, second = Spool(tmp_path), Phone(receipts=True), Phone()
+    spool.put(text())
+    thread = in_background(Sender(spool, "p", phone, Plan(receipts=receipts, second=("second", second))), 60)
+    poll(lambda: spool.count(AWAITED), 10, "the text left")
+    assert not spool.put(text()), "the same event again, while its receipt is awaited"
+    assert tell(phone.urls[0], 8) == 200
+    address = phone.urls[0].rsplit("/", 2)[0]
+    assert tell(f"{address}/{'0' * 32}/1", 1) == 200
+    assert tell(f"{address}/nonsense", 1) == 404
+    assert thread.is_alive()
+    assert spool.count(AWAITED) == 1
+    tell(phone.urls[0], 1)
+    thread.join(20)
+    (kept,) = spool.pending(SENT)
+    assert (kept.receipt, phone.asked, second.got) == ("delivered", 1, [])
+    assert '"receipt": "delivered"' in (tmp_path / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", [0, 2, 16], ids=["silence", "undeliverable", "rejected"])
+def test_no_delivery_is_the_second_gateways_business(tmp_path: Path, receipts: Receipts, kind: int) -> None:
+    """A denied delivery at once, a missing receipt after its time; each once."""
+    spool, phone, second = Spool(tmp_path), Phone(receipts=True), Phone()
+    spool.put(text())
+    patience = 60.0 if kind else 1.0
+    plan = Plan(second=("second", second), patience=patience, receipts=receipts)
+    thread = in_background(Sender(spool, "p", phone, plan), 90)
+    if kind:
+        poll(lambda: spool.count(AWAITED), 10, "the text left")
+        tell(phone.urls[0], kind)
+    thread.join(30)
+    assert (phone.got, second.got) == ([("+491", "x")], [("+491", "x")])
+    (kept,) = spool.pending(SENT)
+    assert (kept.gateway, kept.unconfirmed) == ("second", True)
+
+
+@pytest.mark.parametrize(("kind", "folder"), [(2, FAILED), (0, SENT)], ids=["denied", "silence"])
+def test_without_a_second_gateway(tmp_path: Path, receipts: Receipts, kind: int, folder: str) -> None:
+    """A denied delivery is for a person; silence proves nothing, and is noted."""
+    spool, phone = Spool(tmp_path), Phone(receipts=True)
+    spool.put(text())
+    thread = in_background(Sender(spool, "p", phone, Plan(patience=60.0 if kind else 0.5, receipts=receipts)), 90)
+    if kind:
+        poll(lambda: spool.count(AWAITED), 10, "the text left")
+        tell(phone.urls[0], kind)
+    thread.join(30)
+    assert len(phone.got) == 1
+    (kept,) = spool.pending(folder)
+    assert kept.receipt == ("undeliverable" if kind else "no receipt in 0 s")
+
+
+def test_a_text_awaits_its_receipt_over_a_restart(tmp_path: Path, receipts: Receipts) -> None:
+    """Whoever sends next listens for it; it is not sent again."""
+    spool, phone = Spool(tmp_path), Phone(receipts=True)
+    spool.put(text())
+    plan = Plan(patience=60.0, receipts=receipts)
+    assert Sender(spool, "p", phone, plan).run(stay=0) == 0
+    assert spool.count(AWAITED) == 1
+    thread = in_background(Sender(spool, "p", phone, replace(plan, receipts=Receipts(receipts._url))), 60)
+    poll(lambda: thread.is_alive() and _connects(phone.urls[0]), 10, "it listens")
+    tell(phone.urls[0], 1)
+    thread.join(20)
+    assert [one.receipt for one in spool.pending(SENT)] == ["delivered"]
+    assert phone.asked == 1
+
+
+def _connects(url: str) -> bool:
+    try:
+        return tell(url, 8) == 200
+    except OSError:
+        return False
+
+
+def test_a_listener_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the port taken nobody is asked for receipts, the texts leave, and it is told."""
+    spool, phone = Spool(tmp_path), Phone(receipts=True)
+    spool.put(text())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        receipts = Receipts(f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert Sender(spool, "p", phone, Plan(receipts=receipts)).run(stay=5) == 0
+    assert (phone.urls, spool.count(SENT)) == ([""], 1)
+    assert "cannot listen" in capsys.readouterr().err
+
+
+def test_a_flood_is_told_by_a_digest(tmp_path: Path) -> None:
+    """Of twenty at once a phone gets nine and "11 more", another phone its own; then nothing until there is room."""
+    spool, phone = Spool(tmp_path), Phone()
+    began = time.time()
+    for n in range(20):
+        spool.put(text(words=f"event {n}", at=began + n / 100))
+    spool.put(text("+492", "other phone"))
+    sender = Sender(spool, "p", phone, Plan(limit=10, window=2.0))
+    assert sender.run(stay=0) == 0
+    told = [words for number, words in phone.got if number == "+491"]
+    assert told[:9] == [f"event {n}" for n in range(9)]
+    assert told[9].startswith("11 more in 1 min: event 19; event 18; ")
+    assert ("+492", "other phone") in phone.got
+    assert len(phone.got) == 11
+    assert not spool.put(text(words="event 15")), "told by the digest"
+    spool.put(text(words="late"))
+    assert sender.run(stay=0) == 1
+    assert len(phone.got) == 11
+    assert sender.run(stay=30) == 0
+    assert phone.got[-1] == ("+491", "late")
+
+
+def test_a_digest_waits_for_a_gateway_too(tmp_path: Path) -> None:
+    """While the gateway is down nothing is put together; then it is, and none is lost."""
+    spool, phone = Spool(tmp_path), Phone()
+    for n in range(5):
+        spool.put(text(words=f"event {n}", at=time.time() - 3600 + n))
+    phone.down = True
+    sender = Sender(spool, "p", phone, Plan(limit=3))
+    assert sender.run(stay=0) == 5
+    phone.down = False
+    assert sender.run(stay=0) == 0
+    assert [words for _, words in phone.got] == [
+        "event 1",
+        "event 2",
+        "3 more in 60 min: event 4; event 3; event 0",
+    ]
 
 
 def test_old_texts_are_forgotten(tmp_path: Path) -> None:

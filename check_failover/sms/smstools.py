@@ -1,0 +1,60 @@
+"""SMS Server Tools 3: a file in smsd's outgoing directory ("SMS file format", smstools3 3.1.16 or later).
+
+Written under a name that smsd passes over (a dot in front) and renamed, so it never reads half a text. The text ends
+without a newline, which would be sent. smsd gives status reports to scripts of the site's own: no receipts here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from check_failover.sms import GatewayError
+from check_failover.sms.text import is_gsm
+
+OUTGOING = "/var/spool/sms/outgoing"
+PREFIX = "failover-"
+STUCK = 120.0  # seconds a text of ours may lie there before smsd is taken for dead
+
+
+class Smstools:
+    """Options: ``outgoing``, smsd's directory of that name; we must be allowed to write there."""
+
+    receipts = False
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._outgoing = Path(options.get("outgoing", OUTGOING))
+
+    def send(self, text: str, number: str, receipt_url: str) -> None:
+        """Write one file. Raises GatewayError."""
+        alphabet, body = ("UTF-8", text.encode()) if is_gsm(text) else ("UCS", text.encode("utf-16-be"))
+        data = f"To: {number.lstrip('+')}\nAlphabet: {alphabet}\n\n".encode() + body
+        name = f"{PREFIX}{time.time_ns():x}-{os.urandom(4).hex()}"
+        half = self._outgoing / f".{name}"
+        try:
+            with half.open("xb") as file:
+                os.fchmod(file.fileno(), 0o660)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            half.rename(self._outgoing / name)
+        except OSError as error:
+            half.unlink(missing_ok=True)
+            raise GatewayError(f"{self._outgoing}: {error.strerror}: smsd's outgoing directory?") from None
+
+    def answers(self) -> str:
+        """Whether the directory takes a file and smsd takes files out of it. Raises GatewayError."""
+        if not os.access(self._outgoing, os.W_OK | os.X_OK):
+            raise GatewayError(f"{self._outgoing}: cannot write there: right directory, right group?")
+        try:
+            oldest = min((path.stat().st_mtime for path in self._outgoing.glob(f"{PREFIX}*")), default=None)
+        except OSError as error:
+            raise GatewayError(f"{self._outgoing}: {error.strerror}") from None
+        if oldest is not None and time.time() - oldest > STUCK:
+            raise GatewayError(
+                f"{self._outgoing}: a text lies there for {time.time() - oldest:.0f} s: is smsd running?"
+            )
+        return f"{self._outgoing} takes texts"
