@@ -92,8 +92,10 @@ class Slapd:
         port: int = 389,
         argv_prefix: Sequence[str] = (),
         tls: bool = False,
+        more_ports: Sequence[int] = (),
     ) -> None:
         self.directory, self.address, self.port = directory, address, port
+        self._more_ports = more_ports
         self._prefix = tuple(argv_prefix)
         self._process: subprocess.Popen[Any] | None = None
         (directory / "config").mkdir(parents=True)
@@ -132,6 +134,7 @@ class Slapd:
     def start(self) -> None:
         """Start and wait until it answers a search."""
         urls = self.url + (f" {self.url.replace('ldap:', 'ldaps:').rsplit(':', 1)[0]}:{self.port + 247}" * self.tls)
+        urls += "".join(f" {self.url.rsplit(':', 1)[0]}:{port}" for port in self._more_ports)
         with (self.directory / "slapd.out").open("ab") as out:
             self._process = subprocess.Popen(
                 [*self._prefix, SLAPD, "-d", "0", "-F", str(self.directory / "config"), "-h", urls],
@@ -164,6 +167,21 @@ class Slapd:
         argv = [*self._prefix, LDAPMODIFY, "-x", "-H", self.url, "-D", who, "-w", PASSWORD]
         done = _run(argv, textwrap.dedent(ldif))
         assert done.returncode == 0, f"ldapmodify: {done.stdout}{done.stderr}"
+
+    def provide(self) -> None:
+        """Let consumers follow it (syncprov, slapo-syncprov(5))."""
+        self.modify(
+            "dn: cn=module{0},cn=config\nchangetype: modify\nadd: olcModuleLoad\nolcModuleLoad: syncprov\n",
+            who="cn=config",
+        )
+        overlay = "dn: olcOverlay=syncprov,olcDatabase={1}mdb,cn=config\nchangetype: add\n"
+        self.modify(f"{overlay}objectClass: olcSyncProvConfig\nolcOverlay: syncprov\n", who="cn=config")
+
+    def follow(self, provider: str) -> None:
+        """Be a consumer of the server at that URL: syncrepl, refreshAndPersist (slapd-config(5))."""
+        how = f'rid=1 provider={provider} type=refreshAndPersist retry="1 +" searchbase="{BASE}" bindmethod=simple'
+        change = "dn: olcDatabase={1}mdb,cn=config\nchangetype: modify\nadd: olcSyncrepl\n"
+        self.modify(f'{change}olcSyncrepl: {how} binddn="{ADMIN}" credentials={PASSWORD}\n', who="cn=config")
 
     def restrict(self, operation: str | None) -> None:
         """Have it refuse an operation with unwillingToPerform (olcRestrict); None: none. Works while it runs."""
