@@ -111,6 +111,7 @@ class TrafficStats:
     replies: int = 0
     rescued: int = 0
     drops: int = 0
+    share: int = 1  # one of so many connections is watched; the rates are those of all
 
 
 @dataclass(frozen=True, slots=True)

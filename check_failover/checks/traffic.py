@@ -68,6 +68,8 @@ def from_sniffer(status: Mapping[str, Any], arguments: argparse.Namespace) -> Ou
     text = f"{number(round(stats['request_rate'], 1))} requests/s to the {status['target']}"
     if stats["p99"] is not None:
         text += f", 99 % answered in {number(round(stats['p99'], 3))} s"
+    if stats.get("share", 1) > 1:
+        text += f", one of {stats['share']} connections watched"
     if stats["unanswered"]:
         text += f", {stats['unanswered']} unanswered for {number(round(stats['oldest_unanswered'], 1))} s"
     if status["blind"]:
@@ -88,6 +90,7 @@ def from_sniffer(status: Mapping[str, Any], arguments: argparse.Namespace) -> Ou
         Perf("errors", share, "%", arguments.warning_errors or "", arguments.critical_errors or "", "0", "100"),
         Perf("rescued", stats["rescued"], "c", "", "", "0"),
         Perf("drops", stats["drops"], "c", "", "", "0"),
+        Perf("sampling", stats.get("share", 1), "", "", "", "1"),
     )
     return Outcome(state, text, perf)
 

@@ -1,11 +1,11 @@
 """Classic BPF programs for packet sockets: the kernel drops what stage 1 does not want to see. Pure.
 
-A small assembler for the few questions asked: service address and port in either direction, IPv4 and IPv6, one
-in-band VLAN tag (the kernel strips the outer one, ``vlan_tci`` travels beside the frame), RSTs and ICMP errors.
-Sampling keeps whole connections by bits of the client's port; Linux's connect() favours even ports, so the
-lowest bits are left out. scapy's compile_filter would do the same with libpcap, at 41 MiB and without sampling.
+A small assembler for the few questions asked: service address and port in either direction, IPv4 and IPv6 (extension
+headers are passed over), one in-band VLAN tag (the kernel strips the outer one, it travels beside the frame), refusals
+and ICMP errors. Sampling keeps whole connections by bits of the client's port; Linux's connect() favours even ports, so
+the lowest bits are left out. scapy's compile_filter would do the same with libpcap, at 41 MiB and without sampling.
 
-Source: Linux Documentation/networking/filter.rst; McCanne and Jacobson, "The BSD Packet Filter", 1993.
+Source: Linux Documentation/networking/filter.rst; McCanne and Jacobson, "The BSD Packet Filter", 1993; RFC 8200, 4.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from struct import pack
 from check_failover.model import Service
 
 LDW, LDH, LDB = 0x20, 0x28, 0x30  # load absolute
-LDXH, LDXB = 0x48, 0x50  # load relative to X
+LDXW, LDXH, LDXB = 0x40, 0x48, 0x50  # load relative to X
 LDX_MSH = 0xB1  # X = 4 * (byte & 15): an IPv4 header's length
-LDX_IMM, LDX_MEM = 0x01, 0x61
+LDX_IMM, LDX_MEM, ST = 0x01, 0x61, 0x02
 JEQ, JSET = 0x15, 0x45
-AND, RSH = 0x54, 0x74
+AND, LSH, RSH, ADD, ADD_X = 0x54, 0x64, 0x74, 0x04, 0x0C
 RET = 0x06
+PACKET_TYPE = 0xFFFFF004  # not a place in the frame: SKF_AD_OFF + SKF_AD_PKTTYPE
 SNAPLEN = 512  # bytes of a frame that are looked at
 _IPV4, _IPV6, _VLAN = 0x0800, 0x86DD, 0x8100
 _TCP, _UDP, _ICMP, _ICMP6 = 6, 17, 1, 58
+_HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60
+_EXTENSIONS = 4  # headers between IPv6 and TCP that are passed over, at most
+_OUTGOING = 4
 
+Sample = tuple[int, int]  # bits, a port that is kept
 Instruction = tuple[int, int | str, int | str, int]  # code, jump if true, jump if false, k; labels are names
 
 
@@ -47,19 +52,19 @@ def assemble(program: Sequence[Instruction | str]) -> bytes:
     return code
 
 
-def accept_nothing() -> bytes:
-    """For the moment between opening a socket and binding it."""
-    return assemble([(RET, 0, 0, 0)])
+def clients_filter(service: Service, sample: int = 0, port: int = 0) -> bytes:
+    """Frames between clients and one service address.
 
-
-def clients_filter(service: Service, sample: int = 0) -> bytes:
-    """Frames between clients and one service address. ``sample`` bits: one of 2**sample connections is kept."""
+    ``sample`` bits: one of 2**sample connections is kept, that from a client's ``port`` among them.
+    """
     proto = _TCP if service.protocol == "tcp" else _UDP
     program: list[Instruction | str] = []
     for base, vlan in ((14, False), (18, True)):
         program += _link(base, vlan, service.address.family, "next" if not vlan else "no")
         program += (
-            _v4(service, proto, base, sample) if service.address.family == 4 else _v6(service, proto, base, sample)
+            _v4(service, proto, base, (sample, port))
+            if service.address.family == 4
+            else _v6(service, proto, base, (sample, port))
         )
         if not vlan:
             program.append("next")
@@ -74,15 +79,17 @@ def _link(base: int, vlan: bool, family: int, no: str) -> list[Instruction | str
     return [*rows, (LDH, 0, 0, base - 2), (JEQ, 0, no, kind)]
 
 
-def _keep(sample: int, load: Instruction) -> list[Instruction | str]:
-    """Accept, or accept one of 2**sample by bits 4.. of the client's port."""
+def _keep(sample: Sample, load: Instruction) -> list[Instruction | str]:
+    """Accept, or accept one of 2**bits by bits 4.. of the client's port."""
+    bits, port = sample
     accept: Instruction = (RET, 0, 0, SNAPLEN)
-    if not sample:
+    if not bits:
         return [accept]
-    return [load, (RSH, 0, 0, 4), (AND, 0, 0, (1 << sample) - 1), (JEQ, 0, "no", 0), accept]
+    mask = (1 << bits) - 1
+    return [load, (RSH, 0, 0, 4), (AND, 0, 0, mask), (JEQ, 0, "no", port >> 4 & mask), accept]
 
 
-def _v4(service: Service, proto: int, base: int, sample: int) -> list[Instruction | str]:
+def _v4(service: Service, proto: int, base: int, sample: Sample) -> list[Instruction | str]:
     address = int.from_bytes(service.address.packed, "big")
     port, tag = service.address.port, str(base)
     no = "next" if base == 14 else "no"
@@ -106,53 +113,96 @@ def _v4(service: Service, proto: int, base: int, sample: int) -> list[Instructio
     ]
 
 
-def _v6(service: Service, proto: int, base: int, sample: int) -> list[Instruction | str]:
-    """Extension headers before TCP are passed over: such packets are rare and nothing relies on each one."""
+def _v6(service: Service, proto: int, base: int, sample: Sample) -> list[Instruction | str]:
     packed, port, tag = service.address.packed, service.address.port, str(base)
     no = "next" if base == 14 else "no"
     words = [int.from_bytes(packed[i : i + 4], "big") for i in range(0, 16, 4)]
-    rows: list[Instruction | str] = [(LDB, 0, 0, base + 6), (JEQ, 0, no, proto)]
+    rows = [*_extensions(proto, base, no), f"ports{tag}"]
     for i, word in enumerate(words):
         rows += [(LDW, 0, 0, base + 24 + 4 * i), (JEQ, 0, f"source{tag}", word)]
-    rows += [(LDH, 0, 0, base + 42), (JEQ, 0, f"source{tag}", port), *_keep(sample, (LDH, 0, 0, base + 40))]
+    rows += [(LDXH, 0, 0, base + 42), (JEQ, 0, f"source{tag}", port), *_keep(sample, (LDXH, 0, 0, base + 40))]
     rows.append(f"source{tag}")
     for i, word in enumerate(words):
         rows += [(LDW, 0, 0, base + 8 + 4 * i), (JEQ, 0, no, word)]
-    rows += [(LDH, 0, 0, base + 40), (JEQ, 0, no, port), *_keep(sample, (LDH, 0, 0, base + 42))]
+    rows += [(LDXH, 0, 0, base + 40), (JEQ, 0, no, port), *_keep(sample, (LDXH, 0, 0, base + 42))]
     return rows
 
 
-def faults_filter() -> bytes:
-    """Incoming TCP packets with RST, and ICMP errors, of any address: few, and matched in Python."""
+def _extensions(proto: int, base: int, no: str) -> list[Instruction | str]:
+    """X = bytes of extension headers before ``proto``. Of a fragmented packet only the first piece has ports."""
+    rows: list[Instruction | str] = [(LDX_IMM, 0, 0, 0), (LDB, 0, 0, base + 6)]  # A: what comes next
+    for number in range(_EXTENSIONS):
+        extension, tag = f"extension{base}.{number}", str(base)
+        rows += [
+            (JEQ, f"ports{tag}", 0, proto),
+            (JEQ, extension, 0, _HOP_BY_HOP),
+            (JEQ, extension, 0, _ROUTING),
+            (JEQ, extension, 0, _DESTINATION),
+            (JEQ, 0, no, _FRAGMENT),
+            (LDXH, 0, 0, base + 42),
+            (JSET, no, 0, 0xFFF8),
+            extension,
+            (LDXB, 0, 0, base + 41),
+            (LSH, 0, 0, 3),
+            (ADD, 0, 0, 8),
+            (ADD_X, 0, 0, 0),
+            (ST, 0, 0, 0),
+            (LDXB, 0, 0, base + 40),
+            (LDX_MEM, 0, 0, 0),
+        ]
+    return [*rows, (JEQ, 0, no, proto)]
+
+
+def faults_filter(sample: int = 0, port: int = 0) -> bytes:
+    """Refused connections and ICMP errors on their way in, of any address: few, and matched in Python.
+
+    A refusal is what answers a SYN: RST and ACK with the sequence number 0 (RFC 9293, 3.10.7.1). Clients that end their
+    connections with RST are no news. ``sample`` and ``port`` as above.
+    """
+    no, some = "no", (sample, port)
     return assemble(
         [
+            (LDB, 0, 0, PACKET_TYPE),
+            (JEQ, no, 0, _OUTGOING),
             (LDH, 0, 0, 12),
             (JEQ, 0, "six", _IPV4),
             (LDB, 0, 0, 23),
             (JEQ, "tcp4", 0, _TCP),
-            (JEQ, 0, "no", _ICMP),
+            (JEQ, 0, no, _ICMP),
             (LDX_MSH, 0, 0, 14),
             (LDXB, 0, 0, 14),
-            (JEQ, "yes", "no", 3),
+            (JEQ, 0, no, 3),
+            *_keep(some, (LDXH, 0, 0, 14 + 8 + 20)),
             "tcp4",
             (LDH, 0, 0, 20),
-            (JSET, "no", 0, 0x1FFF),
+            (JSET, no, 0, 0x1FFF),
             (LDX_MSH, 0, 0, 14),
-            (LDXB, 0, 0, 27),
-            (JSET, "yes", "no", 0x04),
+            *_refusal(14, no),
+            *_keep(some, (LDXH, 0, 0, 14 + 2)),
             "six",
-            (JEQ, 0, "no", _IPV6),
+            (JEQ, 0, no, _IPV6),
+            (LDX_IMM, 0, 0, 40),
             (LDB, 0, 0, 20),
             (JEQ, "tcp6", 0, _TCP),
-            (JEQ, 0, "no", _ICMP6),
+            (JEQ, 0, no, _ICMP6),
             (LDB, 0, 0, 54),
-            (JEQ, "yes", "no", 1),
+            (JEQ, 0, no, 1),
+            *_keep(some, (LDXH, 0, 0, 14 + 8 + 40)),
             "tcp6",
-            (LDB, 0, 0, 67),
-            (JSET, "yes", "no", 0x04),
-            "yes",
-            (RET, 0, 0, SNAPLEN),
-            "no",
+            *_refusal(14, no),
+            *_keep(some, (LDXH, 0, 0, 14 + 2)),
+            no,
             (RET, 0, 0, 0),
         ]
     )
+
+
+def _refusal(base: int, no: str) -> list[Instruction | str]:
+    """Behind an IP header of X bytes."""
+    return [
+        (LDXW, 0, 0, base + 4),
+        (JEQ, 0, no, 0),
+        (LDXB, 0, 0, base + 13),
+        (AND, 0, 0, 0x17),
+        (JEQ, 0, no, 0x14),
+    ]

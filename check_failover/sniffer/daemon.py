@@ -31,6 +31,7 @@ from check_failover.control import ControlError, Message, Server
 from check_failover.model import Facts, PassiveResult, Probe, Service, Target
 from check_failover.notify import log_to_stderr, notify
 from check_failover.sniffer.capture import CaptureError
+from check_failover.sniffer.detectors import NEVER
 from check_failover.sniffer.evidence import Evidence
 from check_failover.sniffer.eyes import Bypass, Eyes
 from check_failover.sniffer.packet import RST
@@ -43,6 +44,7 @@ from check_failover.transports.outbox import Outbox
 log = logging.getLogger("failover-sniffer")
 
 PROBERS = 16  # threads: two servers of a handful of services
+PAUSE = 0.01  # seconds between two looks at the rings while there is traffic
 CARE_EVERY = 0.5  # seconds between two looks at interfaces and drops
 COMPARE_EVERY = 5.0  # seconds between two comparisons of the NAT's counters with what was captured
 EMERGENCY_AGAIN = 2.0  # seconds between two own orders while the core is away
@@ -68,34 +70,31 @@ class Loop:
         self._evidence = Evidence(directory / "evidence")
         self._seen = dict.fromkeys(self.sentries, 0)  # frames captured
         self._bypass = Bypass()
-        self._selector = selectors.DefaultSelector()
+        self._selector, self._urgent = selectors.DefaultSelector(), selectors.DefaultSelector()
         self._eyes = Eyes(config, self._selector)
         self._rescue = Rescue(config, self._ask_redirector, self.call)
         self._compare = 0.0
+        self._cared = NEVER
         self._stop = threading.Event()
 
     # ------------------------------------------------------------ the loop
 
     def run(self) -> None:
         """Until ``stop``."""
-        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        for selector in (self._selector, self._urgent):
+            selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._eyes.open()
         threading.Thread(target=self._follow_redirector, name="follow", daemon=True).start()
-        care = 0.0
+        busy = False
         while not self._stop.is_set():
-            now = time.monotonic()
-            due = min([care, *(sentry.deadline(now) for sentry in self.sentries.values())])
-            for key, _ in self._selector.select(max(0.0, min(due - now, CARE_EVERY))):
-                if key.data is None:
-                    self._drain_wake()
-                else:
-                    self._frames(key.data)
-            now = time.monotonic()
+            self._wait(busy)
+            now = time.monotonic()  # the rings hold nothing older when they were read after this moment
+            busy = self._frames()
             for sentry in self.sentries.values():
                 sentry.tick(now)
                 self._rescue.overdue(sentry, now)
-            if now >= care:
-                care = now + CARE_EVERY
+            if now - self._cared >= CARE_EVERY:
+                self._cared = now
                 self._care(now)
         self._close()
 
@@ -118,24 +117,44 @@ class Loop:
                 return
             act()
 
-    def _frames(self, tap: object) -> None:
-        for sentry, packet, frame in self._eyes.read(tap, self.sentries):
+    def _wait(self, busy: bool) -> None:
+        """Until something is due. While frames come in, the next ones are awaited for a moment and read together."""
+        now = time.monotonic()
+        due = min(self._cared + CARE_EVERY, *(sentry.deadline(now) for sentry in self.sentries.values()))
+        if busy:
+            events = self._urgent.select(max(0.0, min(due - now, PAUSE)))
+        else:
+            events = self._selector.select(max(0.0, due - now))
+        for key, _ in events:
+            if key.data is None:
+                self._drain_wake()
+            elif self._eyes.alarmed(key.data):
+                self._cared = NEVER  # look at once
+
+    def _frames(self) -> bool:
+        """Whether there were any."""
+        busy = False
+        for sentry, packet, frame in self._eyes.read(self.sentries):
+            busy = True
             name = sentry.service.name
             self._seen[name] += 1
             self._evidence.frame(name, packet, frame)
             sentry.packet(packet, frame)
             if packet.flags & RST:
                 self._rescue.refused(sentry, packet)
+        return busy
 
     def _care(self, now: float) -> None:
         for name, (blind, drops) in self._eyes.care(now).items():
             sentry = self.sentries[name]
             if drops:
                 sentry.watch.lost(now, drops)
+            sentry.watch.share = self._eyes.share(name)
             sentry.see(blind or self._bypass.blind.get(name), now)
-        if now >= self._compare and not self._eyes.sampling():
+        if now >= self._compare:
             self._compare = now + COMPARE_EVERY
-            self._asker.submit(self._compare_counters, dict(self._seen))
+            seen = {name: count for name, count in self._seen.items() if self._eyes.share(name) == 1}
+            self._asker.submit(self._compare_counters, seen)
 
     def _close(self) -> None:
         notify("STOPPING=1")

@@ -1,7 +1,7 @@
 """All taps of the sniffer: one for each client interface and service, one for faults on every interface.
 
-Cost must not grow with traffic: above ``BUDGET`` frames a second a tap's filter keeps only one of two, four, ...
-connections (whole ones, by bits of the client's port), and goes back when it is calm.
+The rings are not looked at more often than the loop likes: frames carry the kernel's time, and those of all taps are
+put in order. What is too much is sampled (``sampling``).
 
 RSTs to SYNs never reach the client interface, because the redirector withholds them; the faults tap sees them come in
 from the servers.
@@ -20,24 +20,34 @@ from check_failover.model import Service
 from check_failover.sniffer import bpf
 from check_failover.sniffer.capture import CaptureError, Tap, down
 from check_failover.sniffer.packet import Packet, parse
+from check_failover.sniffer.sampling import Sampling
 from check_failover.sniffer.sentry import Sentry
 
-BUDGET = 4000  # frames a second and tap
-CALM = 1000  # below this many kept frames a second sampling is halved
-MAX_SAMPLE = 8  # bits
-ENOUGH = 50  # requests forwarded without one captured: sampling at its thinnest would have shown some flows by then
+LOOK = 128  # frames between two looks at the budget
+ENOUGH = 50  # requests forwarded without one captured
 
 log = logging.getLogger("failover-sniffer")
+Row = tuple[Packet, bytes, Service | None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Eye:
-    interface: str
-    service: Service
+    """``service`` None: the faults tap, and ``interface`` None: all."""
+
+    interface: str | None
+    service: Service | None
+    sampling: Sampling  # one for all interfaces of a service
     tap: Tap | None = None
-    sample: int = 0
-    counted: float = 0.0
-    calm: int = 0
+
+    def program(self) -> bytes:
+        sample = (self.sampling.bits, self.sampling.port)
+        return bpf.faults_filter(*sample) if self.service is None else bpf.clients_filter(self.service, *sample)
+
+    def port(self, packet: Packet) -> int:
+        """The client's."""
+        if self.service is None:
+            return packet.sport if packet.unreachable else packet.dport
+        return packet.dport if packet.src == self.service.address.packed else packet.sport
 
 
 class Eyes:
@@ -45,101 +55,113 @@ class Eyes:
 
     def __init__(self, config: Config, selector: selectors.BaseSelector) -> None:
         self._selector = selector
+        now = time.monotonic()
+        self._sampling = {service.name: Sampling(now) for service in config.services}
+        self._faults = _Eye(None, None, Sampling(now))
         self._eyes = [
-            _Eye(interface, service) for interface in config.controller.client_interfaces for service in config.services
+            _Eye(interface, service, self._sampling[service.name])
+            for interface in config.controller.client_interfaces
+            for service in config.services
         ]
-        self._faults: Tap | None = None
+        self._read = 0.0
+        self._narrowed: set[str] = set()
 
     def open(self) -> None:
         """Open every tap that can be opened. Raises CaptureError when there is no permission at all."""
-        self._faults = Tap(None, bpf.faults_filter())
-        self._selector.register(self._faults, selectors.EVENT_READ, self._faults)
-        for eye in self._eyes:
+        for eye in (self._faults, *self._eyes):
             self._try_open(eye)
 
-    def read(self, data: object, sentries: Mapping[str, Sentry]) -> Iterator[tuple[Sentry, Packet, bytes]]:
-        """The packets that wait at one tap, each with the sentry it concerns."""
-        now = time.monotonic()
-        if data is self._faults and self._faults is not None:
-            for frame in self._faults.frames():
-                packet = parse(frame, now)
-                if packet is not None:
-                    for sentry in sentries.values():
-                        yield sentry, packet, frame
-            return
-        if not isinstance(data, _Eye) or data.tap is None:
-            return
-        sentry = sentries[data.service.name]
-        try:
-            for frame in data.tap.frames():
-                packet = parse(frame, now)
-                if packet is not None:
+    def read(self, sentries: Mapping[str, Sentry]) -> Iterator[tuple[Sentry, Packet, bytes]]:
+        """What was captured until now at any tap, in order of time, each with the sentry it concerns."""
+        now, wall = time.monotonic(), time.time()
+        found: list[Row] = []
+        for eye in (self._faults, *self._eyes):
+            if eye.tap is not None:
+                found += self._packets(eye, eye.tap, now, wall)
+        self._read = now
+        found.sort(key=lambda row: row[0].now)
+        for name in self._narrowed:
+            sentries[name].watch.narrowed(self._sampling[name].keeps)
+        self._narrowed.clear()
+        for packet, frame, service in found:
+            if service is not None:
+                yield sentries[service.name], packet, frame
+            else:
+                for sentry in sentries.values():
                     yield sentry, packet, frame
-        except CaptureError as error:
-            log.warning("%s", error)
-            self._close(data)
+
+    def _packets(self, eye: _Eye, tap: Tap, now: float, wall: float) -> list[Row]:
+        found: list[Row] = []
+        before, count, port = self._read, 0, None
+        for count, (when, frame) in enumerate(tap.frames(wall), 1):
+            at = when - wall + now
+            packet = parse(frame, at if before <= at <= now else now)  # otherwise the clock was set
+            if packet is not None:
+                port = eye.port(packet)
+                found.append((packet, frame, eye.service))
+            if count % LOOK == 0 and eye.sampling.count(LOOK, port, now):
+                self._refilter(eye)
+        if eye.sampling.count(count % LOOK, port, now):
+            self._refilter(eye)
+        if eye.sampling.bits:  # captured before the filter was changed: half of a conversation would look like a fault
+            found = [row for row in found if eye.sampling.keeps(eye.port(row[0]))]
+        return found
+
+    def _refilter(self, changed: _Eye) -> None:
+        for eye in (self._faults, *self._eyes):
+            if eye.sampling is changed.sampling and eye.tap is not None:
+                eye.tap.refilter(eye.program())
+        if changed.service is not None:
+            self._narrowed.add(changed.service.name)
+        what = "refused connections" if changed.service is None else f"{changed.service.name}: connections"
+        log.info("%s: watching one of %d", what, changed.sampling.share)
+
+    def alarmed(self, eye: object) -> bool:
+        """Whether the kernel reported trouble with this tap: the interface went down, or is gone."""
+        return isinstance(eye, _Eye) and eye.tap is not None and eye.tap.failed()
 
     def care(self, now: float) -> dict[str, tuple[str | None, int]]:
         """For each service: why it is blind (or None), and how many frames were dropped since the last call."""
         found: dict[str, tuple[str | None, int]] = {}
         for eye in self._eyes:
-            why = down(eye.interface)
+            if eye.interface is None or eye.service is None:
+                continue
+            why = down(eye.interface, eye.tap.index if eye.tap is not None else 0)
             if eye.tap is not None and why is not None and "gone" in why:
                 self._close(eye)
             elif eye.tap is None and why is None:
-                self._try_open(eye)
-            drops = self._count(eye, now)
+                why = self._try_open(eye)
+            drops = eye.tap.drops() if eye.tap is not None else 0
             before, dropped = found.get(eye.service.name, ("", 0))
             blind = None if why is None or before is None else ", ".join(filter(None, (before, why)))
             found[eye.service.name] = (blind, dropped + drops)
         return found
 
-    def sampling(self) -> bool:
-        """Whether any tap keeps only some of the connections."""
-        return any(eye.sample for eye in self._eyes)
+    def share(self, service: str) -> int:
+        """One of how many connections of a service is watched."""
+        return self._sampling[service].share
 
     def close(self) -> None:
-        for eye in self._eyes:
+        for eye in (self._faults, *self._eyes):
             self._close(eye)
-        if self._faults is not None:
-            self._selector.unregister(self._faults)
-            self._faults.close()
-            self._faults = None
 
-    def _try_open(self, eye: _Eye) -> None:
+    def _try_open(self, eye: _Eye) -> str | None:
+        """Why it cannot be opened, if so. Raises CaptureError where no tap can be."""
         try:
-            eye.tap = Tap(eye.interface, bpf.clients_filter(eye.service, eye.sample))
+            eye.tap = Tap(eye.interface, eye.program())
         except CaptureError as error:
-            if "permission" in str(error):
+            if eye.interface is None or "permission" in str(error):
                 raise
-            log.warning("%s: %s", eye.service.name, error)
-            return
+            log.warning("%s", error)
+            return str(error)
         self._selector.register(eye.tap, selectors.EVENT_READ, eye)
+        return None
 
     def _close(self, eye: _Eye) -> None:
         if eye.tap is not None:
             self._selector.unregister(eye.tap)
             eye.tap.close()
             eye.tap = None
-
-    def _count(self, eye: _Eye, now: float) -> int:
-        """Drops since the last call; adapts the sampling to the rate."""
-        if eye.tap is None:
-            return 0
-        frames, drops = eye.tap.drops()
-        rate = frames / max(0.1, now - eye.counted) if eye.counted else 0.0
-        eye.counted = now
-        eye.calm = eye.calm + 1 if rate < CALM else 0
-        sample = eye.sample
-        if rate > BUDGET and eye.sample < MAX_SAMPLE:
-            sample += max(1, int(rate / BUDGET).bit_length() - 1)
-        elif eye.sample and eye.calm >= 10:
-            sample, eye.calm = sample - 1, 0
-        if sample != eye.sample:
-            eye.sample = min(sample, MAX_SAMPLE)
-            eye.tap.refilter(bpf.clients_filter(eye.service, eye.sample))
-            log.info("%s: watching one of %d connections", eye.service.name, 1 << eye.sample)
-        return drops
 
 
 class Bypass:

@@ -58,6 +58,11 @@ class FlowTable:
                 request.counts = False
                 self._frames.pop((*key, request.key), None)
 
+    def narrowed(self, kept: Callable[[int], bool]) -> None:
+        """Only connections from these ports are seen from now on."""
+        for key in [key for key in self._flows if not kept(key[1])]:
+            self.drop(key)
+
     def active(self, now: float) -> int:
         """Connections whose client spoke within the window; the newest stand last."""
         count = 0

@@ -15,7 +15,8 @@ FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 TCP, UDP = 6, 17
 ETHERNET, RAW_IP, LINUX_SLL = 1, 101, 113  # pcap link types
 _VLAN = frozenset({0x8100, 0x88A8, 0x9100})
-_EXTENSIONS = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options
+_EXTENSIONS = frozenset({0, 43, 44, 60})  # hop-by-hop, routing, fragment, destination options
+_FRAGMENT = 44
 
 
 class Packet(NamedTuple):
@@ -87,7 +88,12 @@ def _ipv6(frame: bytes, offset: int, now: float) -> Packet | None:
             break
         if len(frame) < position + 8:
             return None
-        proto, position = frame[position], position + 8 + 8 * frame[position + 1]
+        if proto == _FRAGMENT:
+            if unpack_from("!H", frame, position + 2)[0] & 0xFFF8:  # a later fragment has no ports
+                return None
+            proto, position = frame[position], position + 8
+        else:
+            proto, position = frame[position], position + 8 + 8 * frame[position + 1]
     if proto == 58:
         return _icmp(frame, position, now, 6, offset)
     return _transport(frame, position, end, proto, src, dst, now, offset)

@@ -6,7 +6,7 @@ the packets: whose they are, what they ask and answer, how a connection ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from check_failover.model import Detector, Service, Suspicion, TrafficStats
 from check_failover.sniffer.detectors import NEVER, RECENT, Detectors
@@ -32,6 +32,7 @@ class Watch:
         self.lost_at = NEVER  # when the capture last dropped packets
         self._requests = self._replies = self._drops = 0
         self.rescued = 0
+        self.share = 1  # one of how many connections is captured
 
     # ------------------------------------------------------------ packets
 
@@ -263,6 +264,10 @@ class Watch:
         self._detect.lost(now)
         self._flows.lost()
 
+    def narrowed(self, kept: Callable[[int], bool]) -> None:
+        """Only connections from these ports of clients are captured from now on: the others are no evidence."""
+        self._flows.narrowed(kept)
+
     def sent_on(self, p: Packet) -> None:
         """A first packet was sent to the other server: what comes of it says nothing about this one any more."""
         self._flows.sent_on(p)
@@ -289,8 +294,8 @@ class Watch:
         p50 = [g.p50 for g in self._detect.gaps.values() if g.p50 is not None]
         p99 = [g.p99 for g in self._detect.gaps.values() if g.p99 is not None]
         return TrafficStats(
-            request_rate=round(len(window) / 10.0, 1),
-            reply_rate=round(len(answered) / 10.0, 1),
+            request_rate=round(self.share * len(window) / 10.0, 1),
+            reply_rate=round(self.share * len(answered) / 10.0, 1),
             unanswered=len(waiting),
             oldest_unanswered=round(now - waiting[0].asked, 3) if waiting else 0.0,
             p50=max(p50) if p50 else None,
@@ -300,6 +305,7 @@ class Watch:
             replies=self._replies,
             rescued=self.rescued,
             drops=self._drops,
+            share=self.share,
         )
 
     def mute_since(self, now: float) -> float:

@@ -14,7 +14,16 @@ from collections.abc import Callable, Iterator
 import pytest
 from scapy.layers import inet
 from scapy.layers.inet import ICMP, IP, IPOption_Router_Alert, TCPerror
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6, IPv6ExtHdrHopByHop
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoRequest,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
+)
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet as Layer
 from scapy.packet import Raw
@@ -32,24 +41,40 @@ CLIENT6, SERVER6, OTHER6 = "2001:db8::7", "2001:db8::10", "2001:db8::11"
 
 def interpret(program: bytes, frame: bytes) -> int:
     """A classic BPF program over a frame: the bytes it lets through (McCanne and Jacobson; filter.rst)."""
-    a = x = at = 0
+    a = x = at = memory = 0
     instructions = list(struct.iter_unpack("HBBI", program))
     for _ in range(len(instructions)):  # programs only jump forward
         code, true, false, k = instructions[at]
         at += 1
         try:
-            if code == 0x20:
+            if code == 0x30 and k == bpf.PACKET_TYPE:
+                a = 0  # to this host
+            elif code == 0x20:
                 a = struct.unpack_from("!I", frame, k)[0]
             elif code == 0x28:
                 a = struct.unpack_from("!H", frame, k)[0]
             elif code == 0x30:
                 a = frame[k]
+            elif code == 0x40:
+                a = struct.unpack_from("!I", frame, x + k)[0]
             elif code == 0x48:
                 a = struct.unpack_from("!H", frame, x + k)[0]
             elif code == 0x50:
                 a = frame[x + k]
             elif code == 0xB1:
                 x = 4 * (frame[k] & 15)
+            elif code == 0x01:
+                x = k
+            elif code == 0x02:
+                memory = a
+            elif code == 0x61:
+                x = memory
+            elif code == 0x04:
+                a += k
+            elif code == 0x0C:
+                a += x
+            elif code == 0x64:
+                a <<= k
             elif code == 0x54:
                 a &= k
             elif code == 0x74:
@@ -120,6 +145,18 @@ NETWORKS: dict[str, tuple[str, str, str, Callable[..., Layer]]] = {
     "v4": (CLIENT, SERVER, OTHER, IP),
     "v4 with options": (CLIENT, SERVER, OTHER, lambda **ends: IP(options=[IPOption_Router_Alert()], **ends)),
     "v6": (CLIENT6, SERVER6, OTHER6, IPv6),
+    "v6 hop by hop": (CLIENT6, SERVER6, OTHER6, lambda **ends: IPv6(**ends) / IPv6ExtHdrHopByHop()),
+    "v6 fragmented": (CLIENT6, SERVER6, OTHER6, lambda **ends: IPv6(**ends) / IPv6ExtHdrFragment(m=1)),
+    "v6 with four headers": (
+        *(CLIENT6, SERVER6, OTHER6),
+        lambda **ends: (
+            IPv6(**ends)
+            / IPv6ExtHdrHopByHop()
+            / IPv6ExtHdrDestOpt(options=[PadN(optdata=b"x" * 30)])
+            / IPv6ExtHdrRouting()
+            / IPv6ExtHdrFragment(m=1)
+        ),
+    ),
 }
 
 
@@ -218,7 +255,8 @@ def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
 
 
 FAULTS = {
-    "RST": (ETHER / IP() / inet.TCP(flags="R"), True),
+    "RST of a connection": (ETHER / IP() / inet.TCP(flags="RA", seq=7), False),
+    "RST without ACK": (ETHER / IP() / inet.TCP(flags="R"), False),
     "RST and ACK": (ETHER / IP() / inet.TCP(flags="RA"), True),
     "RST behind options": (ETHER / IP(options=[IPOption_Router_Alert()]) / inet.TCP(flags="RA"), True),
     "RST v6": (ETHER / IPv6() / inet.TCP(flags="RA"), True),
@@ -239,7 +277,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_faults_filter_passes_resets_and_icmp_errors(passes: Run, name: str) -> None:
+def test_the_faults_filter_passes_refusals_and_icmp_errors(passes: Run, name: str) -> None:
     """Of any address and port, and nothing of the traffic."""
     frame, wanted = FAULTS[name]
     assert (passes(bpf.faults_filter(), frame) > 0) is wanted
@@ -248,9 +286,27 @@ def test_the_faults_filter_passes_resets_and_icmp_errors(passes: Run, name: str)
         assert packet is not None
 
 
-def test_nothing_is_nothing(passes: Run) -> None:
-    """For the moment before a socket is bound."""
-    assert passes(bpf.accept_nothing(), ETHER / IP() / inet.TCP(flags="RA")) == 0
+@pytest.mark.parametrize("name", [name for name, (_, wanted) in FAULTS.items() if wanted and "unreach" not in name])
+def test_refusals_are_sampled_like_the_connections(passes: Run, name: str) -> None:
+    """By the client's port, so that both taps keep the same clients."""
+    frame = FAULTS[name][0].copy()
+    for port in (40000, 40016, 40032):
+        frame[inet.TCP].dport = port
+        assert (passes(bpf.faults_filter(1, 40000), frame) > 0) is ((port ^ 40000) >> 4 & 1 == 0)
+
+
+def test_a_later_fragment_of_v6_has_no_ports(passes: Run) -> None:
+    """Whatever its bytes look like."""
+    frame = ETHER / IPv6(src=CLIENT6, dst=SERVER6) / IPv6ExtHdrFragment(offset=100, nh=6) / Raw(b"\x9c\x40\1\x85" * 9)
+    assert passes(bpf.clients_filter(service("tcp", SERVER6)), frame) == 0
+
+
+def test_the_connection_seen_last_is_kept() -> None:
+    """A handful of busy connections must not all be left out."""
+    head = bytes(ETHER / IP(src=CLIENT, dst=SERVER) / inet.TCP())[:34]
+    for port in (40001, 51234, 65535):
+        for bits in range(9):
+            assert interpret(bpf.clients_filter(service(), bits, port), head + struct.pack("!HH", port, 389)) > 0
 
 
 def test_a_jump_too_far_is_refused() -> None:

@@ -1,0 +1,64 @@
+"""How much of a service's traffic is looked at, so that cost does not grow with it. Pure; time is an argument.
+
+Above ``BUDGET`` frames a second only one of two, four, ... connections is kept: whole ones, by bits of the client's
+port (the filter does it, see ``bpf``), and so that the connection seen last stays, because a handful of busy ones must
+not all be left out. A short burst is nothing to act upon; it lives on credit. When it is calm, more is watched again.
+"""
+
+from __future__ import annotations
+
+BUDGET = 1500  # frames a second
+BURST = 1000  # frames beyond it that are taken in one go: a large answer, a wave of clients
+CALM = 500  # below this many kept frames a second twice as much could be watched
+PATIENCE = 10.0  # seconds of calm until it is
+MAX_BITS = 8
+WINDOW = 0.5  # seconds over which the rate is measured
+
+
+class Sampling:
+    """Of one service, or of the refusals. ``bits`` and ``port`` are the filter's arguments."""
+
+    __slots__ = ("_begun", "_calm_since", "_counted", "_credit", "_frames", "bits", "port")
+
+    def __init__(self, now: float) -> None:
+        self.bits = self.port = 0
+        self._credit = float(BURST)
+        self._counted = self._begun = self._calm_since = now
+        self._frames = 0
+
+    @property
+    def share(self) -> int:
+        """One of how many connections is watched."""
+        return 1 << self.bits
+
+    def keeps(self, port: int) -> bool:
+        """Whether connections from this port of a client are watched."""
+        return not (port ^ self.port) >> 4 & (1 << self.bits) - 1
+
+    def count(self, frames: int, port: int | None, now: float) -> bool:
+        """So many frames were captured, the last one of this client's port. True: the filter must change."""
+        self._credit = min(BURST, self._credit + BUDGET * (now - self._counted)) - frames
+        self._counted = now
+        self._frames += frames
+        passed = now - self._begun
+        if passed < WINDOW and self._credit >= 0:
+            return False
+        rate = self._frames / max(passed, 0.01)
+        self._frames, self._begun = 0, now
+        if rate >= CALM:
+            self._calm_since = now
+        if self._credit < 0:
+            self._credit = BURST
+            return port is not None and self._narrow(rate, port)
+        if not self.bits or now - self._calm_since < PATIENCE:
+            return False
+        self._calm_since = now
+        self.bits -= 1
+        return True
+
+    def _narrow(self, rate: float, port: int) -> bool:
+        bits = min(MAX_BITS, self.bits + max(1, int(rate / BUDGET).bit_length()))
+        if bits == self.bits:
+            return False
+        self.bits, self.port = bits, port
+        return True

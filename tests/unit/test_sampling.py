@@ -1,0 +1,65 @@
+"""Sampling: what is watched of how much traffic."""
+
+from __future__ import annotations
+
+import pytest
+
+from check_failover.sniffer.sampling import BUDGET, BURST, MAX_BITS, PATIENCE, Sampling
+
+
+def feed(sampling: Sampling, rate: float, start: float, seconds: float, port: int = 40000) -> float:
+    """``rate`` frames a second, as many as the filter lets through; returns the rate kept at the end."""
+    now = start
+    while now < start + seconds:
+        now += 0.01
+        sampling.count(int(rate / sampling.share / 100), port, now)
+    return rate / sampling.share
+
+
+@pytest.mark.parametrize("rate", [2_000, 10_000, 60_000, 100_000, 300_000])
+def test_what_is_looked_at_does_not_grow_with_traffic(rate: int) -> None:
+    """Whatever comes, the budget is kept after a moment, and some of it is always watched."""
+    sampling = Sampling(0.0)
+    kept = feed(sampling, rate, 0.0, 10.0)
+    assert BUDGET / 8 <= kept <= BUDGET
+
+
+def test_a_flood_is_sampled_within_its_first_frames() -> None:
+    """The ring holds 30 ms of it: there is no time to measure."""
+    sampling = Sampling(0.0)
+    assert sampling.count(BURST + 128, 40000, 0.01)
+    assert sampling.share > 32
+
+
+def test_a_burst_is_no_flood() -> None:
+    """One large answer now and then costs nobody his place."""
+    sampling = Sampling(0.0)
+    for second in range(1, 60):
+        assert not sampling.count(900, 40000, float(second))
+    assert sampling.share == 1
+
+
+def test_calm_brings_everything_back() -> None:
+    """One step after the other."""
+    sampling = Sampling(0.0)
+    feed(sampling, 100_000, 0.0, 5.0)
+    feed(sampling, 100, 5.0, PATIENCE * (MAX_BITS + 2))
+    assert sampling.share == 1
+
+
+def test_the_connection_seen_last_is_kept() -> None:
+    """And with a wider filter still."""
+    sampling = Sampling(0.0)
+    feed(sampling, 100_000, 0.0, 1.0, port=51234)
+    assert sampling.keeps(51234)
+    assert not sampling.keeps(51234 ^ 16)
+    assert sum(map(sampling.keeps, range(32768, 61000))) <= 2 * 28232 / sampling.share
+
+
+def test_only_as_much_as_there_are_bits() -> None:
+    """One connection with more than the budget stays watched: better dear than blind."""
+    sampling = Sampling(0.0)
+    for number in range(1, 100):
+        sampling.count(3000, 40000, number / 100)
+    assert sampling.bits == MAX_BITS
+    assert sampling.keeps(40000)
