@@ -128,7 +128,7 @@ class Facts:
     sync_age: float | None = None
     sync_running: bool = False
     downtime: bool = False
-    evidence: int | None = None  # names what the sniffer kept of this verdict
+    evidence: int | None = None  # names what the sniffer kept of this verdict: its Unix time in milliseconds
 
     def perfdata(self) -> str:
         """The facts as perfdata, in labels without spaces so that Nagios's macro cleaning leaves them whole."""

@@ -31,28 +31,60 @@ def probe(controller: Controller, service: Service, target: Target) -> bool | No
 
 def health(controller: Controller, service: Service, target: Target) -> dict[str, Any]:
     """What the sniffer knows of a server from the probes it made; empty when it is away."""
+    found = _sniffer(controller, service).get(target, {})
+    return found if isinstance(found, dict) else {}
+
+
+def completed(
+    controller: Controller, service: Service, verb: str, facts: Facts, *, manual: bool, since: float | None
+) -> Facts:
+    """Facts of an order, with what the sniffer knows or probes for what nobody looked at.
+
+    An order without facts is looked into before it is believed: CRITICAL from a freshness check that could not run, or
+    from a core on another machine, whose way back carries fixed words only. So is one whose facts are older than the
+    last flip (``since``): a result that was kept while the core was away, and comes when all is long over.
+    """
+    unknown = facts.detector is None and not (facts.probes or facts.blind)
+    if verb == "fail-over" and not manual and (unknown or _before(facts, since)):
+        facts = _found_out(controller, service, facts)
+    if facts.standby_ok is None:
+        facts = replace(facts, standby_ok=probe(controller, service, Target.STANDBY))
+    return facts
+
+
+def _before(facts: Facts, since: float | None) -> bool:
+    return facts.evidence is not None and since is not None and facts.evidence / 1000 < since
+
+
+def _found_out(controller: Controller, service: Service, facts: Facts) -> Facts:
+    """The verdict that stands on the primary now; without one, two probes of it."""
+    known = _sniffer(controller, service)
+    found = Facts(downtime=facts.downtime, blind=bool(known.get("blind")))
+    if found.blind:
+        return found
+    verdict = known.get("facts")
+    if isinstance(verdict, dict):
+        try:
+            detector = Detector(verdict["detector"])
+            return synced(controller, service, Facts(**{**verdict, "detector": detector, "downtime": facts.downtime}))
+        except (KeyError, TypeError, ValueError) as error:  # another version of it
+            log.warning("%s: the sniffer's facts are not understood: %s", service.name, error)
+    outcomes = [probe(controller, service, Target.PRIMARY) for _ in range(2)]
+    if None in outcomes:
+        return found
+    failed = outcomes.count(False)
+    found = replace(found, detector=Detector.CORE, probes=len(outcomes), probes_failed=failed)
+    return synced(controller, service, found)
+
+
+def _sniffer(controller: Controller, service: Service) -> dict[str, Any]:
+    """The sniffer's status of a service (see ``control``); empty when it is away."""
     try:
         reply = control.ask(controller.sniffer_socket, {"verb": "status"}, timeout=2.0)
     except ControlError:
         return {}
-    found = reply.get("services", {}).get(service.name, {}).get(target, {})
+    found = reply.get("services", {}).get(service.name, {})
     return found if isinstance(found, dict) else {}
-
-
-def completed(controller: Controller, service: Service, verb: str, facts: Facts, *, manual: bool) -> Facts:
-    """Facts of an order, with probes for what nobody looked at.
-
-    An order without facts, e.g. CRITICAL from a freshness check that could not run, is looked into before it is
-    believed.
-    """
-    if verb == "fail-over" and facts.detector is None and not (facts.probes or facts.blind or manual):
-        outcomes = [probe(controller, service, Target.PRIMARY) for _ in range(2)]
-        if None not in outcomes:
-            failed = outcomes.count(False)
-            facts = replace(facts, detector=Detector.CORE, probes=len(outcomes), probes_failed=failed)
-    if facts.standby_ok is None:
-        facts = replace(facts, standby_ok=probe(controller, service, Target.STANDBY))
-    return facts
 
 
 def synced(controller: Controller, service: Service, facts: Facts) -> Facts:

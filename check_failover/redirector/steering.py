@@ -120,7 +120,8 @@ class Steering:
             log.log(level, "%s, took %.0f ms", entry["line"], 1000 * entry["took"])
         if not decision.flip:
             self._quietly(lambda: self._redirect.withhold(order.service, on=False))
-            self._publish({"event": "refused", "service": name, "reason": str(decision.reason), "at": entry["at"]})
+            event = {"event": "refused", "service": name, "verb": order.verb, "reason": str(decision.reason)}
+            self._publish({**event, "at": entry["at"]})
         return entry
 
     def _keep(self, order: Order, reason: str) -> None:

@@ -106,7 +106,8 @@ class Verbs:
             raise RefusedError(f"{verb}: only operators and root may order by hand")
         deadline = _deadline(service, message)
         facts = inquiry.synced(self._controller, service, _facts(message))
-        facts = inquiry.completed(self._controller, service, verb, facts, manual=manual)
+        since = self._steering.since(service.name)
+        facts = inquiry.completed(self._controller, service, verb, facts, manual=manual, since=since)
         order = Order(service, verb, by, facts, manual=manual, peer={"pid": peer.pid, "uid": peer.uid})
         if verb == "fail-over":
             return order

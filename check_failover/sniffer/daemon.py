@@ -1,8 +1,8 @@
 """failover-sniffer: one loop over packet sockets, moments and the outcomes of probes.
 
 Read ``Loop.run`` first. What blocks (probes, sockets to the redirector) runs in threads that put a call into ``_calls``
-and wake the loop, so that the sentries are touched by one thread only. The core stays the judge: the sniffer asks the
-redirector itself only when the core did not take a failed verdict.
+and wake the loop, so that the sentries are touched by one thread only. The core stays the judge: see ``emergency`` for
+when the sniffer asks the redirector itself.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from check_failover.model import Facts, PassiveResult, Probe, Service, Target
 from check_failover.notify import log_to_stderr, notify
 from check_failover.sniffer.capture import CaptureError
 from check_failover.sniffer.detectors import NEVER
+from check_failover.sniffer.emergency import Emergency
 from check_failover.sniffer.evidence import Evidence
 from check_failover.sniffer.eyes import Bypass, Eyes
 from check_failover.sniffer.packet import RST
 from check_failover.sniffer.rescue import Rescue
-from check_failover.sniffer.sentry import Condition, Sentry
+from check_failover.sniffer.sentry import Sentry
 from check_failover.sniffer.verbs import Verbs
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
@@ -47,7 +48,6 @@ PROBERS = 16  # threads: two servers of a handful of services
 PAUSE = 0.01  # seconds between two looks at the rings while there is traffic
 CARE_EVERY = 0.5  # seconds between two looks at interfaces and drops
 COMPARE_EVERY = 5.0  # seconds between two comparisons of the NAT's counters with what was captured
-EMERGENCY_AGAIN = 2.0  # seconds between two own orders while the core is away
 
 
 class Loop:
@@ -65,8 +65,8 @@ class Loop:
         transport = TRANSPORTS[config.monitoring["transport"]](config.monitoring)
         directory = config.controller.state_dir / "sniffer"
         directory.mkdir(parents=True, exist_ok=True)
-        self._outbox = Outbox(transport, directory / "results.kept", on_failure=self._core_away)
-        self._ordered: dict[str, float] = {}
+        self._outbox = Outbox(transport, directory / "results.kept", on_failure=lambda: self.call(lambda: None))
+        self._emergency = Emergency(config.monitoring.get("core_deadline"))
         self._evidence = Evidence(directory / "evidence")
         self._seen = dict.fromkeys(self.sentries, 0)  # frames captured
         self._bypass = Bypass()
@@ -93,6 +93,7 @@ class Loop:
             for sentry in self.sentries.values():
                 sentry.tick(now)
                 self._rescue.overdue(sentry, now)
+                self._order_ourselves(sentry, now)
             if now - self._cared >= CARE_EVERY:
                 self._cared = now
                 self._care(now)
@@ -221,23 +222,16 @@ class Loop:
             if name in seen and isinstance(asked, int):
                 self._bypass.compare(name, asked, seen[name])
 
-    def _core_away(self, _kept: list[PassiveResult]) -> None:
-        """The core did not take a result (outbox's thread): a failed verdict cannot wait for it."""
-        self.call(self._order_ourselves)
-
-    def _order_ourselves(self) -> None:
-        now = time.monotonic()
-        for name, sentry in self.sentries.items():
-            facts = sentry.last_facts()
-            waited = now - self._ordered.get(name, float("-inf"))
-            if facts is None or sentry.target is not Target.PRIMARY or sentry.condition is not Condition.FAILED:
-                continue
-            if waited < EMERGENCY_AGAIN:
-                continue
-            self._ordered[name] = now
-            log.warning("%s: the core does not take the verdict; asking the redirector", name)
-            message = {"verb": "fail-over", "service": name, "by": "sniffer (the core is away)", "facts": asdict(facts)}
-            self._asker.submit(self._ask_redirector, message)
+    def _order_ourselves(self, sentry: Sentry, now: float) -> None:
+        """A failed verdict cannot wait for a core that is not there."""
+        name = sentry.service.name
+        why = self._emergency.due(name, now, failed=sentry.failed, reachable=self._outbox.reachable)
+        facts = None if why is None else sentry.last_facts()
+        if facts is None:
+            return
+        log.warning("%s: %s; asking the redirector", name, why)
+        message = {"verb": "fail-over", "service": name, "by": f"sniffer ({why})", "facts": asdict(facts)}
+        self._asker.submit(self._ask_redirector, message)
 
     def _follow_redirector(self) -> None:
         """Keep a subscription: the target, and each flip in the moment it happens."""
@@ -255,9 +249,14 @@ class Loop:
                 while chunk := _receive(sock):
                     buffer += chunk
                     for event in control.split_lines(buffer):
+                        if event.get("event") == "refused" and event.get("verb") == "fail-over":
+                            self._spoken(str(event["service"]))
                         if event.get("event") == "flip":
                             self._moved(str(event["service"]), Target(event["target"]), replay=not event.get("drain"))
             self._stop.wait(0.5)
+
+    def _spoken(self, name: str) -> None:
+        self.call(lambda: self._emergency.spoken(name, time.monotonic()))
 
     def _moved(self, name: str, target: Target, *, replay: bool) -> None:
         sentry = self.sentries.get(name)

@@ -324,6 +324,11 @@ class Sentry:
         """The facts of the verdict that stands, for the sniffer's own order when the core is away."""
         return None if self._verdict is None or not self._verdict.failed else self._facts(self._verdict)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a failed verdict stands on the primary that serves: reason for a fail-over."""
+        return self.condition is Condition.FAILED and self.target is Target.PRIMARY
+
     def status(self, now: float) -> dict[str, Any]:
         """See ``control``."""
         return {
@@ -331,6 +336,7 @@ class Sentry:
             "verdict": str(self.condition),
             "blind": self.blind,
             "text": self._verdict.text if self._verdict else "",
+            "facts": asdict(facts) if self.failed and (facts := self.last_facts()) else None,
             "stats": asdict(self.watch.stats(now)),
             **{str(target): health.known(now) for target, health in self.health.items()},
         }

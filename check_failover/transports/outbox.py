@@ -33,7 +33,7 @@ class Outbox:
         self,
         transport: Transport,
         path: Path | None = None,
-        on_failure: Callable[[list[PassiveResult]], None] | None = None,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
         self._transport, self._path, self._on_failure = transport, path, on_failure
         self._kept: deque[PassiveResult] = deque(_load(path))
@@ -106,9 +106,7 @@ class Outbox:
                 log.warning("results are kept, the core did not take them: %s", error)
             self.reachable = False
             if self._on_failure is not None:
-                with self._wake:
-                    kept = list(self._kept)
-                self._on_failure(kept)
+                self._on_failure()
             return True
         if not self.reachable:
             log.info("the core takes results again")

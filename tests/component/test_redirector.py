@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -386,3 +387,36 @@ def test_two_redirectors_are_one_too_many(controller: Controller) -> None:
     assert done.returncode == 1
     assert "another daemon already listens" in done.stderr
     assert controller.status()["tcp4"]["target"] == "primary"
+
+
+def test_an_order_without_facts_or_with_old_ones_is_looked_into(controller: Controller) -> None:
+    """The sniffer's standing verdict counts; facts from before the last flip never move traffic again."""
+    known: dict[str, Any] = {"facts": None, "blind": None}
+    probed: list[object] = []
+
+    def sniffer(message: dict[str, Any], _peer: control.Peer) -> dict[str, Any]:
+        if message["verb"] == "status":
+            return {"services": {"tcp4": {**known, "primary": {"passes": 9, "good_for": 99.0}}}}
+        probed.append(message["target"])
+        return {"passed": True}
+
+    path = controller.directory / "run" / "sniffer.sock"
+    server = control.Server(path, control.SNIFFER_VERBS, sniffer, lambda _verb, _peer: None)
+    server.start()
+    try:
+        controller.start()
+        began = int(time.time() * 1000)
+        assert controller.say("fail-over")["reason"] == "not-confirmed"
+        assert probed == ["primary", "primary", "standby"]
+        known["blind"] = "the link is down"
+        assert controller.say("fail-over")["reason"] == "blind"
+        known.update(blind=None, facts={**FACTS, "requests": 9, "evidence": began})
+        assert controller.say("fail-over")["text"] == "no useful reply to 9 of 9 requests"
+        known["facts"] = None
+        assert controller.say("fail-back", manual=True)["flipped"]
+        old = f"detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 evidence={began}"
+        assert controller.say("fail-over", perfdata=old)["reason"] == "not-confirmed"
+        new = old.replace(str(began), str(int(time.time() * 1000)))
+        assert controller.say("fail-over", perfdata=new)["flipped"]
+    finally:
+        server.close()
