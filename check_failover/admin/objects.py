@@ -65,6 +65,7 @@ def _service(service: Service) -> str:
             _define(service, "standby", check_command=standby),
             _define(service, "redirect", check_command=f"check_failover_redirect!{name}"),
             _define(service, "fail-back", event_handler=f"check_failover_event_fail_back!{name}"),
+            *([_define(service, "sync", check_command=f"check_failover_sync!{name}")] if service.sync else []),
             _dependency(service),
         ]
     )

@@ -15,6 +15,7 @@ from typing import Any
 from check_failover.config import Config
 from check_failover.decide import Reason, items
 from check_failover.model import PassiveResult, Service, State, Target
+from check_failover.syncstate import duration
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
 
@@ -39,7 +40,8 @@ class Report:
         if entry["reason"] == Reason.ALREADY:
             return
         if entry["flipped"]:
-            self.state(service, status, f"{entry['verb']} done, now on the {entry['to']}: {entry['text']}")
+            where = f"{entry['to']}{_data_age(service, entry)}"
+            self.state(service, status, f"{entry['verb']} done, now on the {where}: {entry['text']}")
             return
         text = f"{entry['verb']} refused, {entry['reason']}: {entry['text']}"
         if entry["verb"] in ("fail-over", "drain"):
@@ -80,6 +82,14 @@ def _glance(status: Mapping[str, Any]) -> tuple[object, ...]:
     """What makes a new result when it changes."""
     missing = tuple(reason for reason, why in status["fail_back"] if why is not None)
     return redirect_state(status)[0], status["pending"], status["target"], missing, status["drain"] is None
+
+
+def _data_age(service: Service, entry: Mapping[str, Any]) -> str:
+    """How old the data is that clients read from now on; whoever is paged must know it. Empty without a sync."""
+    if service.sync is None or entry["to"] != Target.STANDBY:
+        return ""
+    age = (entry.get("facts") or {}).get("sync_age")
+    return " (data never in step)" if age is None else f" (data {duration(age)} old)"
 
 
 def _checklist(status: Mapping[str, Any]) -> str:

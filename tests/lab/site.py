@@ -57,11 +57,12 @@ PROGRAMS = {
     "check_failover_udp": "check_failover.checks.udp",
     "check_failover_traffic": "check_failover.checks.traffic",
     "check_failover_redirect": "check_failover.checks.redirect",
+    "check_failover_sync": "check_failover.checks.sync",
 }
 
 CONFIG = """\
 [controller]
-redirect = "nftables"
+redirect = "{redirect}"
 client_interface = "cl0"
 run_dir = "{directory}/run"
 state_dir = "{directory}/state"
@@ -172,8 +173,7 @@ class Site:
         if self._with["servers"]:
             for name, address in SERVERS.items():
                 address = self._settings.get(name, address)
-                slapd = Slapd(self.directory / name, address, serves=name, argv_prefix=self.house.argv(name))
-                self.slapd[name] = self._parts.enter_context(slapd)
+                self.slapd[name] = self._parts.enter_context(self._server(name, address))
         prefix = self.house.argv("controller")
         self.kannel = Kannel(self.directory / "kannel", prefix)
         shutil.chown(self.kannel.password_file, group=_group_of(self.core_user))
@@ -191,6 +191,9 @@ class Site:
             self._parts.enter_context(self.core)
         self.start("sniffer")
 
+    def _server(self, name: str, address: str) -> Slapd:
+        return Slapd(self.directory / name, address, serves=name, argv_prefix=self.house.argv(name))
+
     def _write_config(self) -> None:
         assert self.kannel is not None
         values = {
@@ -201,6 +204,7 @@ class Site:
             "sms_url": self.kannel.url,
             "password_file": str(self.kannel.password_file),
             "base": BASE,
+            "redirect": "nftables",
             "controller": "",
             "monitoring": f'command_file = "{self.directory}/nagios/rw/nagios.cmd"',
             "service": "",

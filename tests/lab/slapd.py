@@ -3,7 +3,8 @@
     with Slapd(directory, "10.0.0.11", serves="primary", argv_prefix=house.argv("primary")) as slapd: ...
 
 ``serves`` is the value of the base entry's ``description``: the answer tells which server gave it. The admin (``ADMIN``
-with ``PASSWORD``) may write. With ``tls`` it offers StartTLS and LDAPS with a certificate made here (``ca_file``).
+with ``PASSWORD``) may write. ``data``: where the database is, as slapd itself sees it. With ``tls`` it offers StartTLS
+and LDAPS with a certificate made here (``ca_file``).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ olcDatabase: mdb
 olcSuffix: {base}
 olcRootDN: {admin}
 olcRootPW: {password}
-olcDbDirectory: {directory}/data
+olcDbDirectory: {data}
 olcDbMaxSize: 67108864
 olcDbNoSync: TRUE
 olcAccess: to * by * read
@@ -93,22 +94,24 @@ class Slapd:
         argv_prefix: Sequence[str] = (),
         tls: bool = False,
         more_ports: Sequence[int] = (),
+        data: str | None = None,
     ) -> None:
         self.directory, self.address, self.port = directory, address, port
         self._more_ports = more_ports
         self._prefix = tuple(argv_prefix)
         self._process: subprocess.Popen[Any] | None = None
         (directory / "config").mkdir(parents=True)
-        (directory / "data").mkdir()
+        (directory / "data").mkdir(exist_ok=True)
         self.ca_file = directory / "cert.pem"
         self.tls = tls
         lines = ""
         if tls:
             _certificate(directory, address)
             lines = f"olcTLSCertificateFile: {self.ca_file}\nolcTLSCertificateKeyFile: {directory}/key.pem\n"
-        config = CONFIG.format(directory=directory, base=BASE, admin=ADMIN, password=PASSWORD, tls=lines)
-        _slapadd("-n", "0", "-F", str(directory / "config"), text=config)
-        _slapadd("-q", "-b", BASE, "-F", str(directory / "config"), text=ENTRIES.format(base=BASE, serves=serves))
+        where = data or f"{directory}/data"
+        config = CONFIG.format(directory=directory, data=where, base=BASE, admin=ADMIN, password=PASSWORD, tls=lines)
+        self._slapadd("-n", "0", text=config)
+        self._slapadd("-q", "-b", BASE, text=ENTRIES.format(base=BASE, serves=serves))
 
     def __enter__(self) -> Slapd:
         try:
@@ -157,6 +160,10 @@ class Slapd:
             end(self._process, patience=10.0)
             self._process = None
 
+    def _slapadd(self, *options: str, text: str) -> None:
+        done = _run([*self._prefix, SLAPADD, "-F", str(self.directory / "config"), *options], text)
+        assert done.returncode == 0, f"slapadd: {done.stderr}"
+
     def search(self, attribute: str) -> subprocess.CompletedProcess[str]:
         """ldapsearch on the base entry, by the server's own side of the network."""
         argv = ["/usr/bin/ldapsearch", "-x", "-LLL", "-o", "nettimeout=2", "-H", self.url]
@@ -195,11 +202,6 @@ def _certificate(directory: Path, address: str) -> None:
     argv += ["-addext", f"subjectAltName=IP:{address},DNS:ldap.test", "-out", str(directory / "cert.pem")]
     done = _run([*argv, "-keyout", str(directory / "key.pem")])
     assert done.returncode == 0, done.stderr
-
-
-def _slapadd(*options: str, text: str) -> None:
-    done = _run([SLAPADD, *options], text)
-    assert done.returncode == 0, f"slapadd: {done.stderr}"
 
 
 def _run(argv: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
