@@ -161,11 +161,12 @@ def _fail_over(site: SyncedSite, everybody: set[str]) -> None:
     site.core.wait("ldap redirect", 1, text="now on the standby (data ")
     kannel = site.kannel
     try:
-        texts = site.poll(lambda: [t for _, t in kannel.received() if "ldap redirect" in t], 30.0, "the outcome on a phone")
-    except AssertionError:
-        print(kannel.received(), "\n".join(site.core.lines("NOTIF|redirect")))
-        raise
-    assert re.search(r"now on the standby \(data \d+ s old\)", texts[0]), texts
+        text = site.poll(
+            lambda: next((t for _, t in kannel.received() if "ldap redirect" in t), ""), 60.0, "the outcome"
+        )
+    except AssertionError as error:
+        raise AssertionError(f"{error}: phones got {kannel.received()}\n{site.core.lines('NOTIFICATION')}") from None
+    assert re.search(r"now on the standby \(data \d+ s old\)", text), text
     code, line = site.sync()
     assert code == 1, line
     assert "the standby serves" in line
