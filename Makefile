@@ -1,6 +1,7 @@
 # make demo [FAULT=crash|hang|blackhole|apperror|loss] [KEEP=1]   the main job on real parts, in network namespaces
 # make test                                                  lint, types, unit, component and system tests
 # make lint | unit | component | system | bench              one part of it
+# make fuzz                                                  a million mutated packets, guided by coverage
 # make screenshots                                           the pictures of the web interface in README.md
 # make install | uninstall [DESTDIR=]                        into this machine's Nagios; see README.md
 # make clean
@@ -11,7 +12,7 @@ RUFF := $(VENV)/bin/ruff
 PYTEST := $(PYTHON) -m pytest --strict-skips
 DESTDIR ?=
 
-.PHONY: demo test lint unit component system screenshots bench install uninstall clean lab-demo lab-test lab-bench
+.PHONY: demo test lint unit component system screenshots bench fuzz install uninstall clean lab-demo lab-test lab-bench lab-fuzz
 
 lab-demo:
 	@VENV=$(VENV) bash .ci/install demo
@@ -21,6 +22,9 @@ lab-test:
 
 lab-bench:
 	@VENV=$(VENV) bash .ci/install bench
+
+lab-fuzz:
+	@VENV=$(VENV) bash .ci/install fuzz
 
 demo: lab-demo
 	@$(PYTHON) -m tests.lab.demo --fault $(FAULT) $(if $(KEEP),--keep)
@@ -44,6 +48,9 @@ bench: lab-bench
 	@for script in tests/bench/bench_*.py; do \
 	    name=$$(basename $$script .py); $(PYTHON) -m tests.bench.$$name || exit 1; \
 	done
+
+fuzz: lab-fuzz
+	$(PYTHON) -m tests.fuzz.packets 1000000
 
 install:
 	DESTDIR=$(DESTDIR) nagios-conf/install

@@ -1,22 +1,31 @@
 """Random and mutated frames against the parser, the dialects and the watch: nothing may raise, nothing may grow.
 
-``python -m tests.fuzz.packets N`` runs N mutations (0: for ever), guided by coverage where atheris is installed.
-The unit tests run a bounded number of the same. A frame that breaks something is printed as hex.
+``python -m tests.fuzz.packets N`` (``make fuzz``) runs N mutations, guided by coverage with atheris, which begins with
+plausible frames; exit code 1 when one raised (it is printed as hex) or when memory grew by more than ``GROWTH``.
+The unit tests run a bounded number of mutations without atheris.
 """
 
 from __future__ import annotations
 
-import importlib
+import gc
+import os
 import random
 import struct
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 from check_failover.sniffer.packet import ACK, ETHERNET, FIN, LINUX_SLL, PSH, RAW_IP, RST, SYN, parse
 from check_failover.sniffer.suspicion import Watch
 from tests.unit import packets as made
 
 CLIENT = bytes([198, 51, 100, 7])
+SEEDS = 500  # plausible frames to begin with
+SETTLED = 0.3  # of all mutations: then the flow tables are full and the sketches have their size
+GROWTH = 16 << 20  # bytes of RSS after that; the fuzzer's own corpus is in it
 SERVER = made.packed(made.ADDRESS)
 PAYLOADS = {
     "ldap": (
@@ -154,19 +163,58 @@ def run(count: int, seed: int, each: Callable[[int, Target], None] = lambda _num
     return target
 
 
+class Fuzzed:
+    """What atheris calls. Memory is measured when everything has its size, and at the end.
+
+    libFuzzer ends the process without returning, so the outcome is told, and the corpus removed, from here.
+    """
+
+    def __init__(self, count: int, corpus: tempfile.TemporaryDirectory[str]) -> None:
+        self.count, self.number, self.corpus = count, 0, corpus
+        self.target = Target(0)
+        self.settled = 0
+
+    def __call__(self, frame: bytes) -> None:
+        self.number += 1
+        try:
+            self.target.feed(frame)
+        except Exception:
+            print(f"frame {self.number}: {frame.hex()}", file=sys.stderr)
+            traceback.print_exc()
+            self.end(1)
+        if self.number == int(self.count * SETTLED):
+            self.settled = resident()
+        elif self.number == self.count:
+            last = resident()
+            print(
+                f"{self.number:,} packets, no exception; RSS {self.settled / 2**20:.1f} MiB after "
+                f"{int(self.count * SETTLED):,}, {last / 2**20:.1f} MiB at the end"
+            )
+            self.end(int(last - self.settled > GROWTH))
+
+    def end(self, code: int) -> NoReturn:
+        self.corpus.cleanup()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def resident() -> int:
+    """Bytes."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 def main() -> None:
+    import atheris  # the extra "fuzz"; the unit tests do without
+
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    try:
-        atheris = importlib.import_module("atheris")
-    except ImportError:
-        seed = random.randrange(1 << 32)
-        print(f"no atheris here: plain mutations, seed {seed}")
-        run(count, seed, lambda number, _: print(number) if number % 100_000 == 0 else None)
-        return
-    target = Target(0)
-    arguments = [sys.argv[0], *([f"-atheris_runs={count}"] if count else [])]
     atheris.instrument_all()
-    atheris.Setup(arguments, target.feed)
+    corpus = tempfile.TemporaryDirectory(prefix="check_failover-fuzz-")
+    seeds = Target(1)
+    for number in range(SEEDS):
+        Path(corpus.name, str(number)).write_bytes(seeds.frame())
+    atheris.Setup([sys.argv[0], "-max_len=2048", "-verbosity=0", corpus.name], Fuzzed(count, corpus))
     atheris.Fuzz()
 
 
