@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +25,7 @@ from tests.unit import packets as made
 
 CLIENT = bytes([198, 51, 100, 7])
 SEEDS = 500  # plausible frames to begin with
+FRAME, PAYLOAD = b"\0", b"\1"  # an input's first byte
 SETTLED = 0.3  # of all mutations: then the flow tables are full and the sketches have their size
 GROWTH = 16 << 20  # bytes of RSS after that; the fuzzer's own corpus is in it
 SERVER = made.packed(made.ADDRESS)
@@ -80,13 +82,14 @@ class Target:
         ]
         self.watches = [Watch(service) for service in self.services]
 
-    def frame(self) -> bytes:
-        """A plausible frame of one of the services, in either direction, then perhaps mutilated."""
+    def frame(self, said: bytes | None = None) -> bytes:
+        """A plausible frame of one of the services, in either direction, then perhaps mutilated. ``said``: payload."""
         pick = self.random
         service = pick.choice(self.services)
         port = service.address.port
         kind = service.check.type if service.check.type in PAYLOADS else "generic"
         payload = pick.choice(PAYLOADS[kind]) if pick.random() < 0.8 else b""
+        payload = payload if said is None else said
         client = CLIENT[:3] + bytes([pick.randrange(4)])
         sport = 40000 + pick.randrange(200)
         up = pick.random() < 0.5
@@ -98,7 +101,7 @@ class Target:
             frame = tcp(*ends, flags, pick.choice((0, 1, 101, 0xFFFFFFFF, pick.getrandbits(32))), 1, payload)
         if pick.random() < 0.05:
             frame = icmp(frame)
-        return self.mutilate(frame) if pick.random() < 0.7 else frame
+        return self.mutilate(frame) if said is None and pick.random() < 0.7 else frame
 
     def mutilate(self, frame: bytes) -> bytes:
         pick = self.random
@@ -166,6 +169,8 @@ def run(count: int, seed: int, each: Callable[[int, Target], None] = lambda _num
 class Fuzzed:
     """What atheris calls. Memory is measured when everything has its size, and at the end.
 
+    An input's first byte tells whether the others are a frame, or what is said in a whole one: most mutations of a
+    frame hit its headers, and then it belongs to nobody.
     libFuzzer ends the process without returning, so the outcome is told, and the corpus removed, from here.
     """
 
@@ -174,8 +179,9 @@ class Fuzzed:
         self.target = Target(0)
         self.settled = 0
 
-    def __call__(self, frame: bytes) -> None:
+    def __call__(self, data: bytes) -> None:
         self.number += 1
+        frame = self.target.frame(data[1:]) if data and data[0] & 1 else data[1:]
         try:
             self.target.feed(frame)
         except Exception:
@@ -213,7 +219,9 @@ def main() -> None:
     corpus = tempfile.TemporaryDirectory(prefix="check_failover-fuzz-")
     seeds = Target(1)
     for number in range(SEEDS):
-        Path(corpus.name, str(number)).write_bytes(seeds.frame())
+        Path(corpus.name, f"frame{number}").write_bytes(FRAME + seeds.frame())
+    for number, payload in enumerate(chain(*PAYLOADS.values())):
+        Path(corpus.name, f"payload{number}").write_bytes(PAYLOAD + payload)
     atheris.Setup([sys.argv[0], "-max_len=2048", "-verbosity=0", corpus.name], Fuzzed(count, corpus))
     atheris.Fuzz()
 
