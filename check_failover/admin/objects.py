@@ -29,7 +29,10 @@ def nagios(config: Config, *, templates: bool = True) -> str:
     parts = [_file(name, config) for name in FILES] if templates else []
     if any(service.policy.downtime == "drain" for service in config.services):
         parts.append(_block("contact", {"use": "failover-downtime-contact", "contact_name": "failover-downtime"}))
-    return "\n".join([head, *parts, *(_service(service) for service in config.services)])
+    parts += [_service(service) for service in config.services]
+    if config.sms is not None:
+        parts.append(_sms(config.services[0].host))
+    return "\n".join([head, *parts])
 
 
 def directory() -> Path:
@@ -69,6 +72,12 @@ def _service(service: Service) -> str:
             _dependency(service),
         ]
     )
+
+
+def _sms(host: str) -> str:
+    """The gateway and the spool, once for the config. It names no contacts either: the site's, from the host."""
+    directives = {"use": "failover-sms", "host_name": host, "service_description": "failover sms"}
+    return "# ---- how texts leave\n" + _block("service", {**directives, "check_command": "check_failover_sms"})
 
 
 def _plugin(service: Service, name: str) -> str:

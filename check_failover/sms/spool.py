@@ -147,10 +147,10 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
 
-    def count(self, folder: str) -> int:
-        """How many texts wait (``QUEUE``), failed, or were sent in the last day. Raises SpoolError."""
+    def count(self, folder: str, since: float = 0.0) -> int:
+        """How many texts stand in a folder (``since`` a Unix time), damaged ones included. Raises SpoolError."""
         try:
-            return len(self._files(folder))
+            return sum(not since or _changed(path) >= since for path in self._files(folder))
         except OSError as error:
             raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
 

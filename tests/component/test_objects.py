@@ -59,12 +59,15 @@ def test_nagios_takes_and_runs_it(place: Path) -> None:
     program = place / "check own"
     program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >'{out}.new'\nmv '{out}.new' '{out}'\necho all well\n")
     program.chmod(0o755)
-    loaded = load(config(place, [str(program), *ODD]))
+    written = config(place, [str(program), *ODD])
+    written.write_text(f'[sms]\ngateway = "smstools"\noutgoing = "{place}"\n{written.read_text()}')
+    loaded = load(written)
     core = Nagios(place / "nagios", BASE_OBJECTS + SITE_OBJECTS + nagios(loaded))
     core.verify()
     core.command_file.parent.chmod(0o777)
     with core:
         core.wait("plugin standby", 0, text="all well")
+        assert "failover sms" in core.services()
     wanted = [part.replace("{address}", "10.0.0.12").replace("{port}", "99") for part in ODD]
     assert out.read_text().split("\n")[:-1] == wanted
 
@@ -74,3 +77,14 @@ def test_services_only_has_the_commands_of_the_sites_own_plugins(place: Path) ->
     text = nagios(load(config(place, ["/bin/true"])), templates=False)
     assert text.count("define command {") == 1
     assert "check_failover_plugin_plugin" in text
+
+
+def test_how_texts_leave_is_watched_once_and_where_there_are_texts(place: Path) -> None:
+    """One service for a config, without contacts of its own; none without ``[sms]``."""
+    written = config(place, ["/bin/true"])
+    assert "failover sms" not in nagios(load(written))
+    written.write_text(f'[sms]\ngateway = "smstools"\n{written.read_text()}')
+    text = nagios(load(written))
+    (block,) = (block for block in text.split("define ") if "service_description  failover sms" in block)
+    directives = [line.split()[0] for line in block.splitlines() if line.startswith("    ")]
+    assert directives == ["use", "host_name", "service_description", "check_command"]

@@ -58,6 +58,7 @@ PROGRAMS = {
     "check_failover_traffic": "check_failover.checks.traffic",
     "check_failover_redirect": "check_failover.checks.redirect",
     "check_failover_sync": "check_failover.checks.sync",
+    "check_failover_sms": "check_failover.handlers.check_sms",
 }
 
 CONFIG = """\

@@ -1,0 +1,125 @@
+"""check_failover_sms: would a text reach a phone, and do any wait?
+
+Asks the gateways without sending anything, and reads the spool. CRITICAL when no gateway answers or no text can be
+written down; WARNING when one of two gateways is away, or when in the last hour a gateway refused a text for good or
+no receipt came for one. -w and -c are ranges for the age in seconds of the oldest text that has not left (60, 300).
+
+It stands with the handlers because it needs both the checks' frame and the texts' spool, and the core calls it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, run, threshold
+from check_failover.checks.plugin import worst as worst_of
+from check_failover.config import DEFAULT_PATH, ConfigError, load
+from check_failover.model import State
+from check_failover.sms import Gateway, GatewayError
+from check_failover.sms.flush import DIGESTED, Sender, sender
+from check_failover.sms.spool import AWAITED, FAILED, QUEUE, SENT, Spool, SpoolError, Text
+
+RECENT = 3600.0  # seconds for which a text that failed or was not confirmed is told
+SHOWN = 10  # texts in the long output
+
+
+def check(argv: Sequence[str]) -> Outcome:
+    made = parser("check_failover_sms", __doc__, timeout=30.0)
+    made.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help="default: %(default)s")
+    made.add_argument("--warning-waiting", type=threshold, metavar="RANGE", help="WARNING: texts that wait")
+    made.add_argument("--critical-waiting", type=threshold, metavar="RANGE", help="CRITICAL: texts that wait")
+    made.add_argument("--warning-unconfirmed", type=threshold, metavar="RANGE", help="WARNING: no receipt came (0)")
+    made.add_argument("--critical-unconfirmed", type=threshold, metavar="RANGE", help="CRITICAL: no receipt came")
+    made.set_defaults(warning="60", critical="300", warning_unconfirmed="0")
+    arguments = made.parse_args(argv)
+    deadline(arguments.timeout, "SMS gateway")
+    try:
+        told = sender(load(arguments.config))
+    except (ConfigError, GatewayError) as error:
+        raise CheckError(str(error)) from None
+    parts = [gateways(told.ways), room(told.spool), texts(told, arguments)]
+    state = worst_of(*(part.state for part in parts))
+    parts.sort(key=lambda part: worst_of(part.state, State.OK) is not state)  # what decided comes first
+    return Outcome(
+        state,
+        "; ".join(part.text for part in parts if part.text),
+        tuple(perf for part in parts for perf in part.perf),
+        "\n".join(part.details for part in parts if part.details),
+    )
+
+
+def gateways(ways: Sequence[tuple[str, Gateway]]) -> Outcome:
+    """Each gateway's own answer; one of two is enough for texts to leave, so its absence is a warning."""
+    down, lines = [], []
+    for name, gateway in ways:
+        try:
+            lines.append(f"{name}: {gateway.answers()}")
+        except GatewayError as error:
+            down.append(f"{name}: {error}")
+    state = State.OK if not down else State.CRITICAL if len(down) == len(ways) else State.WARNING
+    perf = Perf("gateways", len(lines), "", "", "", "0", str(len(ways)))
+    return Outcome(state, "; ".join(down or lines), (perf,), "\n".join(lines if down else ()))
+
+
+def room(spool: Spool) -> Outcome:
+    """Whether a text could be written down now; the spool is made on first use, so its nearest parent counts."""
+    place = next(path for path in (spool.directory / QUEUE, *(spool.directory / QUEUE).parents) if path.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        return Outcome(State.CRITICAL, f"{place}: no text can be written there: right owner, right group?")
+    free = os.statvfs(place)
+    if not free.f_bavail or (free.f_files and not free.f_favail):
+        return Outcome(State.CRITICAL, f"{place}: no room for a text, the disk is full")
+    return Outcome(State.OK, "")
+
+
+def texts(told: Sender, arguments: argparse.Namespace) -> Outcome:
+    """What stands in the spool. Raises CheckError when it cannot be read."""
+    spool, now = told.spool, time.time()
+    try:
+        waiting, awaited = spool.pending(QUEUE), spool.pending(AWAITED)
+        failed, sent = spool.count(FAILED, now - RECENT), spool.pending(SENT, now - RECENT)
+    except SpoolError as error:
+        raise CheckError(f"{error}: cannot read the spool, run this as the core's user") from None
+    # what the second gateway had afterwards, or a digest told, is told; a receipt may come while the patience lasts
+    silent = [text for text in sent if text.gateway == told.first[0] and text.receipt.startswith("no receipt")]
+    silent += [text for text in awaited if now - text.sent_at > told.plan.patience]
+    oldest = max((now - text.at for text in waiting), default=0.0)
+    state = worst_of(
+        judge(oldest, arguments.warning, arguments.critical),
+        judge(len(waiting), arguments.warning_waiting, arguments.critical_waiting),
+        judge(len(silent), arguments.warning_unconfirmed, arguments.critical_unconfirmed),
+        State.WARNING if failed else State.OK,
+    )
+    said = [f"{len(waiting)} waiting" + (f" for {number(round(oldest))} s" if waiting else "")]
+    said += [f"{failed} refused"] if failed else []
+    said += [f"{len(silent)} without receipt"] if silent else []
+    perf = (
+        Perf("waiting", len(waiting), "", arguments.warning_waiting or "", arguments.critical_waiting or "", "0"),
+        Perf("oldest", round(oldest, 1), "s", arguments.warning, arguments.critical, "0"),
+        Perf("awaited", len(awaited), minimum="0"),
+        Perf("unconfirmed", len(silent), "", arguments.warning_unconfirmed, arguments.critical_unconfirmed or "", "0"),
+        Perf("refused", failed, "", "0", "", "0"),
+        Perf("sent", sum(text.gateway != DIGESTED for text in sent), minimum="0"),
+    )
+    return Outcome(state, ", ".join(said), perf, _details(waiting, silent, failed, spool.directory / FAILED))
+
+
+def _details(waiting: Sequence[Text], silent: Sequence[Text], failed: int, place: Path) -> str:
+    """The texts by number and problem; their words may be nobody's business in a web interface."""
+    lines = [f"waits: {text.number}, tried {text.attempts} times: {text.problem or 'not yet'}" for text in waiting]
+    lines += [f"no receipt: {text.number} by {text.gateway}" for text in silent]
+    if len(lines) > SHOWN:
+        lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
+    return "\n".join([*lines, *([f"refused for good in the last hour: see {place} and log.jsonl"] if failed else [])])
+
+
+def main() -> None:
+    run(check)
+
+
+if __name__ == "__main__":
+    main()
