@@ -82,9 +82,10 @@ def test_services_only_has_the_commands_of_the_sites_own_plugins(place: Path) ->
 def test_how_texts_leave_is_watched_once_and_where_there_are_texts(place: Path) -> None:
     """One service for a config, without contacts of its own; none without ``[sms]``."""
     written = config(place, ["/bin/true"])
-    assert "failover sms" not in nagios(load(written))
+    line = "service_description  failover sms"
+    assert line not in nagios(load(written))
     written.write_text(f'[sms]\ngateway = "smstools"\n{written.read_text()}')
     text = nagios(load(written))
-    (block,) = (block for block in text.split("define ") if "service_description  failover sms" in block)
-    directives = [line.split()[0] for line in block.splitlines() if line.startswith("    ")]
+    (block,) = (block for block in text.split("define ") if line in block)
+    directives = [row.split()[0] for row in block.splitlines() if row.startswith("    ")]
     assert directives == ["use", "host_name", "service_description", "check_command"]
