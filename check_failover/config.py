@@ -186,8 +186,18 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         source_nat=source_nat,
         sync=_sync(where, table["sync"], primary, standby) if "sync" in table else None,
         primary_host=table.get("primary_host"),
+        test_client=_test_client(where, table.get("test_client"), address),
         dialect=table.get("dialect"),
     )
+
+
+def _test_client(where: str, text: str | None, address: Endpoint) -> str | None:
+    if text is None:
+        return None
+    client = _endpoint(f"{where}.test_client", text, address.port)
+    if client.port != address.port or client.family != address.family:
+        raise ConfigError(f"{where}.test_client: want one IPv{address.family} address without a port, not {text}")
+    return client.address
 
 
 def _check(table: dict[str, Any], protocol: str) -> CheckSpec:

@@ -17,11 +17,15 @@ evidence    service, facts                              fresh facts for an order
 hold        service, by, reason                         ``text``
 release     service, by                                 ``text``
 forget      service, client, port                       ``forgotten``: no unanswered conntrack entry is left (rescue)
+drill       service, client, seconds, by                ``id``, ``client``, ``in_use``: the primary answered it lately
+drilled     service, id, part, problem                  ``text``: the core ran its handler or notification (drill)
+drill-end   service, id, failed, by                     ``text``
 history     limit                                       ``entries``: the journal's last lines
 subscribe   --                                          ``targets``, then events ``{"event": "flip", ...}``
 ==========  ==========================================  =========================================================
 
-The sniffer's: ``status`` and ``probe`` (service, target -> ``passed``, ``seconds``, ``text``).
+The sniffer's: ``status``, ``probe`` (service, target -> ``passed``, ``seconds``, ``text``) and ``drill`` (service, id,
+step -> ``taken``: the core took the drill's result; ``step``: ``begin``, ``passed``, or the step that failed).
 
 Threads, not an event loop: a handful of short requests, each with a deadline; what may not run twice holds the
 owner's lock. The client half imports little, because the event handler starts anew for each event.
@@ -59,11 +63,15 @@ REDIRECTOR_VERBS = frozenset(
         "hold",
         "release",
         "forget",
+        "drill",
+        "drilled",
+        "drill-end",
         "history",
         "subscribe",
     }
 )
-SNIFFER_VERBS = frozenset({"status", "probe"})
+DRILL_STEPS = ("standby", "redirect", "client", "result", "handler", "notification", "sms", "untouched")
+SNIFFER_VERBS = frozenset({"status", "probe", "drill"})
 
 MAX_LINE = 65536  # bytes of one request or reply line; history is cut to fit
 SERVER_DEADLINE = 5.0  # seconds a client may take to send its request line

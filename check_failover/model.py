@@ -267,6 +267,7 @@ class Service:
     source_nat: str | None = None  # the controller's address towards the servers, where their way back needs it
     sync: SyncSpec | None = None
     primary_host: str | None = None  # the core's host object of the primary itself, for its downtimes
+    test_client: str | None = None  # the address that a drill sends to the standby
     dialect: str | None = None  # sniffer.dialects: how requests and replies are told apart; None: by check type
 
     def server(self, target: Target) -> Endpoint:

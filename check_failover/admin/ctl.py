@@ -86,6 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--limit", type=int, default=20, metavar="N", help="how many entries (%(default)s)")
     made.add_argument("--show", metavar="ID", help="everything about one entry")
     made.add_argument("--json", action="store_true", help="as JSON lines")
+    made = command("drill", _drill, "try the whole chain with one test client, touching nobody else")
+    made.add_argument("service")
+    made.add_argument(
+        "--from",
+        dest="client",
+        metavar="ADDRESS",
+        help="the test client's (the config's test_client); to make it here needs root",
+    )
+    made.add_argument("--wait", type=float, metavar="SECONDS", help="no root: a real client there asks by itself")
+    made.add_argument("--limit", type=float, default=60.0, metavar="SECONDS", help="its way to the standby ends then")
+    made.add_argument("--sms", action="append", default=[], metavar="NUMBER", help="really send a text there")
     command("check-config", _check_config, "read the config and say what it means")
     made = command("nagios-config", _nagios_config, "print the Nagios objects for this config")
     made.add_argument("--services-only", action="store_true", help="without commands and templates")
@@ -170,6 +181,19 @@ def _evidence(config: Config, entry: dict[str, Any]) -> list[str]:
         reason = error.strerror if isinstance(error, OSError) else "damaged"
         return [f"  evidence: {base}.json: cannot read: {reason}"]
     return [*show.evidence(story), f"  packets: tshark -r {base}.pcap"]
+
+
+def _drill(config: Config, arguments: argparse.Namespace) -> None:
+    from check_failover.admin.drill import Drill, Plan
+
+    service = config.service(arguments.service)
+    client = arguments.client or service.test_client
+    plan = Plan(client, arguments.wait, arguments.limit, tuple(arguments.sms), _by())
+    print(f"{service.name}: drill, ordered by {plan.by}", flush=True)
+    failed = Drill(config, service, plan).run()
+    if failed is not None:
+        raise FailedError(f"{service.name}: drill failed at the step: {failed}")
+    print(f"{service.name}: drill passed")
 
 
 def _check_config(config: Config, _arguments: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ def nagios(config: Config, *, templates: bool = True) -> str:
     """The whole text. ``templates`` False: services only, for a site that includes the template files itself."""
     head = f"# Made by: failoverctl nagios-config --config {config.path}\n"
     parts = [_file(name, config) for name in FILES] if templates else []
+    parts.append(_block("contact", {"use": "failover-drill-contact", "contact_name": "failover-drill"}))
     if any(service.policy.downtime == "drain" for service in config.services):
         parts.append(_block("contact", {"use": "failover-downtime-contact", "contact_name": "failover-downtime"}))
     parts += [_service(service) for service in config.services]
@@ -69,6 +70,7 @@ def _service(service: Service) -> str:
             _define(service, "redirect", check_command=f"check_failover_redirect!{name}"),
             _define(service, "fail-back", event_handler=f"check_failover_event_fail_back!{name}"),
             *([_define(service, "sync", check_command=f"check_failover_sync!{name}")] if service.sync else []),
+            _define(service, "drill", event_handler=f"check_failover_event_drill!{name}", _DRILL_OF=name),
             _dependency(service),
         ]
     )

@@ -40,6 +40,12 @@ def parse(argv: Sequence[str], options: Mapping[str, str], flags: Sequence[str] 
     return values
 
 
+def drill_id(output: str) -> str | None:
+    """The drill that a result of "NAME drill" belongs to: ``CRITICAL: drill ID: nothing moves``; None: to none."""
+    words = output.split()
+    return words[2].rstrip(":") if words[1:2] == ["drill"] and len(words) > 2 else None
+
+
 def one_line(text: str) -> str:
     """Text fit for a core's log: no control characters, no line ends."""
     return "".join(c if c.isprintable() else " " for c in text).strip()

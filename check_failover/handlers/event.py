@@ -3,6 +3,7 @@
 It acts on HARD CRITICAL only: SOFT problems, WARNING, UNKNOWN and a stale result never move traffic. The state type is
 what counts, not the attempt: with the host DOWN the first CRITICAL is HARD already. OK withdraws an order that is still
 pending. With ``--fail-back`` it serves the service "NAME fail-back", where a person submits OK in the web UI. With
+``--drill`` it tells the redirector that the core ran it, which moves nothing. With
 ``--notice`` it is a notification command: it tells the redirector that a downtime began or ended.
 
 Facts come from the arguments alone, so a whole run is an interpreter's start and one question over a Unix socket. The
@@ -18,7 +19,7 @@ import time
 
 from check_failover import __version__
 from check_failover.control import ControlError, UnreachableError, ask
-from check_failover.handlers.arguments import ANSWERED, UsageError, one_line, parse
+from check_failover.handlers.arguments import ANSWERED, UsageError, drill_id, one_line, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ failover_event: Nagios's and Icinga's event handler for a service with a fail-ov
   --host HOST            $HOSTNAME$, for the log
   --by WHO               who stands in the journal for it (nagios)
   --fail-back            for the service "NAME fail-back": OK from a person is the order to fail back
+  --drill                for the service "NAME drill": tell the redirector that the core ran this; moves nothing
   --notice TYPE          $NOTIFICATIONTYPE$: as a notification command for downtimes, with --host and, for a service's,
                          --description ($SERVICEDESC$) in place of --service, --state and --state-type
   --description TEXT     see --notice
@@ -92,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
         print(USAGE if argv[0] in ("-h", "--help") else f"failover_event {__version__}")
         return ANSWERED
     try:
-        options = parse(argv, OPTIONS, flags=("fail-back", "own-check"))
+        options = parse(argv, OPTIONS, flags=("fail-back", "own-check", "drill"))
         patience = float(options["patience"])
         request, why_not = _request(options)
     except (UsageError, ValueError) as error:
@@ -116,6 +118,8 @@ def _request(options: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
     if options["notice"]:
         return _downtime(options)
     state, state_type = _state(options)
+    if "drill" in options:
+        return _drill(options, state)
     return (_fail_back if "fail-back" in options else _fail_over)(options, state, state_type)
 
 
@@ -165,6 +169,13 @@ def _fail_back(options: Mapping[str, str], state: str, _state_type: str) -> tupl
         # A result kept while the core was away may arrive late: it reports a fail-back, it must never order the next.
         return None, "the redirector's own result"
     return {"verb": "fail-back", "service": options["service"], "by": options["by"]}, ""
+
+
+def _drill(options: Mapping[str, str], state: str) -> tuple[dict[str, Any] | None, str]:
+    number = drill_id(options["output"])
+    if state != "CRITICAL" or number is None:
+        return None, f"{state}, only a drill's CRITICAL is told"
+    return {"verb": "drilled", "service": options["service"], "id": number, "part": "handler"}, ""
 
 
 def _standby_ok(options: Mapping[str, str]) -> bool | None:

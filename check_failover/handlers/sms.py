@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from check_failover import __version__
-from check_failover.handlers.arguments import ANSWERED, UsageError, one_line, parse
+from check_failover.handlers.arguments import ANSWERED, UsageError, drill_id, one_line, parse
 from check_failover.sms.spool import Spool, SpoolError, Text, key_of
 from check_failover.sms.text import fit, plain, shorten
 
@@ -36,6 +36,8 @@ failover_sms: notification command for Nagios and Icinga; sends a text through t
   --event ID             what makes this event unique, e.g. $LASTSERVICESTATECHANGE$-$SERVICENOTIFICATIONNUMBER$: the
                          same event is told to a number once, however many handlers run
   --config FILE          (/etc/check_failover/config.toml)
+  --drill NAME           notification command of the service "NAME drill": compose the text, look whether spool and
+                         gateway would take it, tell the redirector (--socket PATH); nothing is sent
   --now                  wait for the gateway and say what it answered (to try a new gateway)
   --flush [--stay S]     send what waits in the spool, for S seconds at most (a timer's job)
   -h, --help; -V, --version
@@ -43,8 +45,8 @@ failover_sms: notification command for Nagios and Icinga; sends a text through t
 Exit code: 0 written down (or sent, or told already); 1 neither written down nor sent; 3 wrong command line."""
 
 OPTIONS = dict.fromkeys(
-    ("number", "text", "type", "host", "service", "state", "output", "author", "comment", "date", "event"), ""
-) | {"config": "/etc/check_failover/config.toml"}
+    ("number", "text", "type", "host", "service", "state", "output", "author", "comment", "date", "event", "drill"), ""
+) | {"config": "/etc/check_failover/config.toml", "socket": "/run/check_failover/redirector.sock"}
 EVENT_WINDOW = 86400.0  # seconds in which an event of the same name is the same event
 REPEAT_WINDOW = 60.0  # seconds in which the same notification without a name is taken for the same event
 STATE_DIR = "/var/lib/check_failover"
@@ -70,6 +72,8 @@ def run(argv: Sequence[str]) -> int:
     except UsageError as error:
         print(f"failover_sms: {one_line(str(error))}")
         return ANSWERED
+    if options["drill"]:
+        return _drill(options)
     return _send_now(options["config"], texts) if "now" in options else _spool(options["config"], texts)
 
 
@@ -148,6 +152,28 @@ def _start_sender(config: str) -> None:
         os.posix_spawn(sys.executable, argv, os.environ, file_actions=nothing, setsid=True)
     except OSError as error:
         print(f"failover_sms: cannot start the sender ({error.strerror}); the timer will send it")
+
+
+def _drill(options: Mapping[str, str]) -> int:
+    """All but sending; the redirector hears how it went."""
+    from check_failover.config import ConfigError, load
+    from check_failover.control import ControlError, ask
+    from check_failover.sms import GatewayError
+    from check_failover.sms.reach import reach
+
+    try:
+        config, problem = load(options["config"]), None
+        if config.sms is not None:
+            reach(config)
+    except (ConfigError, GatewayError) as error:
+        problem = one_line(str(error))
+    report = {"verb": "drilled", "service": options["drill"], "id": drill_id(options["output"]), "part": "notification"}
+    try:
+        said = ask(options["socket"], {**report, "problem": problem}, timeout=5.0)["text"]
+    except ControlError as error:
+        said = one_line(str(error))
+    print(f"{options['drill']}: {problem or 'spool and gateway would take it'}; {said}")
+    return 1 if problem else 0
 
 
 def _send_now(config: str, texts: Sequence[Text]) -> int:

@@ -30,6 +30,7 @@ class Redirect(Protocol):
     """One way to redirect. Each method raises RedirectError when it failed, and the old state stands then."""
 
     cuts: bool  # whether it can ``cut``
+    drills: bool  # whether it can ``send_to_standby``
 
     def install(self, targets: Mapping[str, Target]) -> None:
         """Bring the kernel's rules to exactly these targets (service name -> target), at boot or after a damage.
@@ -72,6 +73,14 @@ class Redirect(Protocol):
 
     def forget(self, service: Service, client: str, port: int) -> bool:
         """Clear the way for a new try of that client (rescue); False when its connection has been answered."""
+
+    def send_to_standby(self, service: Service, client: str | None, seconds: float) -> None:
+        """For a drill: new connections of this one client go to the standby until the time is over, which the kernel
+        sees to itself. None: nobody's any more. Never called where ``drills`` is False.
+        """
+
+    def answered(self, service: Service, client: str) -> frozenset[tuple[Target, int]]:
+        """Server and client's port of this client's connections that were answered and are still remembered."""
 
 
 def _nftables(config: Config) -> Redirect:

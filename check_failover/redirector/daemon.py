@@ -19,6 +19,7 @@ from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError, Server
 from check_failover.notify import log_to_stderr, notify
 from check_failover.redirector import REDIRECTS, RedirectError
+from check_failover.redirector.drill import Drills
 from check_failover.redirector.report import Report
 from check_failover.redirector.state import StateError
 from check_failover.redirector.steering import Steering
@@ -32,10 +33,11 @@ HEAL_EVERY = 2.0  # seconds between two looks at the kernel's rules
 def run(config: Config, stop: threading.Event) -> None:
     """Serve until ``stop``. Raises RedirectError or ControlError when it cannot begin."""
     published: list[Server] = []
-    steering = Steering(config, REDIRECTS[config.controller.redirect](config), lambda e: published[0].publish(e))
+    redirect = REDIRECTS[config.controller.redirect](config)
+    steering = Steering(config, redirect, lambda e: published[0].publish(e))
     steering.restore()
     report = Report(config)
-    verbs = Verbs(config, steering, report)
+    verbs = Verbs(config, steering, report, Drills(redirect, steering))
     server = Server(
         config.controller.redirector_socket,
         control.REDIRECTOR_VERBS,

@@ -50,6 +50,7 @@ class Ipfilter:
     """See ``redirector.Redirect``."""
 
     cuts = False
+    drills = False
 
     def __init__(self, config: Config) -> None:
         self._settings = Settings.of(config)
@@ -154,6 +155,14 @@ class Ipfilter:
     def forget(self, service: Service, client: str, port: int) -> bool:
         """Always False: IPFilter cannot remove a single session, so no single connection can be rescued."""
         return False
+
+    def send_to_standby(self, service: Service, client: str | None, seconds: float) -> None:
+        """Always RedirectError: a rule for one client would stay when its program is killed."""
+        raise RedirectError("ipfilter's rules have no timeout: a drill leaves the redirect out")
+
+    def answered(self, service: Service, client: str) -> frozenset[tuple[Target, int]]:
+        """None: asked in a drill only."""
+        return frozenset()
 
     def activity(self, service: Service) -> Activity:
         """Packets as the NAT's session table counts them, added up since this program started. All packets: the table

@@ -5,7 +5,8 @@ For each service (objects carry its name)::
     map    t_NAME  service address . port -> server . port       the redirect; a flip replaces its one element
     set    d_NAME  the dead server: what its stranded clients send is answered with a RST (reject with tcp reset)
     set    w_NAME  the servers whose refusals of new connections are withheld while it is undecided
-    counter a_NAME, b_NAME, w_NAME    packets that demand an answer, answers, withheld refusals
+    set    s_NAME  a drill's test client, which goes to the standby until its time is over
+    counter a_NAME, b_NAME, r_NAME    packets that demand an answer, answers, withheld refusals
 
 A map per service, because a map element cannot be replaced in place: ``flush map`` and ``add element`` go into one
 transaction, and services stay independent of each other. The ct mark tells a service's connections from all others;
@@ -44,6 +45,7 @@ class Nftables:
     """See ``redirector.Redirect``."""
 
     cuts = True
+    drills = True
 
     def __init__(self, config: Config) -> None:
         self._services = {service.name: service for service in config.services}
@@ -130,6 +132,19 @@ class Nftables:
             return False
         self._conntrack.delete(entry)
         return True
+
+    def send_to_standby(self, service: Service, client: str | None, seconds: float) -> None:
+        name = service.name
+        add = f"add element {TABLE} s_{name} {{ {client} timeout {seconds:.0f}s }}\n" if client else ""
+        self._nft.run(f"flush set {TABLE} s_{name}\n{add}")
+
+    def answered(self, service: Service, client: str) -> frozenset[tuple[Target, int]]:
+        return frozenset(
+            (target, entry.client.port)
+            for target in Target
+            for entry in self._entries(service, target)
+            if entry.client.address == client and not entry.unanswered
+        )
 
     def _installed(self) -> str | None:
         """The signature our table carries, as the name of an empty chain; None without a table."""

@@ -22,6 +22,9 @@ RIGHTS: dict[str, frozenset[str]] = {
     "drain": frozenset({_OPERATORS}),
     "fail-back": frozenset({_CORE, _OPERATORS}),
     "downtime": frozenset({_CORE, _OPERATORS}),
+    "drill": frozenset({_OPERATORS}),
+    "drilled": frozenset({_CORE}),
+    "drill-end": frozenset({_OPERATORS}),
     "hold": frozenset({_OPERATORS}),
     "release": frozenset({_OPERATORS}),
 }

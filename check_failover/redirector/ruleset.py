@@ -57,6 +57,7 @@ def _objects(service: Service, target: Target | None) -> str:
         f"  map t_{name} {{ type {key} : {key};{element} }}\n"
         f"  set d_{name} {{ type {key}; }}\n"
         f"  set w_{name} {{ type {key}; elements = {{ {both} }} }}\n"
+        f"  set s_{name} {{ type {key.split()[0]}; flags timeout; }}\n"
         f"  counter a_{name} {{ }}\n  counter b_{name} {{ }}\n  counter r_{name} {{ }}\n"
     )
 
@@ -73,22 +74,25 @@ def _to_service(service: Service) -> str:
     return f"{_family(service)} daddr {service.address.address} {service.protocol} dport {service.address.port}"
 
 
-def _redirect(service: Service, mark: int) -> str:
+def _redirect(service: Service, mark: int, to: str = "") -> str:
+    """Mark the connection as the service's and send it ``to`` that server, or to wherever the target is."""
     ip, proto = _family(service), service.protocol
-    lookup = f"{ip} daddr . {proto} dport map @t_{service.name}"
+    lookup = to or f"{ip} daddr . {proto} dport map @t_{service.name}"
     return f"ct mark set ct mark and {CT_REST:#x} or {mark:#x} dnat {ip} to {lookup}"
 
 
 def _prerouting(service: Service, mark: int) -> list[str]:
-    return [f"{_to_service(service)} {_redirect(service, mark)}"]
+    drill = f"{_family(service)} saddr @s_{service.name} {_to_service(service)}"
+    return [
+        f"{drill} {_redirect(service, mark, str(service.standby))}",
+        f"{_to_service(service)} {_redirect(service, mark)}",
+    ]
 
 
 def _output(service: Service, mark: int) -> list[str]:
     """Packets the sniffer sends on for a client: to the standby (rescue), or to wherever the target is now (replay)."""
-    ip = _family(service)
     return [
-        f"meta mark {MARK_RESCUE:#x} {_to_service(service)} "
-        f"ct mark set ct mark and {CT_REST:#x} or {mark:#x} dnat {ip} to {service.standby}",
+        f"meta mark {MARK_RESCUE:#x} {_to_service(service)} {_redirect(service, mark, str(service.standby))}",
         f"meta mark {MARK_REPLAY:#x} {_to_service(service)} {_redirect(service, mark)}",
     ]
 

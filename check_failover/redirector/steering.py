@@ -310,6 +310,13 @@ class Steering:
         """Drop one unreplied entry of a client. Raises RedirectError."""
         return self._redirect.forget(self._services[name], client, port)
 
+    def note(self, name: str, verb: str, by: str, text: str, **more: object) -> dict[str, Any]:
+        """A journal line about something that moves nothing."""
+        with self._lock:
+            entry = {**self._memory.entry(name, verb, by, text), **more}
+            self._memory.write(entry)
+        return entry
+
     # ------------------------------------------------------------ what is asked
 
     def history(self, limit: int) -> list[dict[str, Any]]:

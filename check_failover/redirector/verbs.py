@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from typing import Any
@@ -10,19 +11,22 @@ from check_failover.config import Config
 from check_failover.control import Message, Peer, RefusedError
 from check_failover.model import Detector, Facts, Service, Target
 from check_failover.redirector import RedirectError, inquiry
+from check_failover.redirector.drill import Drills
 from check_failover.redirector.order import Order
 from check_failover.redirector.report import Report, redirect_state
 from check_failover.redirector.rights import by_hand, refused, user_name
 from check_failover.redirector.state import StateError
 from check_failover.redirector.steering import Steering
 
+log = logging.getLogger(__name__)
+
 
 class Verbs:
     """What the socket's verbs do. One method per verb would only repeat the table in ``control``."""
 
-    def __init__(self, config: Config, steering: Steering, report: Report) -> None:
+    def __init__(self, config: Config, steering: Steering, report: Report, drills: Drills) -> None:
         self._services, self._controller = config.services, config.controller
-        self._steering, self._report = steering, report
+        self._steering, self._report, self._drills = steering, report, drills
         self._started = time.monotonic()
 
     def authorise(self, verb: str, peer: Peer) -> str | None:
@@ -52,7 +56,14 @@ class Verbs:
             order = self._fail_back(Order(service, "fail-back", "", facts), health.get("ok"), health)
         status = self._steering.status(service.name, order)
         state, text = redirect_state(status)
-        return {**status, "state": int(state), "text": text}
+        return {**status, "state": int(state), "text": text, "drill": self._drill(service)}
+
+    def _drill(self, service: Service) -> dict[str, Any] | None:
+        try:
+            return self._drills.status(service)
+        except RedirectError as error:
+            log.warning("%s: drill: %s", service.name, error)
+            return None
 
     def _act(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Message:
         name = service.name
@@ -67,6 +78,10 @@ class Verbs:
             return _answer(acted)
         if verb == "recovered":
             return {"text": self._steering.recovered(name)}
+        if verb == "drilled":
+            return self._drills.report(service, message, peer)
+        if verb in ("drill", "drill-end"):
+            return (self._drills.begin if verb == "drill" else self._drills.end)(service, message, by)
         if verb == "forget":
             client, port = _client(message)
             return {"forgotten": self._steering.forget(name, client, port)}
@@ -133,7 +148,11 @@ class Verbs:
     # ------------------------------------------------------------ every few seconds
 
     def tend(self, service: Service) -> None:
-        """Look after a drain that goes on."""
+        """Look after a drain or a drill that goes on."""
+        try:
+            self._drills.tend(service)
+        except RedirectError as error:
+            log.warning("%s: drill: %s", service.name, error)
         drain = self._steering.draining(service.name)
         if drain is None:
             return

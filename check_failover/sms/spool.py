@@ -101,6 +101,14 @@ class Spool:
             raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
         return True
 
+    def try_writing(self) -> None:
+        """Write a text and take it away again. Raises SpoolError when none could be written down."""
+        try:
+            self._make()
+            self._write(Text(key="", number="", text="", at=0.0), QUEUE).unlink()
+        except OSError as error:
+            raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
+
     def pending(self, folder: str = QUEUE, since: float = 0.0) -> list[Text]:
         """What waits (or stands in another folder ``since`` a Unix time), oldest first. A damaged file is put aside.
 

@@ -188,6 +188,10 @@ class Loop:
     def report(self, result: PassiveResult) -> None:
         self._outbox.submit(result)
 
+    def waiting(self) -> int:
+        """Results that the core has not taken yet."""
+        return self._outbox.waiting()
+
     def evidence(self, service: Service, facts: Facts) -> None:
         message = {"verb": "evidence", "service": service.name, "facts": asdict(facts)}
         self._asker.submit(self._ask_redirector, message)

@@ -1,16 +1,23 @@
-"""The sniffer's socket: ``status`` and ``probe``, for whoever may connect."""
+"""The sniffer's socket: ``status``, ``probe`` and ``drill``, for whoever may connect.
+
+A drill's result takes the way of a verdict, to the service "NAME drill", in words that are fixed here. It is a service
+of its own, because a drill's CRITICAL for "NAME primary" would hide a fault that comes in the middle of it.
+"""
 
 from __future__ import annotations
 
 import queue
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from check_failover.config import Config, ConfigError
-from check_failover.control import Message, Peer, RefusedError
-from check_failover.model import Probe, Service, Target
+from check_failover.control import DRILL_STEPS, Message, Peer, RefusedError
+from check_failover.model import PassiveResult, Probe, Service, State, Target
 from check_failover.sniffer.sentry import Sentry
+
+TAKEN_WITHIN = 3.0  # seconds for the core to take a drill's results
 
 
 class Watching(Protocol):
@@ -20,6 +27,10 @@ class Watching(Protocol):
     def sentries(self) -> Mapping[str, Sentry]: ...
 
     def call(self, act: Callable[[], None]) -> None: ...
+
+    def report(self, result: PassiveResult) -> None: ...
+
+    def waiting(self) -> int: ...
 
     def probe_now(self, service: Service, target: Target, timeout: float) -> Probe | None: ...
 
@@ -35,6 +46,8 @@ class Verbs:
             return self._status()
         try:
             service = self._config.service(str(message.get("service")))
+            if message["verb"] == "drill":
+                return self._drill(service, str(message.get("id")), message.get("step"))
             target = Target(str(message.get("target")))
         except (ConfigError, ValueError) as error:
             raise RefusedError(f"probe: {error}") from None
@@ -43,6 +56,22 @@ class Verbs:
             raise RefusedError(f"probe: cannot probe the {target}: see the sniffer's log")
         self._loop.call(lambda: self._loop.sentries[service.name].probed(target, probe, time.monotonic()))
         return {"passed": probe.passed, "seconds": probe.seconds, "text": probe.text}
+
+    def _drill(self, service: Service, number: str, step: object) -> Message:
+        if not re.fullmatch(r"[\w.-]{1,100}", number) or step not in ("begin", "passed", *DRILL_STEPS):
+            raise RefusedError("drill: want id and step")
+        results = [(State.OK, f"drill {number} passed")]
+        if step == "begin":  # OK first: after a drill that was killed the core would see no change
+            results = [(State.OK, f"drill {number} begins"), (State.CRITICAL, f"drill {number}: nothing moves")]
+        elif step != "passed":
+            results = [(State.WARNING, f"drill {number} failed at the step: {step}")]
+        for state, text in results:
+            text = f"{state.name}: {text}"
+            self._loop.report(PassiveResult(service.host, f"{service.name} drill", state, text, time.time()))
+        end = time.monotonic() + TAKEN_WITHIN
+        while self._loop.waiting() and time.monotonic() < end:
+            time.sleep(0.01)
+        return {"taken": not self._loop.waiting()}
 
     def _status(self) -> Message:
         answer: queue.SimpleQueue[Message] = queue.SimpleQueue()

@@ -1,0 +1,215 @@
+"""failoverctl drill: try the whole chain, from a client served by the standby to the SMS gateway, and touch no client.
+
+One test client's address goes to the standby through the real NAT; the sniffer submits a CRITICAL for "NAME drill", a
+service of its own in the core, whose event handler and notification command are the same programs as in a fault. They
+report to the redirector, which answers "drill" and moves nothing. Each step is printed with the time it was done at.
+
+The test client is made here (``testclient``), or it is a real one that asks by itself (``--wait``). Where the redirect
+cannot send one client elsewhere (ipfilter), the steps "redirect" and "client" are left out and said to be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from check_failover import control
+from check_failover.admin.testclient import LINK, ClientError, client_at
+from check_failover.checks import ProbeError, probe_function
+from check_failover.config import Config
+from check_failover.control import ControlError
+from check_failover.model import Probe, Service, Target
+from check_failover.sms import GatewayError
+from check_failover.sms.flush import sender
+
+PATIENCE = 15.0  # seconds for what the core does
+LOOK = 0.05  # seconds between two looks
+# part -> what the core's settings must say
+MENDED = {"handler": "is enable_event_handlers 1", "notification": "is enable_notifications 1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the operator wants. Seconds."""
+
+    client: str | None
+    wait: float | None  # for a real client to ask; None: the test client is made here
+    limit: float  # the kernel forgets the client after it
+    sms: tuple[str, ...]
+    by: str
+
+
+class StepError(Exception):
+    """A step failed: one line."""
+
+
+class Drill:
+    """One drill of one service; ``run`` returns the name of the step that failed, or None."""
+
+    def __init__(self, config: Config, service: Service, plan: Plan) -> None:
+        self._config, self._service, self._plan = config, service, plan
+        self._began = time.monotonic()
+        self._id = ""
+        self._client: str | None = None
+
+    def run(self) -> str | None:
+        if self._plan.wait is None and self._plan.client and os.geteuid() != 0:
+            raise ControlError("drill: making the test client needs root; or --wait 60, and ask from its address")
+        failed: str | None = "standby"
+        previous = signal.signal(signal.SIGTERM, _terminated)
+        try:
+            for failed, act in self._steps():
+                self._say(failed, act())
+            failed = None
+        except (StepError, ControlError, ClientError, ProbeError, GatewayError) as error:
+            self._say(str(failed), f"FAILED: {error}")
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            self._end(failed)
+        return failed
+
+    def _steps(self) -> tuple[tuple[str, Callable[[], str]], ...]:
+        steps = (
+            ("standby", self._standby),
+            ("redirect", self._redirect),
+            ("client", self._served),
+            ("result", self._result),
+            ("handler", lambda: self._ran("handler", "failover_event")),
+            ("notification", lambda: self._ran("notification", "failover_sms")),
+            ("sms", self._sms),
+            ("untouched", self._untouched),
+        )
+        return tuple(step for step in steps if step[0] != "sms" or self._plan.sms)
+
+    def _say(self, step: str, text: str) -> None:
+        print(f"  {time.monotonic() - self._began:7.3f} s  {step:<12}  {text}", flush=True)
+
+    # ------------------------------------------------------------ steps: what was done, or StepError
+
+    def _standby(self) -> str:
+        reply = self._sniffer({"verb": "probe", "target": str(Target.STANDBY)})
+        if not reply.get("passed"):
+            raise StepError(f"the standby fails its probe: {reply.get('text')}")
+        return f"{self._service.standby} passes its probe: {reply.get('text')}"
+
+    def _redirect(self) -> str:
+        plan = self._plan
+        reply = self._ask("drill", client=plan.client, seconds=plan.limit, by=plan.by)
+        self._id, self._client = str(reply["id"]), reply["client"]
+        if self._client is None:
+            return "left out: this redirect cannot send one client elsewhere"
+        if plan.wait is None and reply["in_use"]:
+            raise StepError(f"{self._client} is a client's that was just served; name an address that nobody uses")
+        return f"only {self._client} goes to the standby {self._service.standby}, for {plan.limit:.0f} s at most"
+
+    def _served(self) -> str:
+        if self._client is None:
+            return "left out, with the redirect"
+        if self._plan.wait is not None:
+            print(f"  waiting {self._plan.wait:.0f} s: ask {self._service.address} from {self._client} now", flush=True)
+            self._until(lambda drill: bool(drill["served"]), self._plan.wait, f"no request of {self._client} served")
+            return f"{self._client} was served by the standby"
+        probe = self._probe(self._client)
+        if not probe.passed:
+            raise StepError(
+                f"no good answer at {self._client}: {probe.text}: forwarding, the standby's way back to it, "
+                f"a firewall that does not know {LINK}? see failoverctl doctor"
+            )
+        self._until(lambda drill: bool(drill["served"]), 2.0, "answered, but not by the standby")
+        return f"{self._client} was served by the standby: {probe.text}"
+
+    def _probe(self, client: str) -> Probe:
+        check, address = self._service.check, self._service.address
+        probe = probe_function(check)
+        with client_at(client, address) as run:
+            return run(lambda: probe(address, check.options, check.timeout))
+
+    def _result(self) -> str:
+        reply = self._sniffer({"verb": "drill", "id": self._id, "step": "begin"})
+        if not reply.get("taken"):
+            raise StepError("the core does not take results: is it running? they are kept, and sent when it is back")
+        return f'the core took CRITICAL for "{self._service.name} drill"'
+
+    def _ran(self, part: str, program: str) -> str:
+        what = f"the core did not run {program} ({MENDED[part]}, may core_user execute it? see the core's log)"
+        heard = self._until(lambda drill: part in drill["parts"], PATIENCE, what)
+        report = heard["parts"][part]
+        user = _user(report["uid"])
+        if user != self._config.controller.core_user:
+            raise StepError(f"{program} was run by {user}, not by core_user {self._config.controller.core_user}")
+        if report["problem"]:
+            raise StepError(str(report["problem"]))
+        done = "nothing moves" if part == "handler" else "spool and gateway would take the text, nothing is sent"
+        return f"{program} was run by {user}: {done}"
+
+    def _sms(self) -> str:
+        one = sender(self._config)
+        name, gateway = one.first
+        text = f"DRILL of {self._service.name}: nothing has happened ({self._id})"
+        for number in self._plan.sms:
+            gateway.send(text, number, "")
+            one.spool.log(number=number, text=text, gateway=name, direct=True, key=self._id)
+        return f"accepted by {name} for {', '.join(self._plan.sms)}"
+
+    def _untouched(self) -> str:
+        status = self._status()
+        if not status["target"] == status["kernel"] == Target.PRIMARY:
+            raise StepError(
+                f"the target is {status['target']}, the kernel's {status['kernel']}: see failoverctl history"
+            )
+        return "everybody else stays on the primary"
+
+    # ------------------------------------------------------------ help for them
+
+    def _until(self, true: Callable[[dict[str, Any]], bool], patience: float, what: str) -> dict[str, Any]:
+        end = time.monotonic() + patience
+        while True:
+            drill = self._status()["drill"]
+            if drill is None or drill["id"] != self._id:
+                raise StepError(f"{what}, and the drill's time is over (or the redirector was restarted)")
+            if true(drill):
+                found: dict[str, Any] = drill
+                return found
+            if time.monotonic() > end:
+                raise StepError(f"{what} within {patience:.0f} s")
+            time.sleep(LOOK)
+
+    def _end(self, failed: str | None) -> None:
+        """Tell the core and the redirector; both can do without: the client's time ends by itself."""
+        if not self._id:
+            return
+        with contextlib.suppress(ControlError):
+            self._sniffer({"verb": "drill", "id": self._id, "step": failed or "passed"})
+        with contextlib.suppress(ControlError):
+            self._ask("drill-end", id=self._id, failed=failed, by=self._plan.by)
+
+    def _status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._ask("status")["services"][self._service.name]
+        return found
+
+    def _ask(self, verb: str, **more: object) -> dict[str, Any]:
+        message = {"verb": verb, "service": self._service.name, **more}
+        return control.ask(self._config.controller.redirector_socket, message, timeout=10.0)
+
+    def _sniffer(self, message: dict[str, Any]) -> dict[str, Any]:
+        timeout = self._service.check.timeout + 5.0
+        message = {**message, "service": self._service.name}
+        return control.ask(self._config.controller.sniffer_socket, message, timeout=timeout)
+
+
+def _terminated(_signal: int, _frame: object) -> NoReturn:
+    sys.exit(143)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

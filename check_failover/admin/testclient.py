@@ -1,0 +1,112 @@
+"""A test client on this machine: a network namespace behind a pair of virtual interfaces, gone with its one process.
+
+What it sends arrives from outside, is translated in prerouting, forwarded and routed back like any client's packets;
+only the interface is another one (``LINK``). The namespace belongs to a ``cat`` that ends when our end of its pipe
+closes, so it goes however this program ends, SIGKILL included, and with it the interfaces and their routes.
+
+Linux, as root. Source: network_namespaces(7), veth(4), setns(2), unshare(1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from check_failover.model import Endpoint
+
+T = TypeVar("T")
+LINK = "failover-drill"  # the controller's end
+IP, UNSHARE = "/usr/sbin/ip", "/usr/bin/unshare"
+_OURS, _THEIRS = "02:cf:0d:00:00:01", "02:cf:0d:00:00:02"  # locally administered; nobody has to ask who has them
+_CLONE_NEWNET = 0x40000000
+
+
+class ClientError(Exception):
+    """It cannot be made: one line."""
+
+
+@contextlib.contextmanager
+def client_at(address: str, service: Endpoint) -> Iterator[Callable[[Callable[[], T]], T]]:
+    """Yields ``run``, which calls a function as that client. Raises ClientError."""
+    try:
+        keeper = subprocess.Popen([UNSHARE, "--net", "/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    except OSError as error:
+        raise ClientError(f"{UNSHARE}: {error.strerror}: install util-linux") from None
+    try:
+        _wire(keeper, address, service)
+        yield lambda act: _inside(keeper.pid, act)
+    finally:
+        keeper.communicate()
+        subprocess.run([IP, "link", "delete", LINK], capture_output=True, check=False)  # the kernel takes its time
+
+
+def _wire(keeper: subprocess.Popen[bytes], address: str, service: Endpoint) -> None:
+    _wait_for_namespace(keeper)
+    bits, lines = (32, "-4") if service.family == 4 else (128, "-6")
+    _ip("link", "add", LINK, "address", _OURS, "type", "veth", "peer", "name", "eth0", "address", _THEIRS,
+        "netns", str(keeper.pid))  # fmt: skip
+    _ip("link", "set", LINK, "up")
+
+    def inside() -> None:
+        _ip("link", "set", "eth0", "up")
+        _ip("address", "add", f"{address}/{bits}", "dev", "eth0", *(("nodad",) if bits == 128 else ()))
+        _ip(lines, "route", "add", service.address, "dev", "eth0")
+        _ip(lines, "neighbour", "add", service.address, "lladdr", _OURS, "dev", "eth0", "nud", "permanent")
+
+    _inside(keeper.pid, inside)
+    _ip(lines, "route", "add", f"{address}/{bits}", "dev", LINK)
+    _ip(lines, "neighbour", "add", address, "lladdr", _THEIRS, "dev", LINK, "nud", "permanent")
+
+
+def _wait_for_namespace(keeper: subprocess.Popen[bytes]) -> None:
+    ours, end = Path("/proc/self/ns/net").readlink(), time.monotonic() + 5.0
+    while time.monotonic() < end and keeper.poll() is None:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{keeper.pid}/ns/net").readlink() != ours:
+                return
+        time.sleep(0.005)
+    raise ClientError(f"{UNSHARE} --net made no network namespace: does this kernel (or container) allow it?")
+
+
+def _inside(pid: int, act: Callable[[], T]) -> T:
+    """Call ``act`` in the network namespace of that process: in a thread of its own, which moves alone (setns(2))."""
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            handle = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if ctypes.CDLL(None, use_errno=True).setns(handle, _CLONE_NEWNET):
+                    raise ClientError(f"setns: {os.strerror(ctypes.get_errno())}")
+            finally:
+                os.close(handle)
+            outcome.append(act())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="test client", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+def _ip(*argv: str) -> None:
+    try:
+        done = subprocess.run(
+            [IP, *argv], capture_output=True, text=True, timeout=5.0, check=False, env={"LC_ALL": "C"}
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ClientError(f"ip {' '.join(argv)}: {error}") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["failed"])[-1]
+        raise ClientError(f"ip {' '.join(argv)}: {said}: does another drill go on?")
