@@ -128,7 +128,7 @@ def mirrored(site: Site, rate: float) -> Cost:
 
 
 def real(site: Site) -> tuple[str, ...]:
-    """Real clients that never pause; everything shares this machine."""
+    """Real clients that never pause, their first seconds included; everything shares this machine."""
     before, drops = used(site), site.sniffer()["stats"]["drops"]
     carried = full_load(site.house, SERVICE_ADDRESS, 389, clients=4, seconds=SECONDS, base=BASE)
     stats = site.sniffer()["stats"]
