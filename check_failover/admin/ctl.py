@@ -18,6 +18,7 @@ from typing import Any
 
 from check_failover import __version__, control
 from check_failover.admin import show
+from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import ObjectsError, nagios
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError
@@ -98,8 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--limit", type=float, default=60.0, metavar="SECONDS", help="its way to the standby ends then")
     made.add_argument("--sms", action="append", default=[], metavar="NUMBER", help="really send a text there")
     command("check-config", _check_config, "read the config and say what it means")
-    made = command("nagios-config", _nagios_config, "print the Nagios objects for this config")
-    made.add_argument("--services-only", action="store_true", help="without commands and templates")
+    for name, act, text in (
+        ("nagios-config", _nagios_config, "print the Nagios objects for this config"),
+        ("icinga2-config", _icinga2_config, "print the Icinga 2 objects for this config"),
+    ):
+        made = command(name, act, text)
+        made.add_argument("--services-only", action="store_true", help="without commands and templates")
+    made.add_argument(
+        "--endpoint",
+        metavar="NAME",
+        help="the controller is this agent: checks and handlers run there (put the file below zones.d)",
+    )
     return parser
 
 
@@ -202,6 +212,10 @@ def _check_config(config: Config, _arguments: argparse.Namespace) -> None:
 
 def _nagios_config(config: Config, arguments: argparse.Namespace) -> None:
     print(nagios(config, templates=not arguments.services_only))
+
+
+def _icinga2_config(config: Config, arguments: argparse.Namespace) -> None:
+    print(icinga2(config, templates=not arguments.services_only, endpoint=arguments.endpoint))
 
 
 # ---------------------------------------------------------------- help for them

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from check_failover.checks.external import arguments
@@ -30,47 +31,59 @@ def nagios(config: Config, *, templates: bool = True) -> str:
     parts.append(_block("contact", {"use": "failover-drill-contact", "contact_name": "failover-drill"}))
     if any(service.policy.downtime == "drain" for service in config.services):
         parts.append(_block("contact", {"use": "failover-downtime-contact", "contact_name": "failover-downtime"}))
-    parts += [_service(service) for service in config.services]
+    parts += [_service(service, links(config, service)) for service in config.services]
     if config.sms is not None:
         parts.append(_sms(config.services[0].host))
     return "\n".join([head, *parts])
 
 
-def directory() -> Path:
-    """Where the template files are: beside an installation's prefix, or in the source tree. Raises ObjectsError."""
-    installed = Path(sys.prefix) / "share" / "check_failover" / "nagios4"
-    source = Path(__file__).resolve().parents[2] / "nagios-conf" / "nagios4"
-    for place in (source, installed):
-        if all((place / name).is_file() for name in FILES):
-            return place
-    raise ObjectsError(f"{installed}: the templates {', '.join(FILES)} are missing: install check_failover again")
+def links(config: Config, service: Service) -> dict[str, str]:
+    """The site's own links beside a service in the web interface (``[monitoring]``), both cores' directives."""
+    return {
+        key: str(config.monitoring[key]).replace("{service}", service.name).replace("{host}", service.host)
+        for key in ("notes_url", "action_url")
+        if key in config.monitoring
+    }
+
+
+def read_template(core: str, name: str) -> str:
+    """A file of ``nagios-conf/CORE``: in the source tree, or beside an installation's prefix. Raises ObjectsError."""
+    installed = Path(sys.prefix) / "share" / "check_failover" / core / name
+    source = Path(__file__).resolve().parents[2] / "nagios-conf" / core / name
+    for path in (source, installed):
+        if path.is_file():
+            try:
+                return path.read_text("utf-8")
+            except OSError as error:
+                raise ObjectsError(f"{path}: cannot read: {error.strerror}") from None
+    raise ObjectsError(f"{installed}: missing: install check_failover again")
 
 
 def _file(name: str, config: Config) -> str:
-    try:
-        text = (directory() / name).read_text("utf-8")
-    except OSError as error:
-        raise ObjectsError(f"{name}: cannot read: {error.strerror}") from None
+    text = read_template("nagios4", name)
     text = text.replace(str(Controller().redirector_socket), str(config.controller.redirector_socket))
     return text.replace(DEFAULT_PATH, str(config.path.absolute()))
 
 
-def _service(service: Service) -> str:
+def _service(service: Service, shown: Mapping[str, str]) -> str:
     name, check = service.name, service.check
     standby = f"check_failover_{check.type}!{name}!standby"
     if check.type == "plugin":
         standby = f"check_failover_plugin_{name}"
+    own = {
+        "traffic": {"check_command": f"check_failover_traffic!{name}"},
+        "primary": {"event_handler": f"check_failover_event!{name}"},
+        "standby": {"check_command": standby},
+        "redirect": {"check_command": f"check_failover_redirect!{name}"},
+        "fail-back": {"event_handler": f"check_failover_event_fail_back!{name}"},
+        **({"sync": {"check_command": f"check_failover_sync!{name}"}} if service.sync else {}),
+        "drill": {"event_handler": f"check_failover_event_drill!{name}", "_DRILL_OF": name},
+    }
     return "\n".join(
         [
             f"# ---- {name}: {service.protocol} {service.address}, {service.primary} or {service.standby}",
-            _define(service, "traffic", check_command=f"check_failover_traffic!{name}"),
-            _define(service, "primary", event_handler=f"check_failover_event!{name}"),
             *([_plugin(service, standby)] if check.type == "plugin" else []),
-            _define(service, "standby", check_command=standby),
-            _define(service, "redirect", check_command=f"check_failover_redirect!{name}"),
-            _define(service, "fail-back", event_handler=f"check_failover_event_fail_back!{name}"),
-            *([_define(service, "sync", check_command=f"check_failover_sync!{name}")] if service.sync else []),
-            _define(service, "drill", event_handler=f"check_failover_event_drill!{name}", _DRILL_OF=name),
+            *(_define(service, suffix, {**directives, **shown}) for suffix, directives in own.items()),
             _dependency(service),
         ]
     )
@@ -91,7 +104,7 @@ def _plugin(service: Service, name: str) -> str:
     return _block("command", {"command_name": name, "command_line": line})
 
 
-def _define(service: Service, suffix: str, **directives: str) -> str:
+def _define(service: Service, suffix: str, directives: Mapping[str, str]) -> str:
     return _block(
         "service",
         {

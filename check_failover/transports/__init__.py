@@ -40,8 +40,15 @@ def _nsca(options: Mapping[str, Any]) -> Transport:
     return Nsca(options)
 
 
+def _icinga2(options: Mapping[str, Any]) -> Transport:
+    from check_failover.transports.icinga2 import Icinga2
+
+    return Icinga2(options)
+
+
 TRANSPORTS: dict[str, Callable[[Mapping[str, Any]], Transport]] = {
     "command_file": _command_file,
     "nrdp": _nrdp,
     "nsca": _nsca,
+    "icinga2": _icinga2,
 }

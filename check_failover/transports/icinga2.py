@@ -1,73 +1,112 @@
 """Results for Icinga 2 over its REST API: ``POST /v1/actions/process-check-result``.
 
-Source: Icinga 2 documentation, "Icinga 2 API", actions; measured with 2.13. What it needs to know:
+Source: Icinga 2 documentation, "Icinga 2 API", actions; tried with 2.13. What decides the code:
 
-- The API user needs one permission only: ``actions/process-check-result``, with a filter on our services.
 - HTTP 200 is not enough: the answer's ``results[].code`` and ``status`` are read too ("Ignoring passive check
   result" is what a node says whose parent is away).
-- ``execution_start`` never goes back for one service: a result that is older than one already taken is answered with
-  409 since 2.14. Then the core has newer news, and the old result counts as delivered.
-- One session is kept: the first request costs about 100 ms (TLS), the following 7 to 20 ms.
+- ``execution_start`` never goes back for a service: since 2.14 an older result than the one it has is answered with
+  409 and discarded. Whoever sends it knows that it is news (the outbox keeps the order; Icinga's own "stale" may be
+  the newer one after an absence, and clocks are set back), so it is sent again without times, as of its arrival.
+- A service that no node knows (404) must not hold up the others: said once in the log, as if it had been taken. Its
+  verdicts are the sniffer's to act on (``core_deadline``).
+- Of several nodes (an HA zone) the one that took the last result is asked first.
+- One session is kept, but Icinga closes a connection that is idle for ten seconds: a request that meets the end of
+  one is made again on a new one.
 - ``trust_env`` is off, or REQUESTS_CA_BUNDLE in the environment would overrule the site's CA.
 """
 
 from __future__ import annotations
 
+import logging
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from check_failover.model import PassiveResult
 from check_failover.transports import TransportError
 
+log = logging.getLogger(__name__)
+
+ACTION = "/v1/actions/process-check-result"
 CONFLICT = 409
 TTL = 180.0  # seconds after which Icinga calls the result stale; heartbeats come every 60
+CONNECT_TIMEOUT, TIMEOUT = 1.0, 3.0  # seconds; while a verdict waits for them, nobody acts on it
+
+
+class _UnknownServiceError(TransportError):
+    """The node has no such service, or hides it from us."""
 
 
 class Icinga2:
-    """Options: url, ca_file, username + password_file or certificate + key_file, ttl, timeout (seconds)."""
+    """Options: url (one or several), ca_file, server_name, username + password_file or certificate + key_file, ttl,
+    timeout (seconds that an answer may take).
+    """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.url = f"{str(options['url']).rstrip('/')}/v1/actions/process-check-result"
-        self.ttl = float(options.get("ttl", TTL))
-        self.timeout = float(options.get("timeout", 5.0))
-        self._username = options.get("username")
-        self._password_file = options.get("password_file")
+        urls = options["url"]
+        self._urls = [f"{url.rstrip('/')}{ACTION}" for url in ([urls] if isinstance(urls, str) else urls)]
+        self._ttl = float(options.get("ttl", TTL))
+        self._timeout = float(options.get("timeout", TIMEOUT))
+        self._username, self._password_file = options.get("username"), options.get("password_file")
+        self._unknown: set[tuple[str, str]] = set()  # services that no node knew
+        self._started: dict[tuple[str, str], float] = {}  # execution_start of a service's last result
         self._session = requests.Session()
         self._session.trust_env = False
-        self._session.verify = str(options.get("ca_file", True)) if "ca_file" in options else True
+        self._session.verify = str(options["ca_file"])
         self._session.headers["Accept"] = "application/json"
         if "certificate" in options:
             self._session.cert = (str(options["certificate"]), str(options["key_file"]))
+        if "server_name" in options:
+            self._session.mount("https://", _Named(str(options["server_name"])))
 
     def send(self, results: Sequence[PassiveResult]) -> None:
-        """One request for each result, in order. Raises TransportError at the first that Icinga did not take."""
+        """One request for each result, in order. Raises TransportError at the first that no node took."""
         for result in results:
             self._send(result)
 
     def _send(self, result: PassiveResult) -> None:
-        try:
-            answer = self._session.post(
-                self.url, json=self._body(result), auth=self._credentials(), timeout=(self.timeout, self.timeout)
-            )
-        except (requests.RequestException, OSError) as error:
-            raise TransportError(f"Icinga API {self.url}: {_reason(error)}") from None
-        self._check(result, answer)
+        problems = []
+        for url in tuple(self._urls):
+            try:
+                self._post(url, result)
+            except TransportError as error:
+                problems.append(error)
+                continue
+            self._urls.remove(url)
+            self._urls.insert(0, url)
+            self._unknown.discard((result.host, result.service))
+            return
+        known = [error for error in problems if not isinstance(error, _UnknownServiceError)]
+        if known:
+            raise known[0]
+        if (result.host, result.service) not in self._unknown:
+            self._unknown.add((result.host, result.service))
+            log.error("%s; its results are dropped", problems[0])
 
-    def _body(self, result: PassiveResult) -> dict[str, Any]:
-        text = f"{result.text}\n{result.details}" if result.details else result.text
-        return {
-            "service": f"{result.host}!{result.service}",
-            "exit_status": int(result.state),
-            "plugin_output": text,
-            "performance_data": result.perfdata.split(),
-            "check_source": "check_failover",
-            "execution_start": result.at,
-            "execution_end": result.at,
-            "ttl": self.ttl,
-        }
+    def _post(self, url: str, result: PassiveResult) -> None:
+        name = (result.host, result.service)
+        started = max(result.at, self._started.get(name, 0.0))
+        body = _body(result, self._ttl)
+        answer = self._request(url, body | {"execution_start": started, "execution_end": started})
+        if CONFLICT in (answer.status_code, _row(answer).get("code")):
+            answer = self._request(url, body)
+        _check(f"Icinga API {url.removesuffix(ACTION)}: {result.host}!{result.service}", answer)
+        self._started[name] = started
+
+    def _request(self, url: str, body: Mapping[str, Any]) -> requests.Response:
+        limits = (min(CONNECT_TIMEOUT, self._timeout), self._timeout)
+        for again in (True, False):
+            try:
+                return self._session.post(url, json=body, auth=self._credentials(), timeout=limits)
+            except (requests.RequestException, OSError) as error:
+                stale = isinstance(error, requests.ConnectionError) and not isinstance(error, requests.Timeout)
+                if not (again and stale):
+                    raise TransportError(f"Icinga API {url.removesuffix(ACTION)}: {_reason(error)}") from None
+        raise AssertionError("the second attempt returns or raises")
 
     def _credentials(self) -> tuple[str, str] | None:
         """Read at each request, so that a changed password needs no restart."""
@@ -77,29 +116,58 @@ class Icinga2:
             return str(self._username), Path(str(self._password_file)).read_text("utf-8").strip()
         except OSError as error:
             raise TransportError(f"{self._password_file}: cannot read the API password: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise TransportError(f"{self._password_file}: the API password is not UTF-8") from None
 
-    def _check(self, result: PassiveResult, answer: requests.Response) -> None:
-        where = f"Icinga API: {result.host}!{result.service}"
-        try:
-            body = answer.json()
-        except ValueError:
-            body = {}
-        rows = body.get("results") if isinstance(body, dict) else None
-        row = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
-        code = int(row.get("code", answer.status_code))
-        if code == CONFLICT or answer.status_code == CONFLICT:
-            return
-        status = (
-            str(row.get("status") or body.get("status") or answer.reason) if isinstance(body, dict) else answer.reason
-        )
-        if answer.status_code == requests.codes.not_found:
-            raise TransportError(f"{where}: no such service there, or the API user's filter hides it")
-        if answer.status_code in (requests.codes.unauthorized, requests.codes.forbidden):
-            raise TransportError(
-                f"{where}: {status}: check the API user and its permission actions/process-check-result"
-            )
-        if not 200 <= code < 300 or answer.status_code >= 300 or "ignoring" in status.lower() or not row:
-            raise TransportError(f"{where}: not taken: {code} {status}")
+
+class _Named(HTTPAdapter):
+    """Takes a certificate made out to ``name`` whatever the URL says: a URL with an address needs no name server."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        super().__init__()
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: object) -> None:
+        names = {"server_hostname": self._name, "assert_hostname": self._name}
+        super().init_poolmanager(connections, maxsize, block, **options, **names)
+
+
+def _body(result: PassiveResult, ttl: float) -> dict[str, Any]:
+    return {
+        "type": "Service",
+        "service": f"{result.host}!{result.service}",
+        "exit_status": int(result.state),
+        "plugin_output": f"{result.text}\n{result.details}" if result.details else result.text,
+        "performance_data": result.perfdata,
+        "check_source": socket.gethostname(),
+        "ttl": ttl,
+    }
+
+
+def _row(answer: requests.Response) -> Mapping[str, Any]:
+    """The answer's one result; what Icinga says of the whole request where there is none; empty where it is no JSON."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return {}
+    if not isinstance(body, dict):
+        return {}
+    rows = body.get("results")
+    if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+        return rows[0]
+    return {"code": body.get("error", answer.status_code), "status": body.get("status", "")} if not rows else {}
+
+
+def _check(where: str, answer: requests.Response) -> None:
+    row = _row(answer)
+    status = " ".join(str(row.get("status") or answer.reason).split())
+    if answer.status_code == requests.codes.not_found:
+        raise _UnknownServiceError(f"{where}: no such service there, or the API user's filter hides it")
+    if answer.status_code in (requests.codes.unauthorized, requests.codes.forbidden):
+        raise TransportError(f"{where}: {status}: check the API user and its permission actions/process-check-result")
+    taken = answer.status_code == row.get("code") == requests.codes.ok and "ignoring" not in status.lower()
+    if not taken:
+        raise TransportError(f"{where}: not taken: {row.get('code', answer.status_code)} {status}")
 
 
 def _reason(error: Exception) -> str:
@@ -107,4 +175,4 @@ def _reason(error: Exception) -> str:
     cause: BaseException = error
     while cause.__context__ is not None:
         cause = cause.__context__
-    return f"{type(cause).__name__}: {cause}".replace("\n", " ")[:200]
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]

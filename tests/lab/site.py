@@ -1,10 +1,11 @@
-"""A whole site in network namespaces: two slapd, the controller with both daemons, Nagios 4, Kannel. Real parts only.
+"""A whole site in network namespaces: two slapd, the controller with both daemons, a core, Kannel. Real parts only.
 
     with Site(directory) as site:
         site.load ...            # clients, see tests.lab.load
         site.crash("primary")    # see tests.lab.faults
 
-The daemons, Nagios and Kannel run in the controller's namespace; handlers and plugins run as the core's own user.
+The core is Nagios 4, or Icinga 2 with ``core="icinga2"``. The daemons, the core and Kannel run in the controller's
+namespace; handlers and plugins run as the core's own user.
 ``config`` says what differs from the usual config; everything is ended and removed by ``close``.
 """
 
@@ -24,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import control
-from tests.lab import faults
+from tests.lab import faults, icinga
+from tests.lab.icinga import Icinga
 from tests.lab.kannel import Kannel
 from tests.lab.nagios import BASE_OBJECTS, PLUGINS, Nagios
 from tests.lab.netns import (
@@ -128,6 +130,7 @@ class Site:
         *,
         prefix: str | None = None,
         nagios: bool = True,
+        core: str = "nagios",
         kannel: bool = True,
         servers: bool = True,
         extra: str = "",
@@ -141,9 +144,10 @@ class Site:
         self._daemons: dict[str, subprocess.Popen[Any]] = {}
         self._with = {"nagios": nagios, "kannel": kannel, "servers": servers}
         self._settings, self._extra, self._change = config, extra, objects
+        self._kind = core
         self.slapd: dict[str, Slapd] = {}
         self.kannel: Kannel | None = None
-        self.core: Nagios | None = None
+        self.core: Nagios | Icinga | None = None
         self.config = directory / "config.toml"
 
     def __enter__(self) -> Site:
@@ -184,10 +188,7 @@ class Site:
         self._write_config()
         self.start("redirector")
         if self._with["nagios"]:
-            plugins = self.plugins()
-            self.core = Nagios(
-                self.directory / "nagios", self.objects(), prefix, plugins=plugins, user=self.core_user, freshness=5
-            )
+            self.core = CORES[self._kind](self, prefix)
             self.core.verify()
             self._parts.enter_context(self.core)
         self.start("sniffer")
@@ -207,15 +208,22 @@ class Site:
             "base": BASE,
             "redirect": "nftables",
             "controller": "",
-            "monitoring": f'command_file = "{self.directory}/nagios/rw/nagios.cmd"',
+            "monitoring": self._monitoring(),
             "service": "",
             "policy": "",
         }
         self.config.write_text(CONFIG.format(**values | self._settings) + self._extra)
         self.config.chmod(0o644)
 
+    def _monitoring(self) -> str:
+        if self._kind == "icinga2":
+            return icinga.monitoring(self.directory / "icinga2")
+        return f'command_file = "{self.directory}/nagios/rw/nagios.cmd"'
+
     def objects(self) -> str:
-        """What Nagios reads: the site's own objects and what ``failoverctl nagios-config`` prints."""
+        """What the core reads: the site's own objects and what ``failoverctl`` prints for it."""
+        if self._kind == "icinga2":
+            return self._change(icinga.site_objects(HOST, ONCALL) + self.ctl("icinga2-config"))
         return self._change(BASE_OBJECTS + SITE_OBJECTS + self.ctl("nagios-config"))
 
     def plugins(self) -> Path:
@@ -344,6 +352,18 @@ class Site:
 
     def poll(self, condition: Callable[[], Any], deadline: float, what: str) -> Any:
         return poll(condition, deadline, what, every=0.05)
+
+
+def _nagios(site: Site, prefix: list[str]) -> Nagios:
+    plugins = site.plugins()
+    return Nagios(site.directory / "nagios", site.objects(), prefix, plugins=plugins, user=site.core_user, freshness=5)
+
+
+def _icinga2(site: Site, prefix: list[str]) -> Icinga:
+    return Icinga(site.directory / "icinga2", site.objects(), prefix, plugins=site.plugins(), user=site.core_user)
+
+
+CORES: dict[str, Callable[[Site, list[str]], Nagios | Icinga]] = {"nagios": _nagios, "icinga2": _icinga2}
 
 
 def environment() -> dict[str, str]:

@@ -53,6 +53,26 @@ BROKEN = [
     ('type = "tcp"', 'type = "dns"', "$.service[1].check: 'name' is a required property"),
     ('type = "tcp"', 'type = "tcp"\nname = "x"', "$.service[1].check: unknown key 'name'"),
     (
+        'transport = "command_file"',
+        'transport = "icinga2"',
+        "$.monitoring: 'url' is a required property",
+    ),
+    (
+        'transport = "command_file"',
+        'transport = "icinga2"\nurl = "https://i:5665"\nca_file = "/ca"',
+        "$.monitoring: 'username' is a required property",
+    ),
+    (
+        'transport = "command_file"',
+        'transport = "icinga2"\nurl = "http://i:5665"\nca_file = "/ca"\nusername = "u"\npassword_file = "/p"',
+        "$.monitoring.url: 'http://i:5665' does not match",
+    ),
+    (
+        'transport = "command_file"',
+        'certificate = "/c"',
+        "$.monitoring: 'key_file' is a dependency of 'certificate'",
+    ),
+    (
         "hold_down = 60",
         "hold_down = -1",
         "$.service[0].policy.hold_down: -1 is less than the minimum of 0 (minimum time between two flips",
