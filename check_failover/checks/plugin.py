@@ -171,8 +171,12 @@ def present(outcome: Outcome) -> NoReturn:
 
 def run(check: Callable[[Sequence[str]], Outcome], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a check to its exit code. ``check`` raises CheckError, TimeoutExpired, or returns an Outcome."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        outcome = check(sys.argv[1:] if argv is None else argv)
+        for word in words:
+            if not _is_text(word):
+                raise CheckError(f"{word!r} is no text in the locale's encoding or UTF-8, see --help")
+        outcome = check(words)
     except CheckError as error:
         outcome = Outcome(State.UNKNOWN, str(error))
     except TimeoutExpired as error:
@@ -180,6 +184,11 @@ def run(check: Callable[[Sequence[str]], Outcome], argv: Sequence[str] | None = 
     except Exception as error:  # our own fault: never a traceback where a core reads, never an exit code that moves
         outcome = Outcome(State.UNKNOWN, f"internal error: {type(error).__name__}: {error}")
     present(outcome)
+
+
+def _is_text(word: str) -> bool:
+    """Whether an argument came in whole: Python keeps bytes that it cannot decode as lone surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in word)
 
 
 def deadline(timeout: float, what: str) -> None:

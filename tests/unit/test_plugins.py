@@ -1,7 +1,8 @@
-"""Every shipped plugin, run the way Nagios runs it, keeps the Monitoring Plugins guidelines."""
+"""The frame of the plugins, and those that ask the daemons. What holds for every one: test_conventions.py."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -14,13 +15,10 @@ from check_failover.checks import plugin
 from check_failover.checks.plugin import Outcome, Perf, number, render
 from check_failover.control import Message, Peer, Server
 from check_failover.model import State
+from tests.lab.guidelines import first_line, perfdata
 from tests.lab.netns import python_argv
 
 ROOT = Path(__file__).resolve().parents[2]
-PLUGINS = sorted(
-    path.stem for path in (ROOT / "check_failover" / "checks").glob("*.py") if "\ndef main()" in path.read_text()
-)
-PERF = re.compile(r"('[^'=]+'|[^\s'=]+)=(U|-?\d+(\.\d+)?(s|%|B|c)?)(;[^; ]*){0,4}( |$)")
 
 
 def run(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -41,49 +39,7 @@ def proper(done: subprocess.CompletedProcess[str], state: State) -> str:
     """The output keeps the rules and says ``state``; returns the first line."""
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == state, done.stdout + done.stderr
-    first = done.stdout.splitlines()[0]
-    text, _, perf = first.partition(" | ")
-    assert text.startswith(f"{state.name}: ")
-    assert len(text) <= 80
-    assert "|" not in text
-    assert not perf or re.fullmatch(f"({PERF.pattern})+", perf), perf
-    return first
-
-
-def test_there_are_plugins() -> None:
-    """The list below is made from the files; an empty one would test nothing."""
-    assert {"ldap", "tcp", "traffic", "redirect"} <= set(PLUGINS)
-
-
-@pytest.mark.parametrize("name", PLUGINS)
-@pytest.mark.parametrize("option", ["-h", "--help", "-V", "--version"])
-def test_help_and_version_exit_3(name: str, option: str) -> None:
-    """A core that runs it by mistake must not take help for OK."""
-    done = run(name, option)
-    assert done.returncode == 3
-    assert f"check_failover_{name}" in done.stdout
-    if option in ("-h", "--help"):
-        for wanted in ("--timeout", "--verbose", "--warning", "--critical", "--version"):
-            assert wanted in done.stdout
-
-
-@pytest.mark.parametrize("name", PLUGINS)
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--nonsense"],
-        ["positional"],
-        ["-t", "never"],
-        ["-t", "-1"],
-        ["-w", "a:b"],
-        ["--service", "no", "--config", "/nowhere"],
-        [],
-    ],
-    ids=" ".join,
-)
-def test_our_own_fault_is_unknown(name: str, argv: list[str]) -> None:
-    """Wrong options and a missing config end as UNKNOWN, which never moves traffic."""
-    proper(run(name, *argv), State.UNKNOWN)
+    return first_line(done.stdout, state)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +63,36 @@ def test_output_is_kept_in_order() -> None:
     assert text.endswith("...")
     assert perf == "'gap p99'=0.5s;1;;0 u=U"
     assert lines[1] == "CRITICAL: " + "x" * 90 + " / a=1 b"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a=", "a=1;x", "a=1e5", "a=1ms", "a=1.", "a b=1", "a=1,b=2", "a=1;;;~", "a'b=1", "=1", "a=1 a=2", "a=1;1:2:3",
+     "the_same_19_characters_1=1 the_same_19_characters_2=1"],
+)  # fmt: skip
+def test_what_is_no_perfdata(text: str) -> None:
+    """The reader that judges the plugins is strict."""
+    with pytest.raises(AssertionError):
+        perfdata(text)
+
+
+def test_what_is_perfdata() -> None:
+    """All that the guidelines allow and we use."""
+    labels = perfdata("time=0.5s;@1:2;~:3;0;10 'two words'=-1 'it''s'=U;;5: share=5%;;;0 n=7c")
+    assert list(labels) == ["time", "two words", "it's", "share", "n"]
+
+
+@pytest.mark.parametrize("text", ["5:1", "5:1:2", "1e5", "", "@", ":", "nan", "-5", "1,5", " 1", "1.", "~", "inf:"])
+def test_what_is_no_range(text: str) -> None:
+    """A range that the guidelines do not know is a wrong option, and none that a core cannot read is in perfdata."""
+    with pytest.raises(argparse.ArgumentTypeError):
+        plugin.threshold(text)
+
+
+@pytest.mark.parametrize("text", ["10", "10:", "~:10", "10:20", "@10:20", "-5:-1", "0.5", "@~:-1"])
+def test_what_is_a_range(text: str) -> None:
+    """As the guidelines have them, 2.5."""
+    assert plugin.threshold(text) == text
 
 
 @pytest.mark.parametrize(
