@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="of each fault; default: %(default)s")
     arguments = parser.parse_args()
     os.umask(0o022)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # takes its namespaces along
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="check_failover-bench-") as name:
         top = Path(name)
