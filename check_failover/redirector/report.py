@@ -40,10 +40,9 @@ class Report:
         if entry["reason"] == Reason.ALREADY:
             return
         if entry["flipped"]:
-            where = f"{entry['to']}{_data_age(service, entry)}"
-            self.state(service, status, f"{entry['verb']} done, now on the {where}: {entry['text']}")
+            self.state(service, status, outcome(service, entry))
             return
-        text = f"{entry['verb']} refused, {entry['reason']}: {entry['text']}"
+        text = outcome(service, entry)
         if entry["verb"] in ("fail-over", "drain"):
             state = State.CRITICAL if entry["verb"] == "fail-over" else State.WARNING
             self._send(service, "redirect", state, text, status)
@@ -84,8 +83,16 @@ def _glance(status: Mapping[str, Any]) -> tuple[object, ...]:
     return redirect_state(status)[0], status["pending"], status["target"], missing, status["drain"] is None
 
 
+def outcome(service: Service, entry: Mapping[str, Any]) -> str:
+    """One line for an attempt; the data's age stands early, where a text cut to one message still has it."""
+    age = _data_age(service, entry)
+    if entry["flipped"]:
+        return f"{entry['verb']} done, now on the {entry['to']}{age}: {entry['text']}"
+    return f"{entry['verb']} refused, {entry['reason']}{age}: {entry['text']}"
+
+
 def _data_age(service: Service, entry: Mapping[str, Any]) -> str:
-    """How old the data is that clients read from now on; whoever is paged must know it. Empty without a sync."""
+    """How old the data is that clients read, or would; whoever is paged must know it. Empty without a sync."""
     if service.sync is None or entry["to"] != Target.STANDBY:
         return ""
     age = (entry.get("facts") or {}).get("sync_age")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from check_failover.config import load
 from check_failover.handlers.sms import OPTIONS, notification
-from check_failover.redirector.report import fail_back_state
+from check_failover.redirector.report import fail_back_state, outcome
 from check_failover.sms.text import parts
+from tests.unit.test_sync_config import with_sync
 
 
 def told(state: str, output: str) -> str:
@@ -25,3 +31,15 @@ def test_fail_back_is_done() -> None:
     """OK, on the primary."""
     state, line = fail_back_state({"target": "primary"})
     assert "fail-back OK on ldap.example.org: on the primary" in told(state.name, line)
+
+
+@pytest.mark.parametrize(("flipped", "age"), [(True, 7.0), (False, 7.0), (True, None), (False, None)])
+def test_the_datas_age_after_a_fail_over_and_after_a_refusal(tmp_path: Path, flipped: bool, age: float | None) -> None:
+    """Where it is known, and that it never was in step; within one message however long the reason is."""
+    synced, plain = load(with_sync(tmp_path, 'from = "/srv/www/"')).services[:2]
+    entry = {"verb": "fail-over", "reason": "sync-stale", "flipped": flipped, "to": "standby", "text": "x" * 300}
+    entry |= {"facts": {"sync_age": age}}
+    text = told("CRITICAL", outcome(synced, entry))
+    assert ("(data never in step): x" if age is None else "(data 7 s old): x") in text
+    assert parts(text) == 1
+    assert "data" not in outcome(plain, entry)
