@@ -1,4 +1,5 @@
-"""The language of the daemons' Unix sockets: one JSON object per line each way, fixed verbs, SO_PEERCRED.
+"""The language of the daemons' Unix sockets: one JSON object per line each way, fixed verbs, and the kernel says
+who speaks (SO_PEERCRED and its like).
 
 A request is ``{"verb": "fail-over", "service": "ldap", ...}``; a reply is ``{"ok": true, ...}`` or
 ``{"ok": false, "error": "one line"}``. A connection carries one request, except ``subscribe``: there the server goes
@@ -37,6 +38,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import threading
 
 TYPE_CHECKING = False  # as typing.TYPE_CHECKING; typing and pathlib cost the event handler 14 ms at each start
@@ -76,6 +78,7 @@ SNIFFER_VERBS = frozenset({"status", "probe", "drill"})
 MAX_LINE = 65536  # bytes of one request or reply line; history is cut to fit
 SERVER_DEADLINE = 5.0  # seconds a client may take to send its request line
 MAX_CLIENTS = 128
+_SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEEREID = 0, 1, 3  # FreeBSD and NetBSD, <sys/un.h>
 _PEERGROUPS = 59  # SO_PEERGROUPS, Linux 4.13 (socket(7) does not name it; asm-generic/socket.h)
 
 
@@ -84,7 +87,7 @@ class ControlError(Exception):
 
 
 class Peer:
-    """Who is at the other end, as the kernel says (unix(7), SO_PEERCRED): process, user and all its groups."""
+    """Who is at the other end, as the kernel says: process, user and all its groups."""
 
     __slots__ = ("gids", "pid", "uid")
 
@@ -346,7 +349,15 @@ def _listen(path: Path) -> socket.socket:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """Credentials of the process that connected, supplementary groups included."""
+    """Credentials of the process that connected, supplementary groups included. Raises ControlError where unknown."""
+    try:
+        return _PEER_OF[sys.platform.rstrip("0123456789")](sock)
+    except KeyError:
+        raise ControlError(f"{sys.platform} does not tell who is at the other end of a socket") from None
+
+
+def _peer_linux(sock: socket.socket) -> Peer:
+    """SO_PEERCRED, SO_PEERGROUPS (unix(7))."""
     pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _PEERGROUPS, 4 * 1024)
@@ -354,6 +365,28 @@ def peer_of(sock: socket.socket) -> Peer:
     except OSError:
         groups = frozenset()
     return Peer(pid, uid, groups | {gid})
+
+
+def _peer_freebsd(sock: socket.socket) -> Peer:
+    """LOCAL_PEERCRED (FreeBSD unix(4)): struct xucred, whose last member is a pid since FreeBSD 13."""
+    raw = sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, struct.calcsize("IIh16IP"))
+    _version, uid, count, *groups, pid = struct.unpack("IIh16IP", raw.ljust(struct.calcsize("IIh16IP"), b"\0"))
+    return Peer(pid & 0xFFFFFFFF, uid, frozenset(groups[:count]))
+
+
+def _peer_netbsd(sock: socket.socket) -> Peer:
+    """LOCAL_PEEREID (NetBSD unix(4)): struct unpcbid; supplementary groups are not told, so they are looked up."""
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(_SOL_LOCAL, _LOCAL_PEEREID, 12))
+    try:
+        import pwd
+
+        groups = frozenset(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
+    except KeyError:
+        groups = frozenset()
+    return Peer(pid, uid, groups | {gid})
+
+
+_PEER_OF = {"linux": _peer_linux, "freebsd": _peer_freebsd, "netbsd": _peer_netbsd}
 
 
 def self_peer() -> Peer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,3 +182,42 @@ def test_close_ends_the_thread_that_accepts(tmp_path: Path) -> None:
     assert control.ask(made.path, {"verb": "status"})["ok"]
     made.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "control closing.sock"]
+
+
+class Recorded:
+    """A socket whose kernel answers one getsockopt as FreeBSD's or NetBSD's does."""
+
+    def __init__(self, level: int, option: int, answer: bytes) -> None:
+        self.asked, self.answer = (level, option), answer
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        assert (level, option) == self.asked
+        assert size >= len(self.answer)
+        return self.answer
+
+
+# struct xucred (<sys/ucred.h>), 64 bits: version, uid, number of groups, 16 groups, pid in a pointer's place.
+XUCRED = struct.pack("=IIhxx16I4xQ", 0, 1001, 3, 1001, 5, 80, *[0] * 13, 4321)
+UNPCBID = struct.pack("=iii", 4321, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("platform", "sock", "uid", "groups"),
+    [
+        ("freebsd14", Recorded(0, 1, XUCRED), 1001, {1001, 5, 80}),
+        ("netbsd10", Recorded(0, 3, UNPCBID), 0, set(os.getgrouplist("root", 0))),
+    ],
+)
+def test_who_speaks_on_a_bsd(
+    monkeypatch: pytest.MonkeyPatch, platform: str, sock: Recorded, uid: int, groups: set[int]
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    peer = control.peer_of(sock)  # type: ignore[arg-type]
+    assert (peer.pid, peer.uid, peer.gids) == (4321, uid, groups)
+
+
+def test_who_speaks_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel's way is not known, nobody may do anything."""
+    monkeypatch.setattr("sys.platform", "sunos5")
+    with pytest.raises(ControlError, match="sunos5 does not tell"):
+        control.peer_of(Recorded(0, 0, b""))  # type: ignore[arg-type]
