@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ from dataclasses import dataclass
 from check_failover.config import Config
 from check_failover.model import Service
 from check_failover.sniffer import bpf
-from check_failover.sniffer.capture import CaptureError, Tap, down
+from check_failover.sniffer.capture import CaptureError
 from check_failover.sniffer.packet import Packet, parse
 from check_failover.sniffer.sampling import Sampling
 from check_failover.sniffer.sentry import Sentry
+
+if sys.platform == "linux":
+    from check_failover.sniffer.capture import Tap, down
+else:
+    from check_failover.sniffer.capture_bsd import Tap, down
 
 LOOK = 128  # frames between two looks at the budget
 ENOUGH = 50  # requests forwarded without one captured
@@ -57,25 +63,26 @@ class Eyes:
         self._selector = selector
         now = time.monotonic()
         self._sampling = {service.name: Sampling(now) for service in config.services}
-        self._faults = _Eye(None, None, Sampling(now))
         self._eyes = [
             _Eye(interface, service, self._sampling[service.name])
             for interface in config.controller.client_interfaces
             for service in config.services
         ]
+        # Without packet(7) there is no tap for all interfaces, and nothing is withheld that it would have to see.
+        self._all = [_Eye(None, None, Sampling(now)), *self._eyes] if sys.platform == "linux" else self._eyes
         self._read = 0.0
         self._narrowed: set[str] = set()
 
     def open(self) -> None:
         """Open every tap that can be opened. Raises CaptureError when there is no permission at all."""
-        for eye in (self._faults, *self._eyes):
+        for eye in self._all:
             self._try_open(eye)
 
     def read(self, sentries: Mapping[str, Sentry]) -> Iterator[tuple[Sentry, Packet, bytes]]:
         """What was captured until now at any tap, in order of time, each with the sentry it concerns."""
         now, wall = time.monotonic(), time.time()
         found: list[Row] = []
-        for eye in (self._faults, *self._eyes):
+        for eye in self._all:
             if eye.tap is not None:
                 found += self._packets(eye, eye.tap, now, wall)
         self._read = now
@@ -108,7 +115,7 @@ class Eyes:
         return found
 
     def _refilter(self, changed: _Eye) -> None:
-        for eye in (self._faults, *self._eyes):
+        for eye in self._all:
             if eye.sampling is changed.sampling and eye.tap is not None:
                 eye.tap.refilter(eye.program())
         if changed.service is not None:
@@ -142,7 +149,7 @@ class Eyes:
         return self._sampling[service].share
 
     def close(self) -> None:
-        for eye in (self._faults, *self._eyes):
+        for eye in self._all:
             self._close(eye)
 
     def _try_open(self, eye: _Eye) -> str | None:

@@ -52,6 +52,8 @@ class Rescue:
 
     def replay(self, sentry: Sentry, now: float) -> None:
         """After a flip: first packets without an answer go to wherever the target is now."""
+        if not self._nftables:
+            return
         sent = 0
         for frame, packet in sentry.watch.unanswered(now):
             try:

@@ -1,0 +1,111 @@
+"""Frames from the kernel on FreeBSD: ``/dev/bpf``, opened by scapy, with our own filter program.
+
+The same ``Tap`` and ``down`` as ``capture`` has on Linux; classic BPF programs are the same bytes on both. There is no
+tap for all interfaces: refusals are not withheld by ipfilter, so they pass the client interface. What was read is taken
+apart here: scapy's own reading calls itself for each frame of a buffer, which ends at the thousandth.
+
+Source: FreeBSD bpf(4), netintro(4) and <net/bpf.h>. Not yet run on a real kernel; the suite feeds it such buffers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+
+from check_failover.sniffer.capture import CaptureError
+
+_FREEBSD = struct.Struct("=qQIIH")  # bpf_xhdr with BPF_T_NANOTIME: seconds, nanoseconds, caplen, datalen, hdrlen
+_ALIGN = 8  # BPF_ALIGNMENT: sizeof(long)
+_BUFFER = 1 << 20  # bytes; scapy's BPF_BUFFER_LENGTH, and bpf(4) wants exactly the buffer's length to be read
+_SIOCGIFFLAGS = 0xC0206911
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
+
+
+class Tap:
+    """One bpf descriptor on ``interface``. Raises CaptureError."""
+
+    def __init__(self, interface: str | None, program: bytes) -> None:
+        if interface is None:
+            raise CaptureError("bpf(4) captures on one interface, not on all")
+        from scapy.arch.bpf.supersocket import L2bpfSocket
+        from scapy.error import Scapy_Exception
+
+        try:
+            self._socket = L2bpfSocket(iface=interface, nofilter=1, promisc=False)
+            self._socket.set_nonblock()
+            self.index = socket.if_nametoindex(interface)
+            self.refilter(program)
+        except (OSError, Scapy_Exception) as error:
+            why = "no permission for /dev/bpf" if _denied() else str(error)
+            raise CaptureError(f"{interface}: {why}") from None
+        self._kept: deque[tuple[float, bytes]] = deque()
+        self._dropped = 0
+
+    def fileno(self) -> int:
+        return int(self._socket.fileno())
+
+    def frames(self, until: float) -> Iterator[tuple[float, bytes]]:
+        """What was captured before ``until`` (seconds since 1970), oldest first; what is later stays."""
+        with contextlib.suppress(OSError):  # nothing there (EAGAIN), or the interface went (ENXIO): ``down`` tells
+            self._kept.extend(split(os.read(self.fileno(), _BUFFER)))
+        while self._kept and self._kept[0][0] < until:
+            yield self._kept.popleft()
+
+    def failed(self) -> bool:
+        """bpf(4) reports no trouble of its own; ``down`` is asked twice a second."""
+        return False
+
+    def refilter(self, program: bytes) -> None:
+        """Replace the filter, e.g. to sample."""
+        from ctypes import POINTER, cast, create_string_buffer
+
+        from scapy.arch.bpf.consts import BIOCSETF
+        from scapy.libs.structures import bpf_insn, bpf_program
+
+        code = create_string_buffer(program)
+        fcntl.ioctl(self.fileno(), BIOCSETF, bpf_program(len(program) // 8, cast(code, POINTER(bpf_insn))))
+
+    def drops(self) -> int:
+        """Frames that found the buffer full, since the last call (bpf(4), BIOCGSTATS)."""
+        _, dropped = self._socket.get_stats()
+        before, self._dropped = self._dropped, dropped or self._dropped
+        return int(self._dropped - before)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def split(buffer: bytes) -> Iterator[tuple[float, bytes]]:
+    """The frames of one read, each with its time; a header that does not fit ends it."""
+    at = 0
+    while at + _FREEBSD.size <= len(buffer):
+        seconds, nanoseconds, captured, _, header = _FREEBSD.unpack_from(buffer, at)
+        start, end = at + header, at + header + captured
+        if header < _FREEBSD.size or end > len(buffer):
+            return
+        yield seconds + nanoseconds * 1e-9, buffer[start:end]
+        at += (header + captured + _ALIGN - 1) & -_ALIGN
+
+
+def down(interface: str, index: int = 0) -> str | None:
+    """Why an interface sees nothing now; see ``capture.down``."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sH14x", os.fsencode(interface)[:15], 0)
+        try:
+            flags = struct.unpack_from("H", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)[0]
+            if index not in (0, socket.if_nametoindex(interface)):
+                return f"{interface} is gone"
+        except OSError:
+            return f"{interface} is gone"
+    if not flags & _IFF_UP:
+        return f"{interface} is down"
+    return None if flags & _IFF_RUNNING else f"{interface} has no carrier"
+
+
+def _denied() -> bool:
+    return not os.access("/dev/bpf", os.R_OK)
