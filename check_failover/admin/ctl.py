@@ -1,7 +1,7 @@
 """failoverctl: look at the fail-over controller and steer it by hand.
 
 What it does goes through the daemons' sockets; it has no privilege of its own. Exit code: 0 done, 1 refused or not
-possible (one line on stderr says why), 2 wrong command line.
+possible (one line on stderr says why), 2 wrong command line. ``doctor`` has its own, see there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from check_failover import __version__, control
 from check_failover.admin import show
+from check_failover.admin.doctor import NAGIOS_CFG, doctor
 from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import ObjectsError, nagios
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
@@ -98,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--wait", type=float, metavar="SECONDS", help="no root: a real client there asks by itself")
     made.add_argument("--limit", type=float, default=60.0, metavar="SECONDS", help="its way to the standby ends then")
     made.add_argument("--sms", action="append", default=[], metavar="NUMBER", help="really send a text there")
+    made = command("doctor", _doctor, "find what is missing; exit code 0: nothing, 1: warnings, 2: it would not work")
+    made.add_argument("--nagios-cfg", type=Path, default=NAGIOS_CFG, metavar="PATH", help="default: %(default)s")
     command("check-config", _check_config, "read the config and say what it means")
     for name, act, text in (
         ("nagios-config", _nagios_config, "print the Nagios objects for this config"),
@@ -204,6 +207,12 @@ def _drill(config: Config, arguments: argparse.Namespace) -> None:
     if failed is not None:
         raise FailedError(f"{service.name}: drill failed at the step: {failed}")
     print(f"{service.name}: drill passed")
+
+
+def _doctor(config: Config, arguments: argparse.Namespace) -> None:
+    code = doctor(config, arguments.nagios_cfg)
+    sys.stdout.flush()
+    sys.exit(code)
 
 
 def _check_config(config: Config, _arguments: argparse.Namespace) -> None:

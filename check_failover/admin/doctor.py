@@ -1,0 +1,48 @@
+"""``failoverctl doctor``: what is missing on this controller, one line for each finding: what, where, what to do.
+
+It changes nothing. Exit code: 0 all well, 1 warnings or something that this user could not look at, 2 something is
+missing without which a fail-over would not work. A new look is a function and one line in ``LOOKS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from check_failover.admin import looks_core, looks_system
+from check_failover.admin.finding import SEVERITY, Finding, Scene, scene
+from check_failover.config import Config
+
+NAGIOS_CFG = Path("/etc/nagios4/nagios.cfg")
+
+LOOKS: dict[str, Callable[[Scene], Iterable[Finding]]] = {
+    "daemons": looks_core.daemons,
+    "redirect": looks_system.redirect,
+    "servers": looks_core.servers,
+    "network": looks_system.network,
+    "files": looks_system.files,
+    "command file": looks_core.command_file,
+    "nagios": looks_core.nagios,
+    "orders": looks_core.orders,
+    "sms": looks_core.sms,
+}
+
+
+def doctor(config: Config, nagios_cfg: Path) -> int:
+    """Look at everything and print it; returns the exit code."""
+    seen = scene(config, nagios_cfg)
+    worst = 0
+    for name, look in LOOKS.items():
+        for finding in _findings(name, look, seen):
+            print(finding)
+            worst = max(worst, SEVERITY[finding.level])
+    return worst
+
+
+def _findings(name: str, look: Callable[[Scene], Iterable[Finding]], seen: Scene) -> list[Finding]:
+    """One look that fails must not keep the others from looking."""
+    try:
+        return list(look(seen))
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return [Finding("unknown", name, f"the look failed: {said}", "report this as a fault of check_failover")]

@@ -1,0 +1,162 @@
+"""What the doctor says, one line each, and the questions that several looks ask.
+
+Rights are read from the mode bits on the way to a path (path_resolution(7)), because access(2) answers for the caller
+only and the doctor asks for other users. Access control lists are not looked at.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from check_failover import control
+from check_failover.config import Config
+from check_failover.control import ControlError
+
+READ, WRITE, EXECUTE = 4, 2, 1
+COMMAND_LIMIT = 10.0  # seconds for one external program
+SEVERITY = {"ok": 0, "warning": 1, "unknown": 1, "missing": 2}  # also the exit code
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``level``: a key of SEVERITY; ``warning``: not as it should be; ``missing``: a fail-over would not work.
+
+    ``unknown``: this user could not look. ``do`` is empty where there is nothing to do.
+    """
+
+    level: str
+    about: str
+    found: str
+    do: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:<8} {self.about}: {self.found}" + (f": {self.do}" if self.do else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """A user with all its groups."""
+
+    name: str
+    uid: int
+    gids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """One of ours as its socket shows it: ``status`` of its services, or why there is none; the user it runs as."""
+
+    status: Mapping[str, Any] | None
+    away: str
+    user: Who | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What the looks need; the daemons were asked once for all of them."""
+
+    config: Config
+    nagios_cfg: Path
+    redirector: Daemon
+    sniffer: Daemon
+
+
+def scene(config: Config, nagios_cfg: Path) -> Scene:
+    controller = config.controller
+    redirector = _daemon(controller.redirector_socket, "failover-redirector")
+    return Scene(config, nagios_cfg, redirector, _daemon(controller.sniffer_socket, controller.sniffer_user))
+
+
+def _daemon(path: Path, usual_user: str) -> Daemon:
+    try:
+        status = control.ask(path, {"verb": "status"}, timeout=5.0).get("services") or {}
+    except ControlError as error:
+        return Daemon(None, str(error), who(usual_user))
+    if not hasattr(socket, "SO_PEERCRED"):
+        return Daemon(status, "", who(usual_user))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(str(path))
+            peer = control.peer_of(sock)  # of who listens, with the groups that its unit gave it
+        except OSError:
+            return Daemon(status, "", who(usual_user))
+    return Daemon(status, "", Who(_user_name(peer.uid), peer.uid, peer.gids))
+
+
+def order(verb: str, daemon: str) -> str:
+    """How this system starts or restarts one of our daemons."""
+    if sys.platform == "linux":
+        return f"systemctl {verb} {daemon}"
+    return f"service {daemon.replace('-', '_')} {verb}"
+
+
+def who(name: str) -> Who | None:
+    """A user as the databases know it; None: there is none of that name."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return Who(name, entry.pw_uid, frozenset(os.getgrouplist(name, entry.pw_gid)))
+
+
+def may(about: str, user: Who | None, path: Path, wanted: int, do: str) -> Iterator[Finding]:
+    """A finding where ``user`` may not do what is ``wanted`` (READ, WRITE, EXECUTE added up) with ``path``."""
+    if user is None:
+        yield Finding("unknown", about, f"whether its user may use {path}", "start the daemon, or make its user first")
+        return
+    try:
+        real = path.resolve(strict=True)
+        for place in (*reversed(path.absolute().parents), *reversed(real.parents), real):  # also the way to a link
+            mode = place.stat()
+            if not _allows(user, mode, wanted if place == real else EXECUTE):
+                yield Finding("missing", about, f"{user.name} may not use {path}: {place} is {describe(mode)}", do)
+                return
+    except PermissionError as error:
+        yield Finding("unknown", about, f"{error.filename or path}: {error.strerror}", "run it as root")
+    except OSError as error:
+        yield Finding("missing", about, f"{path}: {error.strerror}", do)
+
+
+def describe(mode: os.stat_result) -> str:
+    """``0640 root:check_failover``."""
+    try:
+        group = grp.getgrgid(mode.st_gid).gr_name
+    except KeyError:
+        group = str(mode.st_gid)
+    return f"{stat.S_IMODE(mode.st_mode):04o} {_user_name(mode.st_uid)}:{group}"
+
+
+def output(*argv: str) -> str | None:
+    """What a program prints when it succeeds; None when it fails or is not there."""
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=COMMAND_LIMIT, check=False,
+            stdin=subprocess.DEVNULL, env={"LC_ALL": "C", "PATH": "/sbin:/usr/sbin:/bin:/usr/bin"},
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _allows(user: Who, mode: os.stat_result, wanted: int) -> bool:
+    if user.uid == 0:  # root enters and writes anything, but runs only what somebody may run
+        return not wanted & EXECUTE or stat.S_ISDIR(mode.st_mode) or bool(mode.st_mode & 0o111)
+    shift = 6 if mode.st_uid == user.uid else 3 if mode.st_gid in user.gids else 0
+    return (mode.st_mode >> shift) & wanted == wanted

@@ -1,0 +1,239 @@
+"""The doctor's looks at our daemons, at Nagios and at the people's side: who talks to whom, and may it."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import shlex
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from check_failover import control
+from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, describe, may, order, who
+from check_failover.config import Config
+from check_failover.control import ControlError
+from check_failover.model import Service
+from check_failover.sms import GATEWAYS, GatewayError
+
+SETTINGS = (
+    "check_external_commands",
+    "accept_passive_service_checks",
+    "enable_event_handlers",
+    "check_service_freshness",
+)
+SUFFIXES = ("traffic", "primary", "standby", "redirect", "fail-back", "drill")
+HANDLERS = {
+    "primary": "check_failover_event",
+    "fail-back": "check_failover_event_fail_back",
+    "drill": "check_failover_event_drill",
+}
+
+
+def daemons(scene: Scene) -> Iterator[Finding]:
+    controller = scene.config.controller
+    for name, daemon, path in (
+        ("failover-redirector", scene.redirector, controller.redirector_socket),
+        ("failover-sniffer", scene.sniffer, controller.sniffer_socket),
+    ):
+        if daemon.status is None:
+            found = f"does not answer: {daemon.away}"
+            if _closed(path.parent, os.X_OK) or _closed(path, os.W_OK):
+                yield Finding("unknown", name, found, "run it as root, or as a member of the socket's group")
+            else:
+                yield Finding("missing", name, found, order("start", name))
+            continue
+        runs = f"runs as {daemon.user.name}" if daemon.user else "runs"
+        yield Finding("ok", name, f"answers, {runs}, its socket is {describe(path.stat())}")
+    if scene.redirector.status is not None:
+        do = f"usermod -aG check_failover {controller.core_user}, and restart the core"
+        yield from may("event handler", who(controller.core_user), controller.redirector_socket, WRITE, do)
+    try:
+        people = grp.getgrnam(controller.operators).gr_mem
+        more = ", ".join(people) or f"nobody else (usermod -aG {controller.operators} YOU)"
+        yield Finding("ok", "operators", f"may fail back: root and {more}")
+    except KeyError:
+        do = f"groupadd --system {controller.operators}"
+        yield Finding("warning", "operators", f"no group {controller.operators}: only root may fail back", do)
+
+
+def _closed(path: Path, mode: int) -> bool:
+    return os.access(path, os.F_OK) and not os.access(path, mode)
+
+
+def servers(scene: Scene) -> Iterator[Finding]:
+    """What the sniffer knows of the standby, and whether it sees anything."""
+    if scene.sniffer.status is None:
+        yield Finding("unknown", "standby", "failover-sniffer is away", "start it first")
+        return
+    for service in scene.config.services:
+        status = scene.sniffer.status.get(service.name)
+        about = f"{service.name} standby"
+        if status is None:
+            yield Finding("missing", service.name, "unknown to failover-sniffer", order("restart", "failover-sniffer"))
+            continue
+        if status["blind"]:
+            do = "is client_interface right, and is it up?"
+            yield Finding("missing", f"{service.name} sniffer", f"blind: {status['blind']}", do)
+        health = status["standby"]
+        if health["ok"] is None:
+            yield Finding("warning", about, "not probed yet", "wait a minute and look again")
+        elif health["ok"]:
+            yield Finding("ok", about, f"passed its last probe: {health['text']}")
+        else:
+            yield Finding("missing", about, f"fails its probe: {health['text']}", f"mend {service.standby}")
+
+
+def command_file(scene: Scene) -> Iterator[Finding]:
+    """Whether results reach the core, where it is on this machine."""
+    if scene.config.monitoring["transport"] != "command_file":
+        return
+    path = Path(scene.config.monitoring["command_file"])
+    do = "start Nagios, see [monitoring] command_file"
+    try:
+        mode = path.stat()
+        if not stat.S_ISFIFO(mode.st_mode):
+            yield Finding("missing", "command file", f"{path} is no FIFO", f"remove it and {do}")
+            return
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        yield Finding("ok", "command file", f"{path} is a FIFO and read by the core")
+    except PermissionError as error:
+        yield Finding("unknown", "command file", f"{path}: {error.strerror}", "run it as root")
+    except OSError as error:
+        why = "nobody reads it" if error.errno == errno.ENXIO else error.strerror
+        yield Finding("missing", "command file", f"{path}: {why}", do)
+        return
+    for daemon in (scene.redirector, scene.sniffer):
+        if daemon.status is not None:
+            yield from may("command file", daemon.user, path, WRITE, "SupplementaryGroups= of the daemon's unit")
+
+
+def nagios(scene: Scene) -> Iterator[Finding]:
+    """nagios.cfg and the objects, where the core is on this machine."""
+    path = scene.nagios_cfg
+    if scene.config.monitoring["transport"] != "command_file":
+        return
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        yield Finding("unknown", "nagios.cfg", f"{path}: {error.strerror}", "run it as root")
+        return
+    except OSError as error:
+        yield Finding("missing", "nagios.cfg", f"{path}: {error.strerror}", "say where it is: --nagios-cfg PATH")
+        return
+    from pynag.Parsers import config as parser
+
+    try:
+        parsed = parser(cfg_file=str(path))
+        parsed.parse()
+    except Exception as error:  # whatever pynag makes of a damaged file
+        said = " ".join(str(error).split()) or type(error).__name__
+        yield Finding("unknown", "nagios.cfg", f"{path}: pynag cannot read it: {said}", f"nagios4 -v {path}")
+        return
+    yield from _settings(scene.config, path, dict(parsed.maincfg_values))
+    for service in scene.config.services:
+        yield from _objects(service, parsed.data.get("all_service", []))
+    yield from _handler(scene.config, parsed.data.get("all_command", []), parsed.get_resources() or ())
+
+
+def _settings(config: Config, path: Path, values: Mapping[str, str]) -> Iterator[Finding]:
+    """A setting that is not there has the core's default, which is 1 for all of these."""
+    off = [name for name in SETTINGS if str(values.get(name, "1")).strip() == "0"]
+    for name in off:
+        yield Finding("missing", "nagios.cfg", f"{name}=0", f"set {name}=1 in {path} and restart Nagios")
+    if not off:
+        yield Finding("ok", "nagios.cfg", "takes passive results, runs event handlers, checks freshness")
+    ours, theirs = config.monitoring["command_file"], values.get("command_file")
+    if theirs is not None and Path(theirs) != Path(ours):
+        yield Finding("missing", "command file", f"{path} says {theirs}, not {ours}", "set [monitoring] command_file")
+
+
+def _objects(service: Service, objects: list[dict[str, Any]]) -> Iterator[Finding]:
+    lost = []
+    for suffix in (*SUFFIXES, *(["sync"] if service.sync else [])):
+        name = f"{service.name} {suffix}"
+        found = next((o for o in objects if o.get("service_description") == name and _carried(service, o)), None)
+        if found is None:
+            lost.append(name)
+        elif suffix in HANDLERS and (
+            not str(found.get("event_handler", "")).startswith(HANDLERS[suffix])
+            or str(found.get("event_handler_enabled", "1")) == "0"
+        ):
+            do = f"event_handler {HANDLERS[suffix]}!{service.name}, event_handler_enabled 1"
+            yield Finding("missing", name, "has no event handler of ours, or it is off", do)
+    if lost:
+        do = "failoverctl nagios-config > FILE, where nagios.cfg reads it (cfg_dir, cfg_file)"
+        yield Finding("missing", f"{service.name} in Nagios", f"not defined: {', '.join(lost)}", do)
+    else:
+        yield Finding("ok", f"{service.name} in Nagios", f"its services are defined for {service.host}")
+
+
+def _carried(service: Service, found: Mapping[str, Any]) -> bool:
+    hosts = [name.strip() for name in str(found.get("host_name", "")).split(",")]
+    return service.host in hosts or "hostgroup_name" in found
+
+
+def _handler(config: Config, commands: list[dict[str, Any]], resources: Iterable[tuple[str, str]]) -> Iterator[Finding]:
+    """Whether the core's user may run what the command of the event handler names."""
+    command = next((c for c in commands if str(c.get("command_name")).startswith(HANDLERS["primary"])), None)
+    if command is None:
+        yield Finding("missing", "event handler", f"no command {HANDLERS['primary']}", "failoverctl nagios-config")
+        return
+    line = str(command.get("command_line", ""))
+    for name, value in resources:
+        line = line.replace(str(name), str(value))
+    try:
+        program = shlex.split(line)[0]
+    except (ValueError, IndexError):
+        program = ""
+    if not program.startswith("/"):
+        yield Finding("unknown", "event handler", f"where {program or 'it'} is", "is resource_file there and readable?")
+        return
+    do = f"make install, and let {config.controller.core_user} run it"
+    bad = list(may("event handler", who(config.controller.core_user), Path(program), READ | EXECUTE, do))
+    yield from bad or [Finding("ok", "event handler", f"{config.controller.core_user} may run {program}")]
+
+
+def orders(scene: Scene) -> Iterator[Finding]:
+    """Whether the core ever ran the handler: an order that came from its user shows it, or a drill."""
+    core = who(scene.config.controller.core_user)
+    if scene.redirector.status is None or core is None:
+        return
+    try:
+        entries = control.ask(scene.config.controller.redirector_socket, {"verb": "history", "limit": 10000})["entries"]
+    except ControlError as error:
+        yield Finding("unknown", "orders", str(error), "see failover-redirector's log")
+        return
+    for service in scene.config.services:
+        about = f"{service.name} event handler"
+        ours = [entry for entry in entries if entry.get("service") == service.name and core.uid in _uids(entry)]
+        if ours:
+            yield Finding("ok", about, f"the core ran it, last: {ours[-1].get('line')}")
+        else:
+            yield Finding(
+                "warning", about, "the core has never run it, by the journal", f"failoverctl drill {service.name}"
+            )
+
+
+def _uids(entry: Mapping[str, Any]) -> list[object]:
+    """Who gave the order, or ran the handler in a drill."""
+    handler = (entry.get("parts") or {}).get("handler") or {}
+    return [(entry.get("peer") or {}).get("uid"), handler.get("uid")]
+
+
+def sms(scene: Scene) -> Iterator[Finding]:
+    """Whether each gateway would take a text."""
+    first = scene.config.sms
+    for about, options in (("SMS gateway", first), ("second SMS gateway", (first or {}).get("second"))):
+        if options is None:
+            continue
+        secret = options.get("password_file")
+        if secret is not None and not os.access(secret, os.R_OK):
+            yield Finding("unknown", about, f"{secret} cannot be read", "run it as root")
+            continue
+        try:
+            yield Finding("ok", about, GATEWAYS[options["gateway"]](options).answers())
+        except GatewayError as error:
+            yield Finding("warning", about, str(error), "texts wait in the spool until it answers")

@@ -1,0 +1,184 @@
+"""The doctor's looks at the system below: forwarding, routes, the redirect's rules, files. Linux, FreeBSD, NetBSD."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, Who, describe, may, order, output, who
+from check_failover.model import Target
+
+PROC = Path("/proc/sys/net")
+CONNTRACK_FULL = 0.8  # share of nf_conntrack_max above which it is only a matter of time
+IPNAT_RULES = {"freebsd": "/etc/ipnat.rules", "netbsd": "/etc/ipnat.conf"}  # what is loaded at boot
+
+
+def redirect(scene: Scene) -> Iterator[Finding]:
+    """The rules as the redirector reads them back from the kernel."""
+    path = "/sbin:/usr/sbin:/bin:/usr/bin:/usr/local/sbin"
+    if scene.config.controller.redirect == "nftables" and shutil.which("nft", path=path) is None:
+        yield Finding("warning", "nft", "not installed: nobody can look at the rules by hand", "install nftables")
+    if scene.redirector.status is None:
+        yield Finding("unknown", "redirect", "failover-redirector is away", "start it first")
+        return
+    for service in scene.config.services:
+        status, about = scene.redirector.status.get(service.name), f"{service.name} redirect"
+        if status is None:
+            do = order("restart", "failover-redirector")
+            yield Finding("missing", about, "unknown to failover-redirector", do)
+        elif status["problem"] or status["kernel"] != status["target"]:
+            found = status["problem"] or f"the kernel says {status['kernel'] or 'nothing'}, not {status['target']}"
+            yield Finding("missing", about, str(found), "see failover-redirector's log")
+        else:
+            yield Finding("ok", about, f"intended and in the kernel: {status['target']}")
+
+
+def network(scene: Scene) -> Iterator[Finding]:
+    """Forwarding, routes and what may drop packets on the way."""
+    if sys.platform == "linux":
+        yield from _forwarding_linux(scene)
+        yield from _routes(scene)
+        yield from _conntrack()
+    elif sys.platform.startswith(("freebsd", "netbsd")):
+        yield from _bsd(scene)
+    else:
+        yield Finding("unknown", "network", f"no look for {sys.platform}", "is this machine a router?")
+
+
+def _families(scene: Scene) -> list[int]:
+    return sorted({service.address.family for service in scene.config.services})
+
+
+def _forwarding_linux(scene: Scene) -> Iterator[Finding]:
+    for family in _families(scene):
+        key = "net.ipv6.conf.all.forwarding" if family == 6 else "net.ipv4.ip_forward"
+        value = _proc(key.removeprefix("net.").replace(".", "/"))
+        if value is None:
+            yield Finding("unknown", key, "cannot be read", "is this kernel built with it?")
+        elif value == 0:
+            do = f"sysctl -w {key}=1, and into /etc/sysctl.d/60-failover.conf"
+            yield Finding("missing", key, "0: clients' packets are not forwarded", do)
+        else:
+            yield Finding("ok", key, str(value))
+
+
+def _routes(scene: Scene) -> Iterator[Finding]:
+    """To both servers and the service address; then whether the interfaces on the way check where packets come from."""
+    interfaces = set(scene.config.controller.client_interfaces)
+    for service in scene.config.services:
+        for target in Target:
+            server, about = service.server(target).address, f"{service.name} {target}"
+            route = _route(server)
+            if route is None:
+                yield Finding("missing", about, f"no route to {server}", f"ip route get {server}")
+                continue
+            interfaces.add(str(route.get("dev")))
+            yield Finding("ok", about, f"{server} is reached by {route.get('dev')}")
+        address = service.address.address
+        if (_route(address) or {}).get("type") == "local":
+            yield Finding("ok", f"{service.name} address", f"{address} is this machine's own")
+        else:
+            found = f"{address} is on no interface here"
+            do = "add it, unless the router before sends its packets here"
+            yield Finding("warning", f"{service.name} address", found, do)
+    if 4 in _families(scene):
+        every = _proc("ipv4/conf/all/rp_filter") or 0
+        for name in sorted(interfaces - {"lo"}):
+            if max(every, _proc(f"ipv4/conf/{name}/rp_filter") or 0) == 1:  # the higher one counts (ip-sysctl.rst)
+                found = f"rp_filter is strict on {name}: packets whose way back is another interface are dropped"
+                yield Finding("warning", "rp_filter", found, f"sysctl -w net.ipv4.conf.{name}.rp_filter=2")
+
+
+def _route(address: str) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(output("ip", "-j", "route", "get", address) or "[]")
+    except ValueError:
+        return None
+    return found[0] if isinstance(found, list) and found and isinstance(found[0], dict) else None
+
+
+def _conntrack() -> Iterator[Finding]:
+    count, limit = _proc("netfilter/nf_conntrack_count"), _proc("netfilter/nf_conntrack_max")
+    if count is None or not limit:
+        yield Finding("unknown", "conntrack", "its table cannot be read", "modprobe nf_conntrack, or run it as root")
+    elif count > CONNTRACK_FULL * limit:
+        do = f"sysctl -w net.netfilter.nf_conntrack_max={4 * limit}"
+        yield Finding("warning", "conntrack", f"{count} of {limit} entries: new connections are dropped when full", do)
+    else:
+        yield Finding("ok", "conntrack", f"{count} of {limit} entries")
+
+
+def _proc(name: str) -> int | None:
+    try:
+        return int((PROC / name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _bsd(scene: Scene) -> Iterator[Finding]:
+    for family in _families(scene):
+        key = "net.inet6.ip6.forwarding" if family == 6 else "net.inet.ip.forwarding"
+        value = (output("sysctl", "-n", key) or "").strip()
+        if value == "1":
+            yield Finding("ok", key, "1")
+        else:
+            knob = "ipv6_gateway_enable" if family == 6 else "gateway_enable"
+            do = f"sysctl {key}=1, and {knob}=YES in /etc/rc.conf (NetBSD: /etc/sysctl.conf)"
+            yield Finding("missing" if value else "unknown", key, value or "cannot be read", do)
+    said = output("ipf", "-V")
+    if said is None:
+        yield Finding("unknown", "ipfilter", "ipf -V fails", "run it as root; is the module loaded (kldload ipl)?")
+    elif "Running: yes" not in said:
+        yield Finding("missing", "ipfilter", "does not run", "ipfilter_enable, ipnat_enable; service ipfilter start")
+    else:
+        yield Finding("ok", "ipfilter", "runs")
+    usual = next((path for name, path in IPNAT_RULES.items() if sys.platform.startswith(name)), "")
+    rules = Path(scene.config.controller.ipfilter.get("rules", usual))
+    if rules.exists():
+        yield Finding("ok", "ipnat rules", f"{rules} is there")
+    else:
+        yield Finding("missing", "ipnat rules", f"{rules} is not there: no redirect after a boot", f"touch {rules}")
+    do = "own bpf/check_failover and perm bpf/0660 in devfs.conf (NetBSD: chgrp, chmod)"
+    yield from may("capture", scene.sniffer.user, Path("/dev/bpf"), READ | WRITE, do)
+
+
+def files(scene: Scene) -> Iterator[Finding]:
+    """State and secrets: there, and whose."""
+    state_dir = scene.config.controller.state_dir
+    user = scene.redirector.user
+    do = "systemd-tmpfiles --create check_failover.conf, or mkdir and chown"
+    bad = list(may("state", user, state_dir, WRITE | EXECUTE, do))
+    yield from bad or [Finding("ok", "state", f"{state_dir} can be written by {user.name if user else 'its daemon'}")]
+    for path, reader in sorted(_secrets(scene).items()):
+        yield from _secret(Path(path), reader)
+
+
+def _secrets(scene: Scene) -> dict[str, Who | None]:
+    """Each password file and who needs it; the sniffer binds with the same files as the core's plugins."""
+    core, sms = who(scene.config.controller.core_user), scene.config.sms or {}
+    tables: list[Mapping[str, Any]] = [sms, sms.get("second", {})]
+    found = {str(table["password_file"]): core for table in tables if "password_file" in table}
+    for service in scene.config.services:
+        if "bind_password_file" in service.check.options:
+            found[str(service.check.options["bind_password_file"])] = core
+    if "token_file" in scene.config.monitoring:
+        found[str(scene.config.monitoring["token_file"])] = scene.sniffer.user
+    return found
+
+
+def _secret(path: Path, reader: Who | None) -> Iterator[Finding]:
+    do = f"chown root:check_failover {path} && chmod 640 {path}"
+    bad = list(may("password", reader, path, READ, do))
+    yield from bad
+    if bad:
+        return
+    mode = path.stat()
+    if mode.st_mode & stat.S_IRWXO:
+        yield Finding("warning", "password", f"{path} is {describe(mode)}, everybody may use it", do)
+    else:
+        yield Finding("ok", "password", f"{path} is {describe(mode)}")
