@@ -7,6 +7,7 @@ possible (one line on stderr says why), 2 wrong command line. ``doctor`` has its
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pwd
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("service", nargs="?")
     made.add_argument("--limit", type=int, default=20, metavar="N", help="how many entries (%(default)s)")
     made.add_argument("--show", metavar="ID", help="everything about one entry")
+    made.add_argument("--report", metavar="ID", help="print one HTML page of that incident")
     made.add_argument("--json", action="store_true", help="as JSON lines")
     made = command("drill", _drill, "try the whole chain with one test client, touching nobody else")
     made.add_argument("service")
@@ -171,29 +173,55 @@ def _history(config: Config, arguments: argparse.Namespace) -> None:
     if arguments.limit < 1:
         raise FailedError("--limit must be at least 1")
     entries = _ask(config, {"verb": "history", "limit": min(arguments.limit * len(config.services), 10000)})["entries"]
-    if arguments.show:
+    wanted = arguments.show or arguments.report
+    if wanted:
         entries = _ask(config, {"verb": "history", "limit": 10000})["entries"]
-        found = [entry for entry in entries if entry.get("id") == arguments.show]
+        found = [entry for entry in entries if entry.get("id") == wanted]
         if not found:
-            raise FailedError(f"history: no entry {arguments.show!r}; failoverctl history lists them")
-        print("\n".join([*show.entry(found[-1]), *_evidence(config, found[-1])]))
+            raise FailedError(f"history: no entry {wanted!r}; failoverctl history lists them")
+        if arguments.report:
+            print(_incident(config, found[-1], entries), end="")
+        else:
+            print("\n".join([*show.entry(found[-1]), *_evidence(config, found[-1])]))
         return
     for entry in [entry for entry in entries if entry.get("service") in chosen][-arguments.limit :]:
         print(json.dumps(entry) if arguments.json else show.line(entry))
 
 
+def _evidence_base(config: Config, entry: dict[str, Any]) -> Path | None:
+    """Where the sniffer kept the evidence of the verdict behind an attempt."""
+    number = (entry.get("facts") or {}).get("evidence")
+    return None if number is None else config.controller.state_dir / "sniffer/evidence" / f"{entry['service']}-{number}"
+
+
 def _evidence(config: Config, entry: dict[str, Any]) -> list[str]:
     """What the sniffer kept of the verdict behind an attempt."""
-    number = (entry.get("facts") or {}).get("evidence")
-    if number is None:
+    base = _evidence_base(config, entry)
+    if base is None:
         return []
-    base = config.controller.state_dir / "sniffer" / "evidence" / f"{entry['service']}-{number}"
     try:
         story = json.loads(base.with_suffix(".json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "damaged"
         return [f"  evidence: {base}.json: cannot read: {reason}"]
     return [*show.evidence(story), f"  packets: tshark -r {base}.pcap"]
+
+
+def _incident(config: Config, entry: dict[str, Any], journal: list[dict[str, Any]]) -> str:
+    """The page, with what can be read of evidence and SMS log; what cannot be is missing from it."""
+    from check_failover.admin import incident
+
+    base, story, at = _evidence_base(config, entry), None, None
+    if base is not None:
+        with contextlib.suppress(OSError, ValueError):
+            path = base.with_suffix(".json")
+            story, at = json.loads(path.read_text("utf-8")), path.stat().st_mtime
+    texts: list[dict[str, Any]] = []
+    for name in ("log.jsonl.1", "log.jsonl"):
+        with contextlib.suppress(OSError, ValueError):
+            lines = (config.controller.state_dir / "spool" / name).read_text("utf-8").splitlines()
+            texts += [json.loads(line) for line in lines]
+    return incident.page(entry, journal, story, at, texts)
 
 
 def _drill(config: Config, arguments: argparse.Namespace) -> None:

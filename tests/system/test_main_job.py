@@ -47,6 +47,7 @@ def test_from_fault_to_served_clients(make_site: MakeSite, make_load: MakeLoad, 
     assert flips[0]["facts"]["standby_ok"] is True
     shown = site.ctl("history", "--show", flips[0]["id"])
     assert "probe of the primary: failed" in shown
+    site.poll(lambda: ONCALL in site.ctl("history", "--report", flips[0]["id"]), 10.0, "the report says who was told")
     pcap = next(line.split()[-1] for line in shown.splitlines() if "tshark -r" in line)
     packets = site.house.run("controller", "/usr/bin/tcpdump", "-nn", "-r", pcap)
     assert packets.count("\n") > 100

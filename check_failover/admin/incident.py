@@ -1,0 +1,137 @@
+"""``failoverctl history --report ID``: one HTML page of an incident, for who has to explain it. Pure.
+
+Everything is in the page: no script, no font, no picture from elsewhere, so that it can be sent by mail and printed.
+All that came from outside (replies of servers, names, reasons) is escaped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from check_failover.admin.show import moment
+
+BEFORE, AFTER = 60.0, 86400.0  # seconds around the order: what belongs to the incident
+WIDTH, LEFT, STEP = 960, 20, 26  # of the picture, in pixels
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 62em; color: #222 }}
+h1 {{ font-size: 1.5em }} h2 {{ font-size: 1.1em; margin-top: 1.6em }}
+table {{ border-collapse: collapse }} td, th {{ border-bottom: 1px solid #ddd; padding: .25em .8em; text-align: left }}
+td:first-child {{ white-space: nowrap }}
+</style></head><body>
+<h1>{title}</h1>
+<p>{summary}</p>
+{body}
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened; ``at`` in seconds since 1970."""
+
+    at: float
+    who: str
+    text: str
+
+
+def page(
+    entry: Mapping[str, Any],
+    journal: Iterable[Mapping[str, Any]],
+    story: Mapping[str, Any] | None,
+    verdict_at: float | None,
+    texts: Iterable[Mapping[str, Any]],
+) -> str:
+    """The page. ``story`` is the sniffer's evidence, kept at ``verdict_at``; ``texts`` are lines of the SMS log."""
+    at, name = float(entry["at"]), str(entry["service"])
+    told = [t for t in texts if -BEFORE <= float(t.get("at", 0)) - at <= AFTER and name in str(t.get("text", ""))]
+    later = [
+        Event(float(e["at"]), "redirector", str(e.get("line")))
+        for e in journal
+        if e.get("service") == name and e.get("id") != entry.get("id") and 0 <= float(e.get("at", 0)) - at <= AFTER
+    ]
+    events = sorted([*_chain(entry, story, verdict_at), *map(_sms, told)], key=lambda e: e.at)
+    body = [
+        "<h2>What happened when</h2>",
+        _picture(events),
+        _table(("time", "who", "what"), [(_clock(e.at), e.who, e.text) for e in events]),
+        "<h2>Who was told</h2>",
+        _table(("time", "number", "text"), [(_clock(float(t["at"])), t.get("number"), t.get("text")) for t in told])
+        if told
+        else "<p>No text message is on record.</p>",
+        "<h2>Numbers and evidence</h2>",
+        _table(("what", "value"), _numbers(entry, story)),
+        "<h2>Afterwards</h2>",
+        _table(("time", "who", "what"), [(moment(e.at), e.who, e.text) for e in later])
+        if later
+        else "<p>Nothing more so far.</p>",
+    ]
+    title = f"{name}: {entry.get('verb')}, {moment(at)}"
+    summary = f"{entry.get('line')} (ordered by {entry.get('by')}, entry {entry.get('id')})"
+    return PAGE.format(title=escape(title), summary=escape(summary), body="\n".join(body))
+
+
+def _chain(entry: Mapping[str, Any], story: Mapping[str, Any] | None, verdict_at: float | None) -> list[Event]:
+    """From the first victim to the flip."""
+    at = float(entry["at"])
+    events = [Event(at, "order", f"{entry.get('verb')} by {entry.get('by')}")]
+    if entry.get("flipped"):
+        events.append(Event(at + float(entry.get("took", 0.0)), "redirector", str(entry.get("line"))))
+    if story is not None and verdict_at is not None:
+        suspicion = story["suspicion"]
+        first, noticed = (float(story[f"seconds_from_{what}"]) for what in ("the_first_victim", "suspicion"))
+        events += [
+            Event(verdict_at - first, "clients", "the first request that was not served"),
+            Event(verdict_at - noticed, "sniffer", f"suspicion, {suspicion['detector']}: {suspicion['text']}"),
+            Event(verdict_at, "sniffer", f"verdict: {story['verdict']}"),
+        ]
+    return events
+
+
+def _sms(text: Mapping[str, Any]) -> Event:
+    return Event(float(text["at"]), "SMS", f"to {text.get('number')}: {text.get('text')}")
+
+
+def _numbers(entry: Mapping[str, Any], story: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    rows = [(str(key), value) for key, value in entry.items() if not isinstance(value, Mapping) and key != "at"]
+    rows += [(f"fact: {key}", value) for key, value in (entry.get("facts") or {}).items()]
+    if story is not None:
+        for probe in story["probes"]:
+            word = "passed" if probe["passed"] else "failed"
+            rows.append((f"probe of the {probe['of']}", f"{word} after {probe['seconds']:.3f} s: {probe['text']}"))
+        rows += [(f"traffic: {key}", value) for key, value in story["traffic"].items()]
+    return [(key, value) for key, value in rows if value is not None]
+
+
+def _picture(events: list[Event]) -> str:
+    """The chain as a line of time, from the first event; events later than a minute stand at its end."""
+    begin = events[0].at
+    span = max(0.001, max((e.at - begin for e in events if e.at - begin < 60.0), default=0.001))
+    height = STEP * (len(events) + 1) + 10
+    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="timeline" width="100%">']
+    for number, event in enumerate(events, 1):
+        x = LEFT + (WIDTH / 2 - LEFT) * min(1.0, (event.at - begin) / span)
+        y = STEP * number
+        label = escape(f"{event.at - begin:+.3f} s  {event.who}: {event.text}"[:75])
+        parts.append(
+            f'<line x1="{LEFT}" y1="{y}" x2="{x:.0f}" y2="{y}" stroke="#bbb"/>'
+            f'<circle cx="{x:.0f}" cy="{y}" r="5" fill="#c33"/>'
+            f'<text x="{x + 10:.0f}" y="{y + 4}" font-size="12">{label}</text>'
+        )
+    return "\n".join([*parts, "</svg>"])
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _clock(at: float) -> str:
+    """Local time to the millisecond."""
+    return f"{time.strftime('%H:%M:%S', time.localtime(at))}.{int(at % 1 * 1000):03d}"

@@ -1,0 +1,74 @@
+"""The page of an incident: what it tells, and that nothing from outside becomes markup."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+from check_failover.admin.incident import page
+
+EVIL = "<script>alert(1)</script>"
+ENTRY: dict[str, Any] = {
+    "id": "7", "at": 1000.25, "took": 0.02, "service": "ldap", "verb": "fail-over", "by": "nagios", "flipped": True,
+    "line": f"ldap: primary -> standby ({EVIL})", "facts": {"requests": 8, "replies": 0, "evidence": 1},
+}  # fmt: skip
+STORY: dict[str, Any] = {
+    "verdict": f"primary 10.0.0.11:389: {EVIL}",
+    "suspicion": {"detector": "refused", "text": "connection refused"},
+    "seconds_from_suspicion": 0.15,
+    "seconds_from_the_first_victim": 0.2,
+    "probes": [{"of": "primary", "passed": False, "seconds": 0.001, "text": EVIL}],
+    "traffic": {"request_rate": 50.0, "p99": None},
+}
+TEXTS = [
+    {"at": 1001.5, "number": "+4917", "text": f"PROBLEM ldap redirect {EVIL}"},
+    {"at": 1001.6, "number": "+4918", "text": "PROBLEM dns redirect"},
+    {"at": 1.0, "number": "+4919", "text": "ldap, long ago"},
+]
+BACK = {"id": "8", "at": 2000.0, "service": "ldap", "verb": "fail-back", "line": "ldap: standby -> primary"}
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + "\n"
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    return reader
+
+
+def test_the_story_in_order() -> None:
+    told = read(page(ENTRY, [ENTRY, BACK], STORY, 1000.2, TEXTS)).text
+    places = [told.index(f"+{s} s  {who}") for s, who in (("0.000", "clients"), ("0.050", "sniffer"), ("0.200", "sni"))]
+    assert places == sorted(places)
+    assert "+0.270 s  redirector: ldap: primary -> standby" in told
+    assert "+4917" in told
+    assert "+4918" not in told
+    assert "+4919" not in told
+    assert "standby -> primary" in told
+    assert "probe of the primary" in told
+
+
+def test_nothing_from_outside_is_markup() -> None:
+    reader = read(page(ENTRY, [ENTRY], STORY, 1000.2, TEXTS))
+    assert "script" not in reader.tags
+    assert EVIL in reader.text
+
+
+def test_a_refusal_without_evidence() -> None:
+    """No verdict kept, no text sent: the page says so and stands."""
+    entry = {**ENTRY, "flipped": False, "reason": "hold", "line": "ldap: refused, hold", "facts": None}
+    told = read(page(entry, [], None, None, [])).text
+    assert "No text message is on record." in told
+    assert "hold" in told
