@@ -5,6 +5,7 @@ A problem stays until what succeeds next of its kind clears it; the first one is
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 from check_failover.model import Facts, Target
 from check_failover.redirector.journal import Journal, JournalError
-from check_failover.redirector.state import ServiceState, StateError, load, save
+from check_failover.redirector.state import ServiceState, StateError, intend, intended, load, settle, withdraw
 
 log = logging.getLogger(__name__)
 
@@ -29,30 +30,100 @@ class Memory:
         self.state: dict[str, ServiceState] = {}
         self.problems: dict[str, dict[str, str]] = {name: {} for name in names}  # service -> kind -> the line
         self.last: dict[str, dict[str, Any]] = {}  # the newest entry of each service
+        self._unsettled: set[str] = set()  # services whose state is so, but is not on the disk
+        self._moved: dict[str, float] = {}  # when it was last moved, on a clock that does not jump
         self._numbers = itertools.count(1)
 
-    def load(self, kernel: Callable[[str], Target | None]) -> None:
-        """What an earlier process left; ``kernel`` tells a service's target where its file is damaged."""
-        self._directory.mkdir(parents=True, exist_ok=True)
+    def load(self, kernel: Callable[[str], Target | None]) -> list[str]:
+        """What an earlier process left; ``kernel`` tells a service's target where its file is damaged.
+
+        Returns the services that it was moving when it ended. Raises StateError where there can be no state at all.
+        """
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"{self._directory}: cannot make: {error.strerror}: check space and rights") from None
+        unfinished = []
         for name, problems in self.problems.items():
+            intent = intended(self._directory, name)
             try:
-                self.state[name] = load(self._directory, name) or ServiceState()
+                state = load(self._directory, name) or ServiceState()
             except StateError as error:
-                problems["state"] = str(error)
-                self.state[name] = ServiceState(kernel(name) or Target.PRIMARY)
-                log.error("%s", error)
+                state = ServiceState(kernel(name) or Target.PRIMARY)
+                if intent is None:
+                    problems["damaged"] = str(error)
+                    log.error("%s", error)
+            self.state[name] = intent or state
+            if intent is not None and intent.target is not state.target:
+                unfinished.append(name)
+            elif intent is not None:
+                self.settle(name)
+            since = self.state[name].since
+            if since is not None:
+                self._moved[name] = time.monotonic() - max(0.0, time.time() - since)
         for entry in self._journal.read(200):
             self.last[str(entry.get("service"))] = entry
+        return unfinished
 
-    def persist(self, name: str, state: ServiceState) -> None:
-        """To the disk alone: an intent, until ``state`` has it. Raises StateError; the old one stands then."""
-        save(self._directory, name, state)
+    def age(self, name: str) -> float | None:
+        """Seconds since a service was last moved, whatever was done to the wall clock meanwhile; None: never.
+
+        Only a restart has to believe the wall clock, and one that went back says "just now" then.
+        """
+        return time.monotonic() - self._moved[name] if name in self._moved else None
+
+    # ------------------------------------------------------------ state
+
+    def intend(self, name: str, state: ServiceState) -> None:
+        """What a flip is about to make true. Raises StateError; the old state stands then."""
+        intend(self._directory, name, state)
+
+    def withdraw(self, name: str) -> None:
+        """It did not come true. A disk that does not even take that is told: a restart would try it again."""
+        try:
+            if name in self._unsettled:
+                intend(self._directory, name, self.state[name])
+            else:
+                withdraw(self._directory, name)
+        except StateError as error:
+            self._unsettled.add(name)
+            self.problems[name]["state"] = str(error)
+            log.error("%s", error)
+
+    def moved(self, name: str, state: ServiceState) -> None:
+        """The flip came true: ``settle`` must follow."""
+        self.state[name] = state
+        self._moved[name] = time.monotonic()
+
+    def settle(self, name: str) -> None:
+        """Make what is so last. A disk that cannot is a problem, told until it can; what is so stays so."""
+        try:
+            settle(self._directory, name)
+        except StateError as error:
+            self._unsettled.add(name)
+            self.problems[name]["state"] = str(error)
+            log.error("%s", error)
+        else:
+            self._good(name)
 
     def save(self, name: str, state: ServiceState) -> None:
-        """Raises StateError; the old one stands then."""
-        self.persist(name, state)
+        """Intend and settle what moves nothing. Raises StateError; the old one stands then."""
+        intend(self._directory, name, state)
+        try:
+            settle(self._directory, name)
+        except StateError:
+            self.withdraw(name)
+            raise
         self.state[name] = state
-        self.problems[name].pop("state", None)
+        self._good(name)
+
+    def mend(self) -> None:
+        """Try again what could not be written; called every few seconds."""
+        for name, problems in self.problems.items():
+            if "state" in problems:
+                with contextlib.suppress(StateError):
+                    intend(self._directory, name, self.state[name])
+                    self.settle(name)
 
     def pending(self, name: str, reason: str | None) -> None:
         """The core's order that still stands, by the reason it waits for."""
@@ -60,6 +131,13 @@ class Memory:
             self.save(name, replace(self.state[name], pending=reason))
         except StateError as error:
             self.problems[name]["state"] = str(error)
+
+    def _good(self, name: str) -> None:
+        self._unsettled.discard(name)
+        for kind in ("state", "damaged"):
+            self.problems[name].pop(kind, None)
+
+    # ------------------------------------------------------------ journal
 
     def entry(
         self,

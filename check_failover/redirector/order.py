@@ -1,6 +1,6 @@
 """What somebody wants of a service, what the tables say to it, and what it makes of the service's state. Pure.
 
-``now`` is the wall clock, as in the state that is saved.
+``age`` is seconds since the service was last moved (None: never); ``now`` is the wall clock, as in the state.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Order:
     synced_back: bool | None = None
 
 
-def situation(order: Order, state: ServiceState, now: float) -> Situation:
+def situation(order: Order, state: ServiceState, age: float | None) -> Situation:
     """What the redirector itself knows when ``order`` comes."""
     return Situation(
         target=state.target,
         hold=state.hold,
-        since_flip=None if state.since is None else max(0.0, now - state.since),
+        since_flip=age,
         manual=order.manual,
         primary_ok=order.primary_ok,
         primary_passes=order.primary_passes,
@@ -53,9 +53,9 @@ def situation(order: Order, state: ServiceState, now: float) -> Situation:
     )
 
 
-def decided(order: Order, state: ServiceState, now: float) -> Decision:
+def decided(order: Order, state: ServiceState, age: float | None) -> Decision:
     """Whether to do it, by the table of its verb."""
-    return decide(TABLES[order.verb], order.facts, order.service.policy, situation(order, state, now))
+    return decide(TABLES[order.verb], order.facts, order.service.policy, situation(order, state, age))
 
 
 def after(before: ServiceState, order: Order, now: float) -> ServiceState:

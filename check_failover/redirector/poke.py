@@ -35,7 +35,9 @@ class Poker:
     def poke(self, service: Service, clients: Sequence[Endpoint]) -> int:
         """Poke each client once; returns how many packets left. Raises RedirectError when none can leave at all."""
         sent = 0
-        for count, client in enumerate(clients, 1):
+        for count, client in enumerate(clients):
+            if count and count % BATCH == 0:
+                time.sleep(PAUSE)
             packet = bare_ack(service.address, client, random.getrandbits(32), random.getrandbits(32))
             try:
                 self._socket(client.family).sendto(packet, (client.address, 0))
@@ -44,8 +46,6 @@ class Poker:
                 raise RedirectError("poke: no permission for a raw socket: CAP_NET_RAW is missing") from None
             except OSError:
                 continue  # no route to that client any more: it is not waiting for us either
-            if count % BATCH == 0:
-                time.sleep(PAUSE)
         return sent
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from check_failover.redirector.state import ServiceState
 
 def status(redirect: Redirect, memory: Memory, fail_back: Order) -> dict[str, Any]:
     """See ``control``. ``fail_back``: an order to fail back, with what is known of the primary."""
-    service, state, now = fail_back.service, memory.state[fail_back.service.name], time.time()
+    service, state = fail_back.service, memory.state[fail_back.service.name]
     kernel = redirect.current(service)
     activity: dict[str, int] | None = None
     drain: dict[str, Any] | None = None if state.drain is None else {**asdict(state.drain), "left": None}
@@ -30,8 +30,8 @@ def status(redirect: Redirect, memory: Memory, fail_back: Order) -> dict[str, An
         problem = problem or str(error)
     if kernel is not state.target and problem is None:
         problem = f"the kernel's rule says {kernel or 'nothing'}, not {state.target}"
-    asked = situation(fail_back, state, now)
-    since = asked.since_flip
+    age = memory.age(service.name)
+    asked = situation(fail_back, state, age)
     return {
         "target": state.target,
         "kernel": kernel,
@@ -40,8 +40,8 @@ def status(redirect: Redirect, memory: Memory, fail_back: Order) -> dict[str, An
         "pending": state.pending,
         "drain": drain,
         "downtime": list(state.downtime),
-        "auto_fail_back": _automatic(service, state, now),
-        "hold_down_left": 0.0 if since is None else max(0.0, round(service.policy.hold_down - since, 1)),
+        "auto_fail_back": _automatic(service, state, time.time()),
+        "hold_down_left": 0.0 if age is None else max(0.0, round(service.policy.hold_down - age, 1)),
         "problem": problem,
         "activity": activity,
         "protocol": service.protocol,

@@ -2,10 +2,10 @@
 
 The order of a flip, so that a kill or a power cut at any moment leaves the old state or the new one, never half:
 
-1. the intent goes to the state file (fsync): a restart brings the kernel to it
+1. the intent is written beside the state file (see ``state``): a restart follows it, and finishes what follows here
 2. one transaction in the kernel; connections in the making are forgotten; the event has the sniffer replay them
 3. stranded flows are freed, the rule is read back
-4. the journal line (fsync), the answer, the passive results
+4. the intent is settled, the journal line written (both with fsync), the answer, the passive results
 
 An order of the core that is refused for a reason that may pass (``decide.RETRYABLE``) stays *pending*: fresh evidence
 from the sniffer, a released hold or the end of the hold-down have it decided anew, until a flip or the core's recovery
@@ -30,13 +30,12 @@ from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.drain import ending
 from check_failover.redirector.memory import Memory
 from check_failover.redirector.order import Order, after, decided
+from check_failover.redirector.repair import Event, Repair, quietly
 from check_failover.redirector.state import Drain, StateError
 from check_failover.redirector.status import status
 
 __all__ = ["Order", "Steering"]
 log = logging.getLogger(__name__)
-Event = dict[str, Any]
-SWEEP_AFTER = 0.3  # seconds from the poke until the rest is forgotten: a client's answer has come by then
 
 
 class Steering:
@@ -47,6 +46,7 @@ class Steering:
         self._redirect, self._publish = redirect, publish
         self._memory = Memory(config.controller.state_dir, self._services)
         self._lock = threading.Lock()
+        self._repair = Repair(redirect, self._memory, publish, self._lock)
         self._pending: dict[str, Order] = {}
 
     # ------------------------------------------------------------ start and repair
@@ -54,12 +54,15 @@ class Steering:
     def restore(self) -> None:
         """Bring the kernel to the saved targets. Raises RedirectError; a damaged state file keeps the kernel's."""
         with self._lock:
-            self._memory.load(lambda name: self._redirect.current(self._services[name]))
+            unfinished = self._memory.load(lambda name: self._redirect.current(self._services[name]))
             self._redirect.install(self.targets())
+            for name in unfinished:
+                self._repair.resume(self._services[name])
 
     def heal(self) -> None:
-        """Put right what another hand did to the kernel's rules; called every few seconds."""
+        """Put right what another hand did to the kernel's rules, or a full disk to the state; every few seconds."""
         with self._lock:
+            self._memory.mend()
             targets = self.targets()
             wrong = [n for n, service in self._services.items() if self._redirect.current(service) is not targets[n]]
             try:
@@ -100,7 +103,8 @@ class Steering:
         return None if decision.flip else decision
 
     def _decided(self, order: Order) -> Decision:
-        return decided(order, self._memory.state[order.service.name], time.time())
+        name = order.service.name
+        return decided(order, self._memory.state[name], self._memory.age(name))
 
     def _order(self, order: Order) -> dict[str, Any]:
         began = time.monotonic()
@@ -119,7 +123,7 @@ class Steering:
             level = logging.INFO if decision.flip else logging.WARNING
             log.log(level, "%s, took %.0f ms", entry["line"], 1000 * entry["took"])
         if not decision.flip:
-            self._quietly(lambda: self._redirect.withhold(order.service, on=False))
+            quietly(lambda: self._redirect.withhold(order.service, on=False))
             event = {"event": "refused", "service": name, "verb": order.verb, "reason": str(decision.reason)}
             self._publish({**event, "at": entry["at"]})
         return entry
@@ -132,33 +136,23 @@ class Steering:
 
     def _flip(self, order: Order, decision: Decision, entry: dict[str, Any]) -> None:
         service, name, memory = order.service, order.service.name, self._memory
-        before = memory.state[name]
-        intended = after(before, order, time.time())
-        old, new = before.target, intended.target
+        began, old = time.monotonic(), memory.state[name].target
+        intended = after(memory.state[name], order, time.time())
         try:
-            memory.persist(name, intended)
-            self._move(service, new, drain=order.drain)
+            memory.intend(name, intended)
+            self._move(service, intended.target, drain=order.drain)
         except (StateError, RedirectError) as error:
-            self._quietly(lambda: memory.persist(name, before))
             memory.problems[name]["state" if isinstance(error, StateError) else "kernel"] = str(error)
+            memory.withdraw(name)
             entry.update(reason="error", error=str(error), text=str(error), line=f"{name}: flip failed: {error}")
             self._keep(order, "error")
             return
-        memory.state[name] = intended
-        memory.problems[name].pop("state", None)
+        memory.moved(name, intended)
         self._pending.pop(name, None)
-        entry.update(to=str(new), flipped=True, line=f"{name}: {old} -> {new} ({decision.text})")
-        if not order.drain:
-            self._try(entry, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
-        event = {"event": "flip", "service": name, "target": str(new), "old": str(old)}
-        self._publish({**event, "at": entry["at"], "drain": order.drain})
-        if not order.drain:
-            self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
-            self._quietly(lambda: self._redirect.withhold(service, on=True))
-            self._sweep_later(service, old)
-        self._read_back(service, entry)
-        if order.drain:
-            self._try(entry, "left", lambda: self._redirect.open_connections(service, old))
+        entry.update(to=str(intended.target), flipped=True, moved=round(time.monotonic() - began, 6))
+        entry["line"] = f"{name}: {old} -> {intended.target} ({decision.text})"
+        self._repair.flipped(service, old, entry, drain=order.drain)
+        memory.settle(name)
 
     def _move(self, service: Service, target: Target, *, drain: bool) -> None:
         """One transaction; where another hand removed our rules, all of them anew. Raises RedirectError."""
@@ -167,39 +161,6 @@ class Steering:
         except RedirectError as error:
             log.warning("%s: %s: loading all rules anew", service.name, error)
             self._redirect.install({**self.targets(), service.name: target})
-
-    def _sweep_later(self, service: Service, old: Target) -> None:
-        timer = threading.Timer(SWEEP_AFTER, self._sweep, (service, old))
-        timer.daemon = True
-        timer.start()
-
-    def _sweep(self, service: Service, old: Target) -> None:
-        with self._lock:
-            if self._memory.state[service.name].target is not old:
-                self._quietly(lambda: self._redirect.sweep(service, old))
-
-    def _try(self, entry: dict[str, Any], what: str, repair: Callable[[], int]) -> None:
-        """A repair that fails does not undo the flip; it is told."""
-        try:
-            entry[what] = int(repair())
-        except RedirectError as error:
-            entry["error"] = f"{what}: {error}"
-
-    def _quietly(self, act: Callable[[], object]) -> None:
-        """For what is good to have and must not spoil the answer."""
-        try:
-            act()
-        except (RedirectError, StateError) as error:
-            log.warning("%s", error)
-
-    def _read_back(self, service: Service, entry: dict[str, Any]) -> None:
-        name, kernel = service.name, self._redirect.current(service)
-        wanted = self._memory.state[name].target
-        if kernel is wanted:
-            self._memory.problems[name].pop("kernel", None)
-            return
-        entry["error"] = f"the kernel's rule says {kernel or 'nothing'}, not {wanted}"
-        self._memory.problems[name]["kernel"] = entry["error"]
 
     # ------------------------------------------------------------ drain
 
@@ -219,12 +180,12 @@ class Steering:
             old, entry = state.drain.old, memory.entry(name, "drained", "redirector", "")
             try:
                 left = self._redirect.open_connections(service, old)
-                why = ending(state.drain, left, old_failed=old_failed, now=time.time())
+                why = ending(state.drain, left, old_failed=old_failed, now=state.drain.at + (memory.age(name) or 0.0))
                 if why is None:
                     return None
                 if left and self._redirect.cuts:
                     entry["freed"] = self._redirect.cut(service, old)
-                    self._sweep_later(service, old)
+                    self._repair.sweep_later(service, old)
                     why += f": {left} open connections were cut"
                 elif left:
                     why += f": {left} open connections stay with it"
@@ -244,7 +205,7 @@ class Steering:
         if state.drain is None or order.deadline is None:
             return
         try:
-            drain = replace(state.drain, deadline=time.time() + order.deadline)
+            drain = replace(state.drain, deadline=state.drain.at + (self._memory.age(name) or 0.0) + order.deadline)
             self._memory.save(name, replace(state, drain=drain))
         except StateError as error:
             self._memory.problems[name]["state"] = str(error)
@@ -273,7 +234,7 @@ class Steering:
             self._pending.pop(name, None)
             if self._memory.state[name].pending is not None:
                 self._memory.pending(name, None)
-            self._quietly(lambda: self._redirect.withhold(self._services[name], on=True))
+            quietly(lambda: self._redirect.withhold(self._services[name], on=True))
         return f"{name}: no order pending"
 
     def hold(self, name: str, by: str, reason: str) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,15 @@ SHAPES = {
 class Controller:
     """The redirector alone, with a service of every shape and echo servers behind it."""
 
-    def __init__(self, directory: Path, house: House) -> None:
+    def __init__(self, directory: Path, house: House, only: Collection[str] = tuple(SHAPES)) -> None:
         self.directory, self.house = directory, house
         self.config, self.socket = directory / "config.toml", directory / "run" / "redirector.sock"
         for name in ("run", "state"):
             (directory / name).mkdir()
         parts = [f'[controller]\nrun_dir = "{directory}/run"\nstate_dir = "{directory}/state"\ncore_user = "nobody"\n']
         parts.append(f'[monitoring]\ncommand_file = "{directory}/nagios.cmd"\n')
-        for name, (protocol, address, port, other, snat, _client) in SHAPES.items():
+        for name in only:
+            protocol, address, port, other, snat, _client = SHAPES[name]
             six = ":" in address
             parts.append(
                 f'[[service]]\nname = "{name}"\nhost = "h"\nprotocol = "{protocol}"\naddress = "{address}"\n'

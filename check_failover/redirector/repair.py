@@ -1,0 +1,89 @@
+"""What clients need once the kernel's rule has moved: nobody is left waiting for the old server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from check_failover.model import Service, Target
+from check_failover.redirector import Redirect, RedirectError
+from check_failover.redirector.memory import Memory
+from check_failover.redirector.state import StateError
+
+log = logging.getLogger(__name__)
+Event = dict[str, Any]
+SWEEP_AFTER = 0.3  # seconds from the poke until the rest is forgotten: a client's answer has come by then
+
+
+class Repair:
+    """The caller holds ``lock``, which the sweep takes when its time has come. A repair that fails is told."""
+
+    def __init__(
+        self, redirect: Redirect, memory: Memory, publish: Callable[[Event], None], lock: threading.Lock
+    ) -> None:
+        self._redirect, self._memory, self._publish, self._lock = redirect, memory, publish, lock
+
+    def flipped(self, service: Service, old: Target, entry: dict[str, Any], *, drain: bool) -> None:
+        """After a flip away from ``old``; ``drain``: what is open to it stays. What was done goes into ``entry``."""
+        if not drain:
+            self._try(entry, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
+        event = {"event": "flip", "service": service.name, "target": str(old.other), "old": str(old)}
+        self._publish({**event, "at": entry["at"], "drain": drain})
+        if drain:
+            self._try(entry, "left", lambda: self._redirect.open_connections(service, old))
+        else:
+            self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
+            quietly(lambda: self._redirect.withhold(service, on=True))
+            self.sweep_later(service, old)
+        self._read_back(service, entry)
+
+    def resume(self, service: Service) -> None:
+        """The repair and the journal's line of a flip in whose middle an earlier process ended."""
+        name, state = service.name, self._memory.state[service.name]
+        old = state.target.other
+        text = f"a flip from the {old} to the {state.target} was cut short by the redirector's end; finished"
+        entry = self._memory.entry(name, "resume", "redirector", text)
+        if state.drain is None:
+            self._try(entry, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
+            self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
+            self.sweep_later(service, old)
+        self._read_back(service, entry)
+        self._memory.settle(name)
+        self._memory.write({**entry, "from": str(old)})
+        log.warning("%s", entry["line"])
+
+    def sweep_later(self, service: Service, old: Target) -> None:
+        timer = threading.Timer(SWEEP_AFTER, self._sweep, (service, old))
+        timer.daemon = True
+        timer.start()
+
+    def _sweep(self, service: Service, old: Target) -> None:
+        with self._lock:
+            if self._memory.state[service.name].target is not old:
+                quietly(lambda: self._redirect.sweep(service, old))
+
+    def _try(self, entry: dict[str, Any], what: str, repair: Callable[[], int]) -> None:
+        """A repair that fails does not undo the flip; it is told."""
+        try:
+            entry[what] = int(repair())
+        except RedirectError as error:
+            entry["error"] = f"{what}: {error}"
+
+    def _read_back(self, service: Service, entry: dict[str, Any]) -> None:
+        name, kernel = service.name, self._redirect.current(service)
+        wanted = self._memory.state[name].target
+        if kernel is wanted:
+            self._memory.problems[name].pop("kernel", None)
+            return
+        entry["error"] = f"the kernel's rule says {kernel or 'nothing'}, not {wanted}"
+        self._memory.problems[name]["kernel"] = entry["error"]
+
+
+def quietly(act: Callable[[], object]) -> None:
+    """For what is good to have and must not spoil the answer."""
+    try:
+        act()
+    except (RedirectError, StateError) as error:
+        log.warning("%s", error)

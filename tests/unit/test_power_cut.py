@@ -1,0 +1,123 @@
+"""A power cut leaves any beginning of a file that was being written: state, intent and journal at every byte."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from check_failover.damping import Damping
+from check_failover.model import Hold, State, Target
+from check_failover.redirector.journal import Journal
+from check_failover.redirector.memory import Memory
+from check_failover.redirector.report import redirect_state
+from check_failover.redirector.state import Drain, ServiceState, intend, load, settle
+
+OLD = ServiceState(since=1e9, downtime=("ldap.example.org",))
+NEW = ServiceState(
+    Target.STANDBY, 2e9, Hold("me", 1e9, "work"), "hold", Drain(Target.PRIMARY, 2e9), Damping(1000.0, 2e9), True
+)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """Where a state was settled and another one intended."""
+    logging.disable(logging.CRITICAL)
+    place = tmp_path / "target"
+    place.mkdir()
+    intend(place, "ldap", OLD)
+    settle(place, "ldap")
+    intend(place, "ldap", NEW)
+    yield place
+    logging.disable(logging.NOTSET)
+
+
+def started(tmp_path: Path, kernel: Target | None = None) -> tuple[Memory, list[str]]:
+    memory = Memory(tmp_path, ["ldap"])
+    return memory, memory.load(lambda _name: kernel)
+
+
+def test_the_intent(directory: Path, tmp_path: Path) -> None:
+    """Whole, it is followed and the flip is known as unfinished; cut short, the old state stands."""
+    path = directory / ".ldap.json.new"
+    whole = path.read_bytes()
+    for length in range(len(whole) - 1):  # the newline at its end tells nothing
+        path.write_bytes(whole[:length])
+        memory, unfinished = started(tmp_path)
+        assert (memory.state["ldap"], unfinished, memory.problems["ldap"]) == (OLD, [], {}), length
+    path.write_bytes(whole)
+    memory, unfinished = started(tmp_path)
+    assert (memory.state["ldap"], unfinished) == (NEW, ["ldap"])
+    memory.settle("ldap")
+    assert load(directory, "ldap") == NEW
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kernel", [None, *Target])
+def test_the_state(directory: Path, tmp_path: Path, kernel: Target | None) -> None:
+    """Whole, it is right; cut short, the kernel's rule is kept and "NAME redirect" is CRITICAL until the next flip."""
+    (directory / ".ldap.json.new").unlink()
+    path = directory / "ldap.json"
+    whole = path.read_bytes()
+    for length in range(len(whole) - 1):
+        path.write_bytes(whole[:length])
+        memory, unfinished = started(tmp_path, kernel)
+        assert (memory.state["ldap"].target, unfinished) == (kernel or Target.PRIMARY, []), length
+        (problem,) = memory.problems["ldap"].values()
+        assert "damaged" in problem
+        state, text = redirect_state({"problem": problem})
+        assert (state, text) == (State.CRITICAL, problem)
+        assert path.read_bytes() == whole[:length], "what a person may want to see"
+    memory.save("ldap", NEW)
+    assert memory.problems["ldap"] == {}
+    assert started(tmp_path)[0].state["ldap"] == NEW
+
+
+@pytest.mark.parametrize("garbage", [b"[]", b"null", b'{"target": 1}', b'{"target": "both"}', b"\0" * 300, b"{" * 9999])
+def test_garbage(directory: Path, tmp_path: Path, garbage: bytes) -> None:
+    """JSON that makes no sense, zeros that a file system left: damaged, as if it were cut short."""
+    for path in (directory / "ldap.json", directory / ".ldap.json.new"):
+        path.write_bytes(garbage)
+    memory, unfinished = started(tmp_path, Target.STANDBY)
+    assert (memory.state["ldap"].target, unfinished) == (Target.STANDBY, [])
+    assert "damaged" in memory.problems["ldap"]["damaged"]
+
+
+def test_the_journal(tmp_path: Path) -> None:
+    """The lines before the cut are read, the cut one is left out, and the next one is whole again."""
+    path = tmp_path / "journal.jsonl"
+    Journal(path).write({"id": 1})
+    first = path.stat().st_size
+    Journal(path).write({"id": 2, "text": "x" * 80})
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        before = [1] * (length >= first - 1) + [2] * (length >= len(whole) - 1)
+        assert [entry["id"] for entry in Journal(path).read(9)] == before
+        Journal(path).write({"id": 3})
+        assert [entry["id"] for entry in Journal(path).read(9)] == [*before, 3], length
+
+
+def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hold-down's age follows no jump of the wall clock; after a restart it is never below zero."""
+    now = [1e9]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    memory, _ = started(tmp_path)
+    assert memory.age("ldap") is None
+    memory.intend("ldap", replace(NEW, since=now[0]))
+    memory.moved("ldap", replace(NEW, since=now[0]))
+    memory.settle("ldap")
+    for jump in (-86400.0, 0.0, 86400.0):
+        now[0] = 1e9 + jump
+        age = memory.age("ldap")
+        assert age is not None
+        assert 0 <= age < 60
+        again = started(tmp_path)[0].age("ldap")
+        assert again is not None
+        assert max(0.0, jump) <= again < max(0.0, jump) + 60
+    assert asdict(memory.state["ldap"])["since"] == 1e9
+    assert json.loads((tmp_path / "target" / "ldap.json").read_bytes())["since"] == 1e9
