@@ -37,7 +37,9 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise JournalError(f"{self._path}: cannot write: {error.strerror}: check space and rights") from None
+            raise JournalError(
+                f"cannot write the journal ({error.strerror}): check space and rights of {self._path}"
+            ) from None
 
     def read(self, limit: int) -> list[dict[str, Any]]:
         """The last entries, oldest first; damaged lines are left out. No journal yet: none."""

@@ -54,9 +54,9 @@ def load(directory: Path, name: str) -> ServiceState | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StateError(f"{path}: cannot read: {error.strerror}") from None
+        raise StateError(f"cannot read the state ({error.strerror}): check {path}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise StateError(f"{path}: damaged; the kernel's rule is kept; flip once or remove the file to heal") from None
+        raise StateError(f"state damaged, the kernel's rule is kept; to heal flip once or remove {path}") from None
 
 
 def intended(directory: Path, name: str) -> ServiceState | None:
@@ -110,7 +110,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _cannot_write(directory: Path, name: str, error: OSError) -> StateError:
-    return StateError(f"{directory / name}.json: cannot write: {error.strerror}: check space and rights")
+    return StateError(f"cannot write the state ({error.strerror}): check space and rights of {directory / name}.json")
 
 
 def _parse(data: bytes) -> ServiceState:

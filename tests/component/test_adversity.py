@@ -122,7 +122,7 @@ def test_a_disk_that_fails_after_the_flip(controller: Controller, disk: Small) -
     path = controller.directory / "state" / "target" / "tcp4.json"
     path.mkdir()
     assert controller.flip("tcp4")["flipped"]
-    assert "cannot write: Is a directory" in check(controller)
+    assert "cannot write the state (Is a directory)" in check(controller)
     assert controller.status()["tcp4"]["kernel"] == "standby"
     path.rmdir()
     assert one_truth(controller) == "standby"
