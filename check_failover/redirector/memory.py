@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ class Memory:
         self.state: dict[str, ServiceState] = {}
         self.problems: dict[str, dict[str, str]] = {name: {} for name in names}  # service -> kind -> the line
         self.last: dict[str, dict[str, Any]] = {}  # the newest entry of each service
+        self._kept: deque[dict[str, Any]] = deque(maxlen=1000)  # entries that the journal does not have yet
         self._unsettled: set[str] = set()  # services whose state is so, but is not on the disk
         self._moved: dict[str, float] = {}  # when it was last moved, on a clock that does not jump
         self._numbers = itertools.count(1)
@@ -124,6 +126,7 @@ class Memory:
                 with contextlib.suppress(StateError):
                     intend(self._directory, name, self.state[name])
                     self.settle(name)
+        self._write_kept()
 
     def pending(self, name: str, reason: str | None) -> None:
         """The core's order that still stands, by the reason it waits for."""
@@ -166,16 +169,30 @@ class Memory:
             "facts": asdict(facts or Facts()),
         }
 
+    def unwritten(self, name: str) -> bool:
+        """Whether the journal does not know where the service is."""
+        default = str(ServiceState().target)
+        return bool(self.last.get(name, {}).get("to", default) != self.state[name].target)
+
     def write(self, entry: dict[str, Any]) -> None:
-        """A journal that cannot be written must not keep clients from the standby; it is a problem all the same."""
-        name = entry["service"]
-        self.last[name] = entry
+        """A journal that cannot be written must not keep clients from the standby; it is a problem until it can."""
+        self.last[entry["service"]] = entry
+        self._kept.append(entry)
+        self._write_kept()
+
+    def _write_kept(self) -> None:
         try:
-            self._journal.write(entry)
-            self.problems[name].pop("journal", None)
+            while self._kept:
+                self._journal.write(self._kept[0])
+                self._kept.popleft()
         except JournalError as error:
-            self.problems[name]["journal"] = str(error)
-            log.error("%s", error)
+            for entry in self._kept:
+                if self.problems[entry["service"]].get("journal") != str(error):
+                    log.error("%s", error)
+                self.problems[entry["service"]]["journal"] = str(error)
+        else:
+            for problems in self.problems.values():
+                problems.pop("journal", None)
 
     def history(self, limit: int) -> list[dict[str, Any]]:
         return self._journal.read(limit)

@@ -46,8 +46,11 @@ class Repair:
         text = f"a flip from the {old} to the {state.target} was cut short by the redirector's end; finished"
         entry = self._memory.entry(name, "resume", "redirector", text)
         if state.drain is None:
-            self._try(entry, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
-            self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
+            if self._redirect.cuts:  # rules that were loaded anew do not know that the old server is dead
+                self._try(entry, "freed", lambda: self._redirect.cut(service, old))
+            else:
+                self._try(entry, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
+                self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
             self.sweep_later(service, old)
         self._read_back(service, entry)
         self._memory.settle(name)

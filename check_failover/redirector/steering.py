@@ -56,8 +56,12 @@ class Steering:
         with self._lock:
             unfinished = self._memory.load(lambda name: self._redirect.current(self._services[name]))
             self._redirect.install(self.targets())
-            for name in unfinished:
-                self._repair.resume(self._services[name])
+            for name, service in self._services.items():
+                if name in unfinished:
+                    self._repair.resume(service)
+                elif self._memory.unwritten(name):
+                    text = "the journal lacks the line of the last flip: the redirector or the disk failed then"
+                    self._memory.write(self._memory.entry(name, "restore", "redirector", text))
 
     def heal(self) -> None:
         """Put right what another hand did to the kernel's rules, or a full disk to the state; every few seconds."""

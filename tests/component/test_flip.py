@@ -116,7 +116,9 @@ def test_one_transaction(strict: Controller) -> None:
 
 def test_the_sites_own_marks(strict: Controller) -> None:
     """The lower 20 bits of the ct mark are the site's, before and after; its other connections are left alone."""
-    rules = "table inet marks { chain c { type filter hook prerouting priority -150; ct mark set 0x51; }; }"
+    rules = (
+        "table inet marks { chain c { type filter hook prerouting priority -150; ct state new ct mark set 0x51; }; }"
+    )
     strict.house.run("controller", NFT, "-f", "-", input=rules)
     strict.house.run("client", "/usr/bin/ping", "-c1", "-W2", "10.0.0.11")  # not ours
     assert strict.ask("same-address").startswith("primary")
