@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import __version__, control
-from check_failover.admin import show
+from check_failover.admin import remote, show
 from check_failover.admin.doctor import NAGIOS_CFG, doctor
 from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import ObjectsError, nagios
@@ -115,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the controller is this agent: checks and handlers run there (put the file below zones.d)",
     )
+    made = command("remote-config", _remote_config, "print the lines that a core on another machine needs")
+    made.add_argument("--way", choices=sorted(remote.WAYS), required=True, help="nsca, nrdp: results; nrpe, ssh: back")
+    made.add_argument("--on", choices=("controller", "core"), required=True, help="for which machine")
+    made.add_argument("--controller", metavar="ADDRESS", default="CONTROLLER", help="where the core finds us")
+    made.add_argument("--plugins", metavar="DIR", default=remote.PLUGINS_HERE, help="here; default: %(default)s")
     return parser
 
 
@@ -253,6 +258,11 @@ def _nagios_config(config: Config, arguments: argparse.Namespace) -> None:
 
 def _icinga2_config(config: Config, arguments: argparse.Namespace) -> None:
     print(icinga2(config, templates=not arguments.services_only, endpoint=arguments.endpoint))
+
+
+def _remote_config(config: Config, arguments: argparse.Namespace) -> None:
+    site = remote.Site(arguments.controller, arguments.plugins)
+    print(remote.lines(config, arguments.way, arguments.on, site))
 
 
 # ---------------------------------------------------------------- help for them

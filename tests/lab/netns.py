@@ -51,6 +51,7 @@ class House:
 
     def __init__(self, prefix: str | None = None) -> None:
         self.prefix = prefix or f"cfo{os.getpid() % 100000}"
+        self._names = list(NAMES)
         self._processes: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> House:
@@ -99,11 +100,22 @@ class House:
         for process in self._processes:
             end(process)
         self._processes.clear()
-        for who in NAMES:
+        for who in self._names:
             for pid in self._pids(who):  # daemons that forked away from us, e.g. slapd and nagios workers
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             _ip("netns", "del", self.name(who), check=False)
+
+    def add(self, who: str, link: str, near: str, far: str) -> None:
+        """One more namespace, wired to the controller's new ``link`` (``near`` there, ``far`` at its own eth0)."""
+        self._names.append(who)
+        _ip("netns", "add", self.name(who))
+        peer = ("type", "veth", "peer", "name", "eth0", "netns", self.name(who))
+        _ip("link", "add", link, "netns", self.name("controller"), *peer)
+        for where, port, address in (("controller", link, near), (who, "eth0", far)):
+            self._address(where, port, address)
+            self._ip(where, "link", "set", port, "up")
+        self._ip(who, "link", "set", "lo", "up")
 
     def _pids(self, who: str) -> list[int]:
         done = subprocess.run(

@@ -52,6 +52,7 @@ SIX = {"address": SERVICE_ADDRESS6, "primary": PRIMARY6, "standby": STANDBY6}  #
 PROGRAMS = {
     "eventhandlers/failover_event": "check_failover.handlers.event",
     "eventhandlers/failover_sms": "check_failover.handlers.sms",
+    "eventhandlers/failover_remote": "check_failover.handlers.remote",
     "check_failover_ldap": "check_failover.checks.ldap",
     "check_failover_dns": "check_failover.checks.dns",
     "check_failover_http": "check_failover.checks.http",

@@ -169,6 +169,7 @@ def usual(name: str, path: Path) -> list[str]:
 
 HANDLED = {
     "failover_event": ["--service=x", "--state=CRITICAL", "--state-type=HARD", "--patience=0.1", "--socket=/nowhere"],
+    "failover_remote": ["--socket=/nowhere"],
     "failover_sms": ["--number=+491701", "--text=x", "--now"],
 }
 

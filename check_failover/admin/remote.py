@@ -1,0 +1,205 @@
+"""Exact lines for a core on another machine: ``failoverctl remote-config --way WAY --on controller|core``.
+
+Results go to the core by ``nsca`` or ``nrdp``; orders and checks come back by ``nrpe`` or ``ssh`` (for Icinga 2:
+``icinga2-config --endpoint``). What a core is given are the objects that ``nagios-config`` prints, with the commands
+that need the controller's sockets asked over there. NRPE runs fixed commands only: all that the macros can say is
+spelled out, one command each, so that ``dont_blame_nrpe`` stays 0.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from check_failover.admin.objects import nagios
+from check_failover.checks.external import arguments
+from check_failover.config import Config
+from check_failover.model import Service, Target
+
+STATES, TYPES = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), ("SOFT", "HARD")
+NOTICES = ("DOWNTIMESTART", "DOWNTIMEEND", "DOWNTIMECANCELLED")
+# How the redirector's own result for "NAME fail-back" begins (redirector.report): no person submitted that OK.
+OWN_RESULT = "OK: on the primary"
+IN_DOWNTIME = "$$(($SERVICEDOWNTIME$ + $HOSTDOWNTIME$ > 0))"  # for the shell that Nagios runs it with: 0 or 1
+
+# command of nagios-conf/nagios4/commands.cfg -> what is asked over NRPE in its place
+NRPE = {
+    "check_failover_traffic": "{nrpe} -c failover_$ARG1$_traffic",
+    "check_failover_redirect": "{nrpe} -c failover_$ARG1$_redirect",
+    "check_failover_sync": "{nrpe} -c failover_$ARG1$_sync",
+    "check_failover_event": f"{{nrpe}} -c failover_$ARG1$_$SERVICESTATE$_$SERVICESTATETYPE$_{IN_DOWNTIME}",
+    "check_failover_event_own_check": f"{{nrpe}} -c failover_$ARG1$_$SERVICESTATE$_$SERVICESTATETYPE$_{IN_DOWNTIME}",
+    "check_failover_event_fail_back": f"echo '$SERVICEOUTPUT$' | grep -q '^{OWN_RESULT}' || "
+    "{nrpe} -c failover_$ARG1$_fail_back_$SERVICESTATE$",
+    # a drill's number cannot be told in fixed words, so failoverctl drill will say that the handler was not run
+    "check_failover_event_drill": "echo no drill over {nrpe}",
+    "check_failover_downtime_of_service": "{nrpe} -c 'failover_$NOTIFICATIONTYPE$_$HOSTNAME$_$SERVICEDESC$'",
+    "check_failover_downtime_of_host": "{nrpe} -c 'failover_$NOTIFICATIONTYPE$_$HOSTNAME$'",
+}
+# the same over ssh: see check_failover/handlers/remote.py
+SSH = {
+    "check_failover_traffic": "{ssh} traffic $ARG1$",
+    "check_failover_redirect": "{ssh} redirect $ARG1$",
+    "check_failover_sync": "{ssh} sync $ARG1$",
+    "check_failover_event": "{ssh} event $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ $SERVICEDOWNTIME$ $HOSTDOWNTIME$",
+    "check_failover_event_own_check": "{ssh} event $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ $SERVICEDOWNTIME$ "
+    "$HOSTDOWNTIME$",
+    "check_failover_event_fail_back": "{ssh} fail-back $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ '$SERVICEOUTPUT$'",
+    "check_failover_event_drill": "{ssh} drill $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ '$SERVICEOUTPUT$'",
+    "check_failover_downtime_of_service": "{ssh} notice $NOTIFICATIONTYPE$ '$HOSTNAME$' '$SERVICEDESC$'",
+    "check_failover_downtime_of_host": "{ssh} notice $NOTIFICATIONTYPE$ '$HOSTNAME$'",
+}
+PROBE = {"nrpe": "{nrpe} -c failover_$ARG1$_$ARG2$", "ssh": "{ssh} probe $ARG1$ $ARG2$"}
+PLUGIN = {"nrpe": "{nrpe} -c failover_%s_standby", "ssh": "{ssh} probe %s standby"}
+
+
+PLUGINS_HERE = "/usr/lib/nagios/plugins"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What only the site knows: the controller's address for the core, and where things are."""
+
+    controller: str
+    plugins: str = PLUGINS_HERE  # on the controller
+    certificates: str = "/etc/check_failover/nrpe"  # on either machine: ca.pem, and its own .pem and .key
+    ssh_config: str = "/etc/check_failover/ssh_config"  # on the core
+
+
+def lines(config: Config, way: str, on: str, site: Site) -> str:
+    """The text for one machine. ``way`` and ``on`` are keys of ``WAYS``."""
+    return WAYS[way][on](config, site)
+
+
+def _nrpe_core(config: Config, site: Site) -> str:
+    own = site.certificates
+    nrpe = f"$USER1$/check_nrpe -H {site.controller} -t 25 -d 0 -A {own}/ca.pem -C {own}/core.pem -K {own}/core.key"
+    return _objects(config, "nrpe", NRPE, {"nrpe": nrpe})
+
+
+def _ssh_core(config: Config, site: Site) -> str:
+    return _objects(config, "ssh", SSH, {"ssh": f"/usr/bin/ssh -F {site.ssh_config} {site.controller}"})
+
+
+def _objects(config: Config, way: str, asked: dict[str, str], values: dict[str, str]) -> str:
+    """``nagios-config``'s text with these commands' lines."""
+    asked = asked | {f"check_failover_{service.check.type}": PROBE[way] for service in config.services}
+    asked |= {f"check_failover_plugin_{s.name}": PLUGIN[way] % s.name for s in config.services}
+
+    def replaced(match: re.Match[str]) -> str:
+        line = asked.get(match[2])
+        return match[0] if line is None else f"{match[1]}{match[2]}{match[3]}{line.format(**values)}"
+
+    text = re.sub(r"(command_name +)(\S+)(\n +command_line +)(.*)", replaced, nagios(config))
+    return text.replace("nagios-config --config", f"remote-config --way {way} --on core --config", 1)
+
+
+def _nrpe_controller(config: Config, site: Site) -> str:
+    own = site.certificates
+    head = (
+        "# /etc/nagios/nrpe.d/check_failover.cfg on the controller. dont_blame_nrpe stays 0, nrpe_user is core_user,\n"
+        "# allowed_hosts names the core; only who has a certificate of the site's CA is listened to:\n"
+        f"ssl_version=TLSv1.2+\nssl_use_adh=0\nssl_client_certs=2\nssl_cacert_file={own}/ca.pem\n"
+        f"ssl_cert_file={own}/controller.pem\nssl_privatekey_file={own}/controller.key\n"
+    )
+    commands = [command for service in config.services for command in _nrpe_service(config, service, site)]
+    return head + "\n".join([*commands, *_nrpe_notices(config, site)])
+
+
+def _nrpe_service(config: Config, service: Service, site: Site) -> Iterator[str]:
+    where = shlex.quote(str(config.path.absolute()))
+    for check in ("traffic", "redirect", *(("sync",) if service.sync else ())):
+        line = f"{site.plugins}/check_failover_{check} --config {where} --service {service.name}"
+        yield f"command[failover_{service.name}_{check}]={line}"
+    for target in ("primary", "standby", "service"):
+        line = f"{site.plugins}/check_failover_{service.check.type} --config {where} --service {service.name} "
+        line += f"--target {target}"
+        if service.check.type == "plugin":
+            server = service.address if target == "service" else service.server(Target(target))
+            line = shlex.join(arguments(service.check.options, server))
+        yield f"command[failover_{service.name}_{target}]={line}"
+    event = f"{_event(config, site)} --service {service.name}"
+    for state, kind, downtime in itertools.product(STATES, TYPES, (0, 1)):
+        line = f"{event} --state {state} --state-type {kind} --downtime {downtime}"
+        yield f"command[failover_{service.name}_{state}_{kind}_{downtime}]={line}"
+    for state in STATES:
+        line = f"{event} --fail-back --state {state} --state-type HARD"
+        yield f"command[failover_{service.name}_fail_back_{state}]={line}"
+
+
+def _nrpe_notices(config: Config, site: Site) -> Iterator[str]:
+    """What the contact failover-downtime tells, where a policy asks for it."""
+    draining = [service for service in config.services if service.policy.downtime == "drain"]
+    hosts = {host for service in draining for host in (service.host, service.primary_host) if host}
+    for notice, host in itertools.product(NOTICES, sorted(hosts)):
+        yield f"command[failover_{notice}_{host}]={_event(config, site)} --notice {notice} --host {host}"
+    for notice, service in itertools.product(NOTICES, draining):
+        of = f"{service.name} primary"
+        line = f"{_event(config, site)} --notice {notice} --host {service.host} --description '{of}'"
+        yield f"command[failover_{notice}_{service.host}_{of}]={line}"
+
+
+def _event(config: Config, site: Site) -> str:
+    socket = shlex.quote(str(config.controller.redirector_socket))
+    return f"{site.plugins}/eventhandlers/failover_event --socket {socket} --by 'nagios (nrpe)'"
+
+
+def _ssh_controller(config: Config, site: Site) -> str:
+    command = f"{site.plugins}/eventhandlers/failover_remote --config {config.path.absolute()}"
+    command += f" --socket {config.controller.redirector_socket}"
+    return (
+        f"# ~/.ssh/authorized_keys of {config.controller.core_user} here: behind this the core's public key\n"
+        f'restrict,command="{command}" '
+    )
+
+
+def _nsca_controller(_config: Config, _site: Site) -> str:
+    return (
+        '# config.toml on the controller\n[monitoring]\ntransport = "nsca"\n'
+        'send_nsca = ["/usr/sbin/send_nsca", "-c", "/etc/send_nsca.cfg"]\n'
+        "# /etc/send_nsca.cfg, owner root, group check_failover, mode 640:\n"
+        '#   identity = "check_failover"\n#   password = "LONG AND RANDOM"\n#   server = "CORE"\n#   timeout = 4'
+    )
+
+
+def _nsca_core(config: Config, _site: Site) -> str:
+    patterns = ",\n".join(f'        "{_pattern(service)}"' for service in config.services)
+    return (
+        "# nsca-ng.cfg on the core: command_file is Nagios's, and only these services may be reported\n"
+        'authorize "check_failover" {\n    password = "LONG AND RANDOM"\n'
+        f"    services = {{\n{patterns}\n    }}\n}}"
+    )
+
+
+def _pattern(service: Service) -> str:
+    """A POSIX extended regular expression; a backslash is doubled in a string of nsca-ng.cfg."""
+    host = re.sub(r"([.\[\]*+?{}()|^$\\])", r"\\\\\1", service.host)
+    return f"{service.name} (primary|redirect|fail-back{'|sync' if service.sync else ''})@{host}"
+
+
+def _nrdp_controller(_config: Config, _site: Site) -> str:
+    return (
+        '# config.toml on the controller\n[monitoring]\ntransport = "nrdp"\nurl = "https://CORE/nrdp/"\n'
+        'token_file = "/etc/check_failover/nrdp.token"   # owner root, group check_failover, mode 640\n'
+        'ca_file = "/etc/check_failover/ca.pem"'
+    )
+
+
+def _nrdp_core(_config: Config, _site: Site) -> str:
+    return (
+        "# NRDP's config.inc.php on the core\n"
+        "$cfg['authorized_tokens'] = array(\"LONG AND RANDOM\");\n$cfg['require_https'] = true;\n"
+        "# and in nagios.cfg, since NRDP leaves results in check_result_path (default: 10)\n"
+        "check_result_reaper_frequency=1"
+    )
+
+
+WAYS: dict[str, dict[str, Callable[[Config, Site], str]]] = {
+    "nrpe": {"controller": _nrpe_controller, "core": _nrpe_core},
+    "ssh": {"controller": _ssh_controller, "core": _ssh_core},
+    "nsca": {"controller": _nsca_controller, "core": _nsca_core},
+    "nrdp": {"controller": _nrdp_controller, "core": _nrdp_core},
+}

@@ -1,0 +1,134 @@
+"""The forced command of a remote core's ssh key: a few fixed words become the event handler or a check of ours.
+
+What the core asks stands in SSH_ORIGINAL_COMMAND (sshd(8), AUTHORIZED_KEYS FILE FORMAT, ``command=``). It is taken
+apart at spaces, each word must match the table whole, and no shell sees it. Facts are none of the words: the redirector
+asks the sniffer beside it, whose facts are fresher than what travelled to the core and back. So the worst that a stolen
+key can do is what the core may do: order a fail-over or fail-back that the redirector finds right by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from check_failover import __version__
+from check_failover.handlers import event
+from check_failover.handlers.arguments import ANSWERED, UsageError, one_line, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from check_failover.model import Service
+
+USAGE = """\
+failover_remote: forced command of a remote core's ssh key (~/.ssh/authorized_keys: command="...").
+
+  --config FILE     check_failover's config (/etc/check_failover/config.toml)
+  --socket PATH     the redirector's socket (/run/check_failover/redirector.sock)
+  -h, --help; -V, --version
+
+What the core may ask, in SSH_ORIGINAL_COMMAND; NAME is a service of the config:
+
+  event NAME STATE TYPE DOWNTIME HOSTDOWNTIME    its event handler for "NAME primary"
+  fail-back NAME STATE TYPE OUTPUT               its event handler for "NAME fail-back"
+  drill NAME STATE TYPE OUTPUT                   its event handler for "NAME drill"
+  notice TYPE HOST [DESCRIPTION]                 a downtime begins or ends
+  traffic NAME, redirect NAME, sync NAME         the checks of that name
+  probe NAME primary|standby|service             the service's check
+
+Exit code and output are the handler's or the check's; 3: not one of these."""
+OPTIONS = {"config": "/etc/check_failover/config.toml", "socket": "/run/check_failover/redirector.sock"}
+NAME, HOST, NUMBER = "[A-Za-z][A-Za-z0-9_-]{0,14}", r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,99}", "[0-9]{1,4}"
+STATE, TYPE, TARGET = "OK|WARNING|CRITICAL|UNKNOWN", "SOFT|HARD", "primary|standby|service"
+NOTICE = "[A-Z]{1,24}"
+# what is asked: its words, which for the handlers are options of failover_event in this order
+WORDS: dict[str, tuple[tuple[str, str], ...]] = {
+    "event": (
+        ("service", NAME), ("state", STATE), ("state-type", TYPE), ("downtime", NUMBER), ("host-downtime", NUMBER)
+    ),
+    "fail-back": (("service", NAME), ("state", STATE), ("state-type", TYPE)),
+    "drill": (("service", NAME), ("state", STATE), ("state-type", TYPE)),
+    "notice": (("notice", NOTICE), ("host", HOST)),
+    "traffic": (("service", NAME),),
+    "redirect": (("service", NAME),),
+    "sync": (("service", NAME),),
+    "probe": (("service", NAME), ("target", TARGET)),
+}  # fmt: skip
+# what may follow them, as one text: the option that takes it
+REST = {"fail-back": "output", "drill": "output", "notice": "description"}
+MAX_COMMAND = 4096  # characters
+
+
+def main() -> int:
+    """Entry point of ``failover_remote``."""
+    return run(sys.argv[1:], os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+
+
+def run(argv: Sequence[str], asked: str) -> int:
+    """One command: the exit code; a check replaces this process."""
+    if argv and argv[0] in ("-h", "--help", "-V", "--version"):
+        print(USAGE if argv[0] in ("-h", "--help") else f"failover_remote {__version__}")
+        return ANSWERED
+    try:
+        options = parse(argv, OPTIONS)
+        verb, words = understood(asked)
+        if verb in ("traffic", "redirect", "sync", "probe"):
+            return _check(verb, words, options["config"])
+    except UsageError as error:
+        print(f"UNKNOWN: failover_remote: {one_line(str(error))}")
+        return ANSWERED
+    said = [f"--{name}={value}" for name, value in words.items()]
+    if verb in ("fail-back", "drill"):
+        said.append(f"--{verb}")
+    return event.run([*said, "--by=nagios (ssh)", f"--socket={options['socket']}"])
+
+
+def understood(asked: str) -> tuple[str, dict[str, str]]:
+    """What is asked, and its words by name. Raises UsageError; nothing of a wrong command is done."""
+    verb, *given = asked[: MAX_COMMAND + 1].split(" ")
+    wanted = WORDS.get(verb)
+    if wanted is None or len(asked) > MAX_COMMAND or not asked.isprintable():
+        raise UsageError(f"{asked[:60]!r} is not one of: {', '.join(WORDS)}; see --help")
+    rest = given[len(wanted) :]
+    if len(given) < len(wanted) or (rest and verb not in REST):
+        raise UsageError(f"{verb}: want {' '.join(name for name, _ in wanted)}, not {' '.join(given)[:60]!r}")
+    words = {}
+    for (name, pattern), word in zip(wanted, given, strict=False):
+        if re.fullmatch(pattern, word) is None:
+            raise UsageError(f"{verb}: {name} {word[:60]!r}: not {pattern}")
+        words[name] = word
+    if verb in REST:
+        words[REST[verb]] = " ".join(rest)
+    return verb, words
+
+
+def _check(verb: str, words: dict[str, str], config: str) -> int:
+    """Become the check. Raises UsageError when it cannot be found."""
+    module, arguments = verb, ["--service", words["service"]]
+    if verb == "probe":
+        from check_failover.config import ConfigError, load
+
+        try:
+            service = load(config).service(words["service"])
+        except ConfigError as error:
+            raise UsageError(str(error)) from None
+        if service.check.type == "plugin":
+            _site_plugin(service, words["target"])
+        module, arguments = service.check.type, [*arguments, "--target", words["target"]]
+    argv = [sys.executable, "-P", "-m", f"check_failover.checks.{module}", "--config", config, *arguments]
+    os.execv(argv[0], argv)  # noqa: S606 -- no shell is what we want
+
+
+def _site_plugin(service: Service, target: str) -> None:
+    """The site's own plugin, as the sniffer runs it."""
+    from check_failover.checks.external import ENVIRONMENT, arguments
+    from check_failover.model import Target
+
+    server = service.address if target == "service" else service.server(Target(target))
+    argv = arguments(service.check.options, server)
+    try:
+        os.execve(argv[0], argv, ENVIRONMENT)  # noqa: S606
+    except OSError as error:
+        raise UsageError(f"{argv[0]}: cannot run: {error.strerror}") from None
