@@ -7,11 +7,11 @@ not all be left out. A short burst is nothing to act upon; it lives on credit. W
 
 from __future__ import annotations
 
-BUDGET = 1500  # frames a second
+BUDGET = 1000  # frames a second
 BURST = 1000  # frames beyond it that are taken in one go: a large answer, a wave of clients
-CALM = 500  # below this many kept frames a second twice as much could be watched
+CALM = 400  # below this many kept frames a second twice as much could be watched
 PATIENCE = 10.0  # seconds of calm until it is
-MAX_BITS = 8
+MAX_BITS = 9
 WINDOW = 0.5  # seconds over which the rate is measured
 
 
