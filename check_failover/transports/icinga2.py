@@ -28,6 +28,7 @@ from requests.adapters import HTTPAdapter
 
 from check_failover.model import PassiveResult
 from check_failover.transports import TransportError
+from check_failover.transports.wording import reason
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Icinga2:
             except (requests.RequestException, OSError) as error:
                 stale = isinstance(error, requests.ConnectionError) and not isinstance(error, requests.Timeout)
                 if not (again and stale):
-                    raise TransportError(f"Icinga API {url.removesuffix(ACTION)}: {_reason(error)}") from None
+                    raise TransportError(f"Icinga API {url.removesuffix(ACTION)}: {reason(error)}") from None
         raise AssertionError("the second attempt returns or raises")
 
     def _credentials(self) -> tuple[str, str] | None:
@@ -168,11 +169,3 @@ def _check(where: str, answer: requests.Response) -> None:
     taken = answer.status_code == row.get("code") == requests.codes.ok and "ignoring" not in status.lower()
     if not taken:
         raise TransportError(f"{where}: not taken: {row.get('code', answer.status_code)} {status}")
-
-
-def _reason(error: Exception) -> str:
-    """The innermost reason, in one line: requests wraps it three times."""
-    cause: BaseException = error
-    while cause.__context__ is not None:
-        cause = cause.__context__
-    return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]

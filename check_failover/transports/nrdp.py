@@ -25,7 +25,7 @@ import requests
 
 from check_failover.model import PassiveResult
 from check_failover.transports import TransportError
-from check_failover.transports.wording import name, output
+from check_failover.transports.wording import name, output, reason
 
 TIMEOUT = 5.0  # seconds to connect, and to wait for a byte of the answer
 
@@ -54,7 +54,7 @@ class Nrdp:
                 self._url, data=form, timeout=(self._timeout, self._timeout), allow_redirects=False
             )
         except (requests.RequestException, OSError) as error:
-            raise TransportError(f"NRDP {self._url}: {_reason(error)}") from None
+            raise TransportError(f"NRDP {self._url}: {reason(error)}") from None
         self._check(answer)
 
     def _token(self) -> str:
@@ -90,11 +90,3 @@ def _row(result: PassiveResult, now: float) -> dict[str, Any]:
         "state": str(int(result.state)),
         "output": output(result, now).replace("\\", "\\\\"),
     }
-
-
-def _reason(error: Exception) -> str:
-    """The innermost reason, in one line: requests wraps it three times."""
-    cause: BaseException = error
-    while cause.__context__ is not None:
-        cause = cause.__context__
-    return f"{type(cause).__name__}: {cause}".replace("\n", " ")[:200]

@@ -1,6 +1,7 @@
-"""A result's output as a plugin would have printed it, for the ways that escape newlines themselves.
+"""Words for the ways to a core on another machine: a result's output as a plugin would have printed it, and faults.
 
-These ways have no field for the time, so a result that had to wait says in its further lines when it was made.
+These escape newlines themselves. NSCA and NRDP have no field for the time, so a result that had to wait says in its
+further lines when it was made.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ def output(result: PassiveResult, now: float) -> str:
 def name(text: str) -> str:
     """Fit for an object's name: ``;`` and control characters would shift the fields on the core's side."""
     return _clean(text).replace(";", ":")
+
+
+def reason(error: Exception) -> str:
+    """The innermost reason, in one line: requests wraps it three times."""
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
 
 
 def _clean(text: str) -> str:
