@@ -39,6 +39,9 @@ class Controller:
     operators: str = "failover-operators"
     core_user: str = "nagios"
     sniffer_user: str = "failover-sniffer"
+    pair_user: str = "failover-pair"
+    peer: str | None = None  # the other controller, for ssh
+    peer_ssh_config: Path | None = None
     ipfilter: Mapping[str, Any] = field(default_factory=dict)  # what differs from the platform's own places
 
     @property
@@ -125,7 +128,7 @@ def _meaning(rules: dict[str, Any], steps: Iterable[str | int]) -> str | None:
 def _freeze(path: Path, raw: dict[str, Any]) -> Config:
     controller = dict(raw.get("controller", {}))
     interfaces = controller.pop("client_interface", [])
-    for key in ("run_dir", "state_dir"):
+    for key in ("run_dir", "state_dir", "peer_ssh_config"):
         if key in controller:
             controller[key] = Path(controller[key])
     services = tuple(_service(path, index, table) for index, table in enumerate(raw["service"]))

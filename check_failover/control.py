@@ -22,6 +22,8 @@ drill       service, client, seconds, by                ``id``, ``client``, ``in
 drilled     service, id, part, problem                  ``text``: the core ran its handler or notification (drill)
 drill-end   service, id, failed, by                     ``text``
 history     limit                                       ``entries``: the journal's last lines
+state       --                                          ``state``: name -> what is saved of a service
+follow      state (of the other controller)             ``followed``: names of the services that changed
 subscribe   --                                          ``targets``, then events ``{"event": "flip", ...}``
 ==========  ==========================================  =========================================================
 
@@ -69,6 +71,8 @@ REDIRECTOR_VERBS = frozenset(
         "drilled",
         "drill-end",
         "history",
+        "state",
+        "follow",
         "subscribe",
     }
 )

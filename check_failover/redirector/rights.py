@@ -8,7 +8,7 @@ import pwd
 from check_failover.config import Controller
 from check_failover.control import Peer
 
-_EVERYONE, _CORE, _SNIFFER, _OPERATORS = "everyone", "core", "sniffer", "operators"
+_EVERYONE, _CORE, _SNIFFER, _PAIR, _OPERATORS = "everyone", "core", "sniffer", "pair", "operators"
 
 # verb -> who may say it
 RIGHTS: dict[str, frozenset[str]] = {
@@ -27,6 +27,8 @@ RIGHTS: dict[str, frozenset[str]] = {
     "drill-end": frozenset({_OPERATORS}),
     "hold": frozenset({_OPERATORS}),
     "release": frozenset({_OPERATORS}),
+    "state": frozenset({_PAIR}),
+    "follow": frozenset({_PAIR}),
 }
 
 
@@ -55,6 +57,8 @@ def _roles(controller: Controller, peer: Peer) -> set[str]:
         roles.add(_CORE)
     if peer.uid == _uid(controller.sniffer_user):
         roles.add(_SNIFFER)
+    if peer.uid == _uid(controller.pair_user):
+        roles.add(_PAIR)
     if _gid(controller.operators) in peer.gids:
         roles.add(_OPERATORS)
     return roles
