@@ -23,6 +23,7 @@ A wing for each process; wings meet through ``control`` alone:
 - ``handlers``    what the core calls: event handler, notification command
 - ``admin``       ``failoverctl``
 - ``sync``        keeps the standby's data in step
+- ``pair``        two controllers: each follows the other's targets
 
 Wings that only serve the others, never one another: ``checks`` (probes and plugins), ``transports`` (results to the
 core), ``sms`` (texts to people). Each has a literal dict as registry: a new one is one file and one line.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import select
 import signal
 import subprocess
@@ -56,7 +57,9 @@ LIMIT = 1 << 20  # bytes of a line
 def main() -> None:
     parser = argparse.ArgumentParser(prog="failover-pair", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
-    parser.add_argument("--serve", action="store_true", help="print the state for the other controller (what ssh starts)")
+    parser.add_argument(
+        "--serve", action="store_true", help="print the state for the other controller (what ssh starts)"
+    )
     parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args()
     log_to_stderr()
@@ -117,20 +120,21 @@ def command(controller: Controller, peer: str) -> list[str]:
 
 def lines(argv: list[str]) -> Iterator[Message]:
     """Every line of the other. Ends with ControlError: what went wrong."""
-    with subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"LC_ALL": "C"}
-    ) as ssh:
-        assert ssh.stdout is not None
-        assert ssh.stderr is not None
+    reader, writer = os.pipe()
+    with (
+        os.fdopen(reader, "rb", buffering=0) as said,
+        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, env={"LC_ALL": "C"}) as ssh,
+    ):
+        os.close(writer)
         try:
             buffer = bytearray()
-            while select.select([ssh.stdout], [], [], SILENCE)[0]:
-                chunk = ssh.stdout.read1(65536)  # type: ignore[attr-defined]
+            while select.select([said], [], [], SILENCE)[0]:
+                chunk = said.read(65536)
                 if not chunk:
-                    ssh.wait(SILENCE)
-                    said = ssh.stderr.read().decode(errors="replace").strip().splitlines()
-                    raise ControlError(f"{argv[-2]}: {said[-1] if said else 'closed without a word'}")
+                    raise ControlError(f"{argv[-2]}: the connection has ended")
                 buffer += chunk
+                if not buffer.startswith(b"{"):  # ssh itself, why it cannot
+                    raise ControlError(f"{argv[-2]}: {buffer.decode(errors='replace').strip().splitlines()[-1][:200]}")
                 yield from control.split_lines(buffer)
                 if len(buffer) > LIMIT:
                     raise ControlError(f"{argv[-2]}: a line that does not end")

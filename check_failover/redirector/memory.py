@@ -110,6 +110,10 @@ class Memory:
 
     def save(self, name: str, state: ServiceState) -> None:
         """Intend and settle what moves nothing. Raises StateError; the old one stands then."""
+        self.adopt(name, replace(state, changes=self.state[name].changes + 1))
+
+    def adopt(self, name: str, state: ServiceState) -> None:
+        """The same for a state that the other controller changed."""
         intend(self._directory, name, state)
         try:
             settle(self._directory, name)

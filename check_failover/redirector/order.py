@@ -76,4 +76,6 @@ def after(before: ServiceState, order: Order, now: float) -> ServiceState:
         drain=drain,
         damping=damping,
         moved_by_person=order.manual,
+        flips=before.flips + 1,
+        changes=before.changes + 1,
     )

@@ -118,6 +118,13 @@ def fail_back_state(status: Mapping[str, Any]) -> tuple[State, str]:
 
 def redirect_state(status: Mapping[str, Any]) -> tuple[State, str]:
     """State and text of "NAME redirect" from the redirector's own status."""
+    state, text = _redirect_state(status)
+    if status.get("peer_silent") and state in (State.OK, State.WARNING):
+        return State.WARNING, f"{text}; no word from the other controller for {status['peer_silent']} s"
+    return state, text
+
+
+def _redirect_state(status: Mapping[str, Any]) -> tuple[State, str]:
     if status["problem"]:
         return State.CRITICAL, str(status["problem"])
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(status["since"])) if status["since"] else "the start"

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from check_failover.damping import Damping
 from check_failover.model import Hold, Target
@@ -44,13 +46,15 @@ class ServiceState:
     damping: Damping = field(default_factory=Damping)
     moved_by_person: bool = False  # the last flip
     downtime: tuple[str, ...] = ()  # the core's objects whose downtime began and did not end
+    flips: int = 0  # how many there were, and changes of any kind: which of two controllers knows more
+    changes: int = 0
 
 
 def load(directory: Path, name: str) -> ServiceState | None:
     """The settled state; None when there is none yet. Raises StateError when there is one that makes no sense."""
     path = directory / f"{name}.json"
     try:
-        return _parse(path.read_bytes())
+        return parsed(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -62,7 +66,7 @@ def load(directory: Path, name: str) -> ServiceState | None:
 def intended(directory: Path, name: str) -> ServiceState | None:
     """What an earlier process meant to settle; None: nothing, or a power cut left no whole file."""
     try:
-        return _parse(_intent(directory, name).read_bytes())
+        return parsed(json.loads(_intent(directory, name).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -113,8 +117,23 @@ def _cannot_write(directory: Path, name: str, error: OSError) -> StateError:
     return StateError(f"cannot write the state ({error.strerror}): check space and rights of {directory / name}.json")
 
 
-def _parse(data: bytes) -> ServiceState:
-    raw = json.loads(data)
+def outranks(theirs: ServiceState, mine: ServiceState) -> bool:
+    """Whether the other controller of a pair knows more: it has seen more flips, or as many and more changes since.
+
+    Where both changed something at once the text decides, so that both come to the same. Targets that differ after as
+    many flips have no order: nobody may move the traffic for that.
+    """
+    if theirs.flips == mine.flips and theirs.target is not mine.target:
+        return False
+    return _rank(theirs) > _rank(mine)
+
+
+def _rank(state: ServiceState) -> tuple[int, int, str]:
+    return state.flips, state.changes, json.dumps(asdict(state))
+
+
+def parsed(raw: Mapping[str, Any]) -> ServiceState:
+    """From what JSON made of a state. Raises ValueError, KeyError, TypeError or AttributeError."""
     hold, drain = raw.get("hold"), raw.get("drain")
     return ServiceState(
         target=Target(raw["target"]),
@@ -125,6 +144,8 @@ def _parse(data: bytes) -> ServiceState:
         damping=Damping(**raw.get("damping", {})),
         moved_by_person=bool(raw.get("moved_by_person")),
         downtime=tuple(str(name) for name in raw.get("downtime", ())),
+        flips=int(raw.get("flips", 0)),
+        changes=int(raw.get("changes", 0)),
     )
 
 

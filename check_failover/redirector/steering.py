@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,11 +31,12 @@ from check_failover.redirector.drain import ending
 from check_failover.redirector.memory import Memory
 from check_failover.redirector.order import Order, after, decided
 from check_failover.redirector.repair import Event, Repair, quietly
-from check_failover.redirector.state import Drain, StateError
+from check_failover.redirector.state import Drain, ServiceState, StateError, outranks
 from check_failover.redirector.status import status
 
 __all__ = ["Order", "Steering"]
 log = logging.getLogger(__name__)
+PEER_SILENT = 15.0  # seconds without a word from the other controller until that is told
 
 
 class Steering:
@@ -48,6 +49,8 @@ class Steering:
         self._lock = threading.Lock()
         self._repair = Repair(redirect, self._memory, publish, self._lock)
         self._pending: dict[str, Order] = {}
+        self._pair = config.controller.peer is not None
+        self._heard = time.monotonic()  # of the other controller
 
     # ------------------------------------------------------------ start and repair
 
@@ -139,24 +142,30 @@ class Steering:
             self._memory.pending(order.service.name, reason)
 
     def _flip(self, order: Order, decision: Decision, entry: dict[str, Any]) -> None:
-        service, name, memory = order.service, order.service.name, self._memory
-        began, old = time.monotonic(), memory.state[name].target
-        intended = after(memory.state[name], order, time.time())
+        name = order.service.name
+        if self._bring_about(order.service, after(self._memory.state[name], order, time.time()), decision.text, entry):
+            self._pending.pop(name, None)
+        else:
+            self._keep(order, "error")
+
+    def _bring_about(self, service: Service, intended: ServiceState, why: str, entry: dict[str, Any]) -> bool:
+        """A flip to the end of its repair; False: all is as it was, and the entry says why."""
+        began, name, memory = time.monotonic(), service.name, self._memory
+        old, drain = memory.state[name].target, intended.drain is not None
         try:
             memory.intend(name, intended)
-            self._move(service, intended.target, drain=order.drain)
+            self._move(service, intended.target, drain=drain)
         except (StateError, RedirectError) as error:
             memory.problems[name]["state" if isinstance(error, StateError) else "kernel"] = str(error)
             memory.withdraw(name)
             entry.update(reason="error", error=str(error), text=str(error), line=f"{name}: flip failed: {error}")
-            self._keep(order, "error")
-            return
+            return False
         memory.moved(name, intended)
-        self._pending.pop(name, None)
         entry.update(to=str(intended.target), flipped=True, moved=round(time.monotonic() - began, 6))
-        entry["line"] = f"{name}: {old} -> {intended.target} ({decision.text})"
-        self._repair.flipped(service, old, entry, drain=order.drain)
+        entry["line"] = f"{name}: {old} -> {intended.target} ({why})"
+        self._repair.flipped(service, old, entry, drain=drain)
         memory.settle(name)
+        return True
 
     def _move(self, service: Service, target: Target, *, drain: bool) -> None:
         """One transaction; where another hand removed our rules, all of them anew. Raises RedirectError."""
@@ -271,6 +280,39 @@ class Steering:
             text = f"downtime of {of} {'began' if begin else 'ended'}"
             self._memory.write(self._memory.entry(name, "downtime", by, text))
 
+    # ------------------------------------------------------------ the other controller
+
+    def states(self) -> dict[str, ServiceState]:
+        """What the other controller of a pair follows."""
+        return dict(self._memory.state)
+
+    def follow(self, states: Mapping[str, ServiceState]) -> list[str]:
+        """What the other controller says of its services; returns those of which it knew more. Raises StateError."""
+        self._heard = time.monotonic()
+        with self._lock:
+            return [name for name, theirs in states.items() if name in self._services and self._follow(name, theirs)]
+
+    def _follow(self, name: str, theirs: ServiceState) -> bool:
+        memory, mine = self._memory, self._memory.state[name]
+        problems = memory.problems[name]
+        problems.pop("pair", None)
+        if not outranks(theirs, mine):
+            if theirs.flips == mine.flips and theirs.target is not mine.target:
+                problems["pair"] = f"the other controller sends it to the {theirs.target}: flip once by hand to agree"
+            return False
+        if theirs.pending is None:
+            self._pending.pop(name, None)
+        if theirs.target is mine.target:
+            memory.adopt(name, theirs)
+            return True
+        why = "the other controller did"
+        entry = memory.entry(name, "follow", "the other controller", why)
+        flipped = self._bring_about(self._services[name], theirs, why, entry)
+        if flipped or memory.last.get(name, {}).get("error") != entry["error"]:  # said once, tried every second
+            memory.write(entry)
+            log.log(logging.INFO if flipped else logging.ERROR, "%s", entry["line"])
+        return flipped
+
     def forget(self, name: str, client: str, port: int) -> bool:
         """Drop one unreplied entry of a client. Raises RedirectError."""
         return self._redirect.forget(self._services[name], client, port)
@@ -290,4 +332,6 @@ class Steering:
     def status(self, name: str, fail_back: Order | None = None) -> dict[str, Any]:
         """See ``control``; ``fail_back``: what is known of the primary."""
         order = fail_back or Order(self._services[name], "fail-back", "", Facts())
-        return status(self._redirect, self._memory, order)
+        silent = time.monotonic() - self._heard
+        peer_silent = round(silent) if self._pair and silent > PEER_SILENT else None
+        return {**status(self._redirect, self._memory, order), "peer_silent": peer_silent}

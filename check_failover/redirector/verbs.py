@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from check_failover.config import Config
@@ -15,7 +15,7 @@ from check_failover.redirector.drill import Drills
 from check_failover.redirector.order import Order
 from check_failover.redirector.report import Report, redirect_state
 from check_failover.redirector.rights import by_hand, refused, user_name
-from check_failover.redirector.state import StateError
+from check_failover.redirector.state import ServiceState, StateError, parsed
 from check_failover.redirector.steering import Steering
 
 log = logging.getLogger(__name__)
@@ -39,10 +39,14 @@ class Verbs:
             return {"services": {service.name: self.status(service) for service in self._services}}
         if verb == "history":
             return {"entries": self._history(message)}
+        if verb == "state":
+            return {"state": {name: asdict(state) for name, state in self._steering.states().items()}}
         by = str(message.get("by") or user_name(peer.uid))[:200]
         try:
             if verb == "downtime":
                 return self._downtime(message, by, peer)
+            if verb == "follow":
+                return self._follow(message)
             return self._act(verb, self._service(message), by, message, peer)
         except (RedirectError, StateError) as error:
             raise RefusedError(str(error)) from None
@@ -114,6 +118,13 @@ class Verbs:
                 self._report.state(service, self.status(service))
                 said.append(f"{service.name}: downtime {'began' if begin else 'ended'}")
         return {"text": "; ".join(said) or "no primary's downtime"}
+
+    def _follow(self, message: Message) -> Message:
+        followed = self._steering.follow(_states(message))
+        for service in self._services:
+            if service.name in followed:
+                self._report.state(service, self.status(service))
+        return {"followed": followed}
 
     def _order(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Order:
         manual = bool(message.get("manual"))
@@ -220,6 +231,13 @@ def _facts(message: Message) -> Facts:
     perfdata = str(message.get("perfdata") or "")
     facts = Facts.parse(perfdata)
     return replace(facts, downtime=bool(message.get("downtime")))
+
+
+def _states(message: Message) -> dict[str, ServiceState]:
+    try:
+        return {str(name): parsed(raw) for name, raw in message["state"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RefusedError("follow: not the state of a redirector: do both controllers run the same version?") from None
 
 
 def _deadline(service: Service, message: Message) -> float | None:

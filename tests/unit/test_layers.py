@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "check_failover"
-WINGS = {"sniffer", "redirector", "handlers", "sync", "admin"}
+WINGS = {"sniffer", "redirector", "handlers", "sync", "pair", "admin"}
 SERVING = {"checks", "transports", "sms"}
 PURE = [
     "model.py",
