@@ -118,6 +118,7 @@ def config(config: Config) -> list[str]:
         f"{config.path}: good",
         f"  redirect by {controller.redirect}, clients seen on {interfaces}",
         f"  results through {config.monitoring['transport']}",
+        *([f"  pair with {controller.peer}"] if controller.peer else []),
         f"  SMS through {config.sms['gateway']}" if config.sms else "  no SMS",
     ]
     for service in config.services:

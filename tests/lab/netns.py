@@ -49,9 +49,11 @@ def poll(condition: Callable[[], T], deadline: float, what: str, every: float = 
 class House:
     """Four namespaces wired as above. A context manager; everything started through it ends with it."""
 
+    names: tuple[str, ...] = NAMES
+
     def __init__(self, prefix: str | None = None) -> None:
         self.prefix = prefix or f"cfo{os.getpid() % 100000}"
-        self._names = list(NAMES)
+        self._names = list(self.names)
         self._processes: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> House:
@@ -101,7 +103,7 @@ class House:
             end(process)
         self._processes.clear()
         for who in self._names:
-            for pid in self._pids(who):  # daemons that forked away from us, e.g. slapd and nagios workers
+            for pid in self.pids(who):  # daemons that forked away from us, e.g. slapd and nagios workers
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             _ip("netns", "del", self.name(who), check=False)
@@ -117,19 +119,14 @@ class House:
             self._ip(where, "link", "set", port, "up")
         self._ip(who, "link", "set", "lo", "up")
 
-    def _pids(self, who: str) -> list[int]:
+    def pids(self, who: str) -> list[int]:
         done = subprocess.run(
             ["/usr/sbin/ip", "netns", "pids", self.name(who)], capture_output=True, text=True, check=False
         )
         return [int(pid) for pid in done.stdout.split()]
 
     def _build(self) -> None:
-        for who in NAMES:
-            _ip("netns", "add", self.name(who))
-            self.run(
-                who, "/usr/sbin/sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"
-            )
-            self.run(who, "/usr/sbin/ip", "link", "set", "lo", "up")
+        self._namespaces()
         controller = self.name("controller")
         for who, port in (("client", "cl0"), ("primary", "pr0"), ("standby", "sb0")):
             _ip(
@@ -165,6 +162,14 @@ class House:
             self._address(who, "eth0", *addresses)
             for gateway in gateways:
                 self._ip(who, "route", "add", "default", "via", gateway)
+
+    def _namespaces(self) -> None:
+        for who in self._names:
+            _ip("netns", "add", self.name(who))
+            self.run(
+                who, "/usr/sbin/sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"
+            )
+            self.run(who, "/usr/sbin/ip", "link", "set", "lo", "up")
 
     def _ip(self, who: str, *argv: str) -> None:
         self.run(who, "/usr/sbin/ip", *argv)

@@ -77,6 +77,11 @@ BROKEN = [
         "hold_down = -1",
         "$.service[0].policy.hold_down: -1 is less than the minimum of 0 (minimum time between two flips",
     ),
+    (
+        'client_interface = "cl0"',
+        'client_interface = "cl0"\npeer = "-oProxyCommand=x"',
+        "$.controller.peer: '-oProxyCommand=x' does not match",
+    ),
     ('gateway = "kannel"', 'gateway = "modem"', "$.sms.gateway: 'modem' is not one of ['kannel', 'smstools', 'gammu']"),
     ('gateway = "kannel"', 'gateway = "smstools"', "$.sms: unknown key"),
     ('gateway = "kannel"', 'gateway = "kannel"\nreceipt_url = "localhost"', "$.sms.receipt_url: 'localhost' does not"),
