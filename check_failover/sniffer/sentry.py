@@ -21,7 +21,7 @@ from check_failover.sniffer.suspicion import Watch
 HEARTBEAT = 60.0  # seconds between two results of an unchanged state
 LOOK_AGAIN = 1.0  # seconds between two investigations of a failed server
 IDLE_SERVER = 30.0  # seconds between two probes of the server that has no traffic
-PRIMARY_BACK = 3.0  # seconds between two probes of the primary while the standby serves
+WANTED_SERVER = 3.0  # the same while somebody waits for it: the primary to fail back to, a standby that is not well
 AT_MOST = 1.0  # seconds between two investigations that the traffic asks for
 EVIDENCE_EVERY = 5.0  # seconds between two evidences with the same facts
 AFTER_DROPS = 2.0  # seconds without a dropped packet until the capture is believed again
@@ -285,8 +285,8 @@ class Sentry:
     def _look_at_idle_servers(self, now: float) -> None:
         if self._investigation is not None:
             return
-        every = {Target.STANDBY: IDLE_SERVER, Target.PRIMARY: PRIMARY_BACK}[self.target.other]
         health = self.health[self.target.other]
+        every = IDLE_SERVER if self.target is Target.PRIMARY and health.ok else WANTED_SERVER
         if now - health.asked >= every:
             self._probe(self.target.other, now)
 

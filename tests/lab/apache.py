@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ WANTED = ("mpm_prefork", "authz_core", "alias", "dir", "ssl", "socache_shmcb")
 class Apache:
     """One server, in the foreground; ``ca_file`` signs its certificate."""
 
-    def __init__(self, directory: Path, host: str, port: int, tls_port: int) -> None:
+    def __init__(self, directory: Path, host: str, port: int, tls_port: int, argv_prefix: Sequence[str] = ()) -> None:
+        self._prefix = tuple(argv_prefix)
         self.directory, self.host, self.port, self.tls_port = directory, host, port, tls_port
         self.ca_file = directory / "ca.pem"
         self._process: subprocess.Popen[Any] | None = None
@@ -80,7 +82,7 @@ class Apache:
     def __enter__(self) -> Apache:
         with (self.directory / "apache.out").open("ab") as out:
             self._process = subprocess.Popen(
-                [APACHE, "-f", str(self.directory / "apache.conf"), "-D", "FOREGROUND"],
+                [*self._prefix, APACHE, "-f", str(self.directory / "apache.conf"), "-D", "FOREGROUND"],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -99,10 +101,19 @@ class Apache:
             end(self._process)
             self._process = None
 
+    def spoil(self) -> None:
+        """From now on 503, whatever is asked; nobody notices the reload."""
+        assert self._process is not None
+        config = self.directory / "apache.conf"
+        config.write_text(config.read_text().replace("Redirect 503 /sick", "RedirectMatch 503 .*"))
+        self._process.send_signal(signal.SIGUSR1)
+
     def _accepts(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(f"apache2 ended at its start:\n{(self.directory / 'apache.out').read_text()}")
+        if self._prefix:  # in another namespace: its own word must do
+            return (self.directory / "apache.pid").exists()
         try:
             socket.create_connection((self.host, self.tls_port), 1.0).close()
         except OSError:

@@ -8,7 +8,9 @@ is wrong (SERVFAIL), everything else is refused (no recursion).
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +37,7 @@ options {{
     notify no;
 }};
 controls {{ }};
-zone "example.org" {{ type primary; file "zone"; }};
+zone "example.org" {{ type primary; file "{zone}"; }};
 zone "broken.test" {{ type primary; file "none"; }};
 """
 ZONE = """\
@@ -62,8 +64,7 @@ class Named:
         self.directory, self.address, self.port = directory, address, port
         self._prefix = tuple(argv_prefix)
         self._process: subprocess.Popen[Any] | None = None
-        v4, v6 = ("none", address) if ":" in address else (address, "none")
-        (directory / "named.conf").write_text(CONFIG.format(directory=directory, port=port, v4=v4, v6=v6))
+        self._configure("zone")
         (directory / "zone").write_text(ZONE + BIG)
         # A copy: where AppArmor is on, Debian's profile for /usr/sbin/named lets it read /etc/bind and little else.
         self._program = shutil.copy(NAMED, directory / "named")
@@ -72,6 +73,16 @@ class Named:
     def pid(self) -> int:
         assert self._process is not None, "named is not running"
         return self._process.pid
+
+    def _configure(self, zone: str) -> None:
+        v4, v6 = ("none", self.address) if ":" in self.address else (self.address, "none")
+        text = CONFIG.format(directory=self.directory, port=self.port, v4=v4, v6=v6, zone=zone)
+        (self.directory / "named.conf").write_text(text)
+
+    def spoil(self) -> None:
+        """Have it load a zone that is not there: from now on SERVFAIL."""
+        self._configure("lost")
+        os.kill(self.pid, signal.SIGHUP)
 
     def __enter__(self) -> Named:
         with (self.directory / "named.out").open("ab") as out:
@@ -98,6 +109,8 @@ class Named:
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(f"named ended at its start:\n{(self.directory / 'named.out').read_text()[-2000:]}")
+        if self._prefix:  # in another namespace: its own word must do
+            return "all zones loaded" in (self.directory / "named.out").read_text()
         try:
             dns.query.udp(dns.message.make_query("www.example.org", "A"), self.address, 0.5, self.port)
         except (dns.exception.DNSException, OSError):

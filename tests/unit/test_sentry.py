@@ -132,6 +132,21 @@ class TestHealthy:
         assert scene.results[-1].text == "OK: primary 10.0.0.11:389 answers, 1 requests/s"
         assert (scene.results[-1].host, scene.results[-1].service) == ("host", "ldap primary")
 
+    def test_a_standby_that_is_not_well_is_looked_at_more_often(self) -> None:
+        """Every three seconds instead of thirty, until it passes: nothing may be rescued nor moved before."""
+        scene = Scene()
+        scene.servers[STANDBY] = refuses
+        scene.wait(60.0)
+        scene.probes.clear()
+        scene.wait(30.0)
+        assert len(scene.probed(STANDBY)) == pytest.approx(10, abs=1)
+        scene.servers[STANDBY] = good
+        scene.wait(3.1)
+        scene.probes.clear()
+        scene.wait(60.0)
+        assert len(scene.probed(STANDBY)) == pytest.approx(2, abs=1)
+        assert scene.probed(PRIMARY) == []
+
     def test_an_idle_night_is_no_failure(self) -> None:
         """Eight hours with nobody: one look, refuted, and OK all the time."""
         scene = Scene()
