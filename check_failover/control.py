@@ -17,7 +17,8 @@ recovered   service, by                                 the core withdraws its o
 evidence    service, facts                              fresh facts for an order that is pending
 hold        service, by, reason                         ``text``
 release     service, by                                 ``text``
-forget      service, client, port                       ``forgotten``: no unanswered conntrack entry is left (rescue)
+forget      service, client, port                       ``forgotten``: no unanswered conntrack entry is left (rescue);
+                                                        ``reason``: why nothing of the service may be rescued now
 drill       service, client, seconds, by                ``id``, ``client``, ``in_use``: the primary answered it lately
 drilled     service, id, part, problem                  ``text``: the core ran its handler or notification (drill)
 drill-end   service, id, failed, by                     ``text``

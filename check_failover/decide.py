@@ -167,6 +167,15 @@ DRAIN: tuple[Row, ...] = (
     (Reason.HOLD_DOWN, False, _hold_down),
 )
 
+# One connection that nobody answers, served by the standby without a flip (the sniffer's rescue): its data counts, too.
+RESCUE: tuple[Row, ...] = (
+    (Reason.ALREADY, False, lambda _f, _p, s: "already on the standby" if s.target is Target.STANDBY else None),
+    (Reason.HOLD, False, _held),
+    (Reason.SHADOW, False, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None),
+    (Reason.SYNC_RUNNING, False, lambda f, _p, _s: "a data sync is running" if f.sync_running else None),
+    (Reason.SYNC_STALE, False, _sync_stale),
+)
+
 FAIL_BACK: tuple[Row, ...] = (
     (Reason.ALREADY, False, lambda _f, _p, s: "already on the primary" if s.target is Target.PRIMARY else None),
     (Reason.HOLD, False, _held),

@@ -72,6 +72,8 @@ def from_sniffer(status: Mapping[str, Any], arguments: argparse.Namespace) -> Ou
         text += f", one of {stats['share']} connections watched"
     if stats["unanswered"]:
         text += f", {stats['unanswered']} unanswered for {number(round(stats['oldest_unanswered'], 1))} s"
+    if stats["rescued"]:
+        text += f", {stats['rescued']} rescued"
     if status["blind"]:
         text = f"blind: {status['blind']}"
     elif state is State.CRITICAL:

@@ -9,11 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from check_failover.damping import Damping, failed_over
-from check_failover.decide import AUTO_FAIL_BACK, DRAIN, FAIL_BACK, FAIL_OVER, Decision, Situation, decide
+from check_failover.decide import AUTO_FAIL_BACK, DRAIN, FAIL_BACK, FAIL_OVER, RESCUE, Decision, Situation, decide
 from check_failover.model import Facts, Service
 from check_failover.redirector.state import Drain, ServiceState
 
-TABLES = {"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK, "auto-fail-back": AUTO_FAIL_BACK}
+TABLES = {
+    "fail-over": FAIL_OVER,
+    "drain": DRAIN,
+    "fail-back": FAIL_BACK,
+    "auto-fail-back": AUTO_FAIL_BACK,
+    "rescue": RESCUE,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,10 @@ class Verbs:
             return (self._drills.begin if verb == "drill" else self._drills.end)(service, message, by)
         if verb == "forget":
             client, port = _client(message)
+            facts = inquiry.synced(self._controller, service, Facts())
+            refusal = self._steering.refusal(Order(service, "rescue", by, facts))
+            if refusal is not None:
+                return {"forgotten": False, "reason": str(refusal.reason)}
             return {"forgotten": self._steering.forget(name, client, port)}
         if verb == "hold":
             text = self._steering.hold(name, by, str(message.get("reason") or "")[:500])

@@ -59,13 +59,17 @@ class Detectors:
         self._count += 1
         heapq.heappush(self._heap, (due, self._count, key, request))
 
-    def _wait(self, request: Request, now: float) -> float:
+    def patience(self, request: Request) -> float:
+        """Seconds that a healthy server may take for this, as far as that is known."""
         if request.key == "syn":
-            return self.round_trip.wait() * self._scales[Detector.UNANSWERED_SYN].now(now)
-        scale = self._scales[Detector.UNANSWERED_REQUEST].now(now)
+            return self.round_trip.wait()
         if request.operation == "encrypted":
-            return ENCRYPTED_WAIT * scale
-        return self.gaps.setdefault(request.operation, Gaps()).wait() * scale
+            return ENCRYPTED_WAIT
+        return self.gaps.setdefault(request.operation, Gaps()).wait()
+
+    def _wait(self, request: Request, now: float) -> float:
+        detector = Detector.UNANSWERED_SYN if request.key == "syn" else Detector.UNANSWERED_REQUEST
+        return self.patience(request) * self._scales[detector].now(now)
 
     def deadline(self) -> float | None:
         """The next moment at which ``tick`` may have something to say."""

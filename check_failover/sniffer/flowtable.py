@@ -104,6 +104,12 @@ class FlowTable:
         flow = self._flows.get((client, port))
         return self._frames.get((client, port, "syn")) if flow is not None and flow.syn is not None else None
 
+    def waits(self, p: Packet) -> bool:
+        """Whether this kept first packet still has no answer."""
+        key = (p.src, p.sport)
+        flow = self._flows.get(key)
+        return flow is not None and any(self._frames.get((*key, asked), (b"", None))[1] is p for asked in flow.open)
+
     # ------------------------------------------------------------ the other server
 
     def sent_on(self, p: Packet) -> None:

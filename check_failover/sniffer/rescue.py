@@ -4,28 +4,36 @@ A proxy hides a refused or slow connect by trying the next server; on a NAT path
 refused (the RST is withheld) or stays unanswered while the server says nothing to anyone, its conntrack entry is
 forgotten and the SYN is sent once more, marked so that it goes to the standby. The redirect has not moved; only a
 connection that would have failed is served. Never when the standby is not known healthy, and rate-limited.
+
+The redirector has the last word: conntrack knows whether the server has answered meanwhile (a late SYN-ACK), and a
+hold, a running sync or data that is too old forbid the standby (``decide.RESCUE``). Only then is the packet sent: by
+the loop's thread, right after the watch was told that this client talks to the other server now.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from check_failover.config import Config
 from check_failover.control import Message
 from check_failover.model import MARK_REPLAY, MARK_RESCUE, Target
+from check_failover.sniffer.flowtable import MAX_FRAMES, REPLAY_AGE
 from check_failover.sniffer.packet import Packet
 from check_failover.sniffer.send import Sender, SendError
 from check_failover.sniffer.sentry import Sentry
 
-WAIT = 0.1  # seconds without an answer until a first packet is rescued
 FRESH = 45.0  # seconds that a passed probe of the standby is good for
 RATE = 500.0  # rescued connections a second and service, at most
+PAUSE = 1.0  # seconds until the redirector is asked again after it said that nothing may be rescued
 
 log = logging.getLogger("failover-sniffer")
 Ask = Callable[[Message], Message | None]
+First = list[tuple[bytes, Packet]]  # a flow's first packets, as they were captured
 
 
 class Rescue:
@@ -37,18 +45,19 @@ class Rescue:
         self._sender = Sender()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="rescue")
         self._tokens: dict[str, tuple[float, float]] = {}
+        self._asked: OrderedDict[Packet, None] = OrderedDict()  # each is tried once
+        self._paused: dict[str, float] = {}
 
     def refused(self, sentry: Sentry, reset: Packet) -> None:
         """A refused connection is rescued at once."""
         first = sentry.watch.first_packet(reset.dst, reset.dport)
-        if first is not None and reset.ack == (first[1].seq + 1) & 0xFFFFFFFF:
-            self._some(sentry, reset.now, [first])
+        if first is not None and reset.ack == (first[1].seq + 1) & 0xFFFFFFFF and self._allowed(sentry, reset.now):
+            self._some(sentry, reset.now, [[first]])
 
     def overdue(self, sentry: Sentry, now: float) -> None:
-        """First packets that nobody answers, while the server says nothing to anyone."""
-        if sentry.watch.mute_since(now) >= WAIT:
-            late = [first for first in sentry.watch.unanswered(now) if now - first[1].now >= WAIT]
-            self._some(sentry, now, late)
+        """First packets that a healthy server would have answered, while this one says nothing to anyone."""
+        if self._allowed(sentry, now):
+            self._some(sentry, now, sentry.watch.overdue(now))
 
     def replay(self, sentry: Sentry, now: float) -> None:
         """After a flip: first packets without an answer go to wherever the target is now."""
@@ -64,14 +73,17 @@ class Rescue:
         if sent:
             log.info("%s: sent %d unanswered first packets to the new target", sentry.service.name, sent)
 
-    def _some(self, sentry: Sentry, now: float, first: Sequence[tuple[bytes, Packet]]) -> None:
-        if not first or not self._allowed(sentry, now):
-            return
-        for frame, packet in first:
+    def _some(self, sentry: Sentry, now: float, flows: Sequence[First]) -> None:
+        for first in flows:
+            packet = first[0][1]
+            if packet in self._asked:
+                continue
             if not self._token(sentry.service.name, now):
                 return
-            sentry.watch.sent_on(packet)
-            self._pool.submit(self._rescue, sentry, frame, packet)
+            self._asked[packet] = None
+            if len(self._asked) > MAX_FRAMES:
+                self._asked.popitem(last=False)
+            self._pool.submit(self._forget, sentry, first)
 
     def _allowed(self, sentry: Sentry, now: float) -> bool:
         health = sentry.health[Target.STANDBY]
@@ -83,18 +95,35 @@ class Rescue:
             and sentry.blind is None
             and health.ok is True
             and now - health.at < FRESH
+            and now >= self._paused.get(sentry.service.name, now)
         )
 
-    def _rescue(self, sentry: Sentry, frame: bytes, packet: Packet) -> None:
+    def _forget(self, sentry: Sentry, first: First) -> None:
+        """Ask the redirector (pool's thread). Never for what is too old: its client has given up or asked again."""
+        name, packet = sentry.service.name, first[0][1]
+        if time.monotonic() - packet.now > REPLAY_AGE:
+            return
         family = socket.AF_INET if len(packet.src) == 4 else socket.AF_INET6
         client = socket.inet_ntop(family, packet.src)
-        name = sentry.service.name
         reply = self._ask({"verb": "forget", "service": name, "client": client, "port": packet.sport})
-        if reply is None or not reply.get("forgotten"):
-            return  # it has been answered meanwhile
+        if reply is None or reply.get("reason"):
+            self._call(lambda: self._pause(name, "the redirector is away" if reply is None else str(reply["reason"])))
+        elif reply.get("forgotten"):  # else it has been answered meanwhile
+            self._call(lambda: self._send(sentry, first))
+
+    def _pause(self, name: str, why: str) -> None:
+        log.info("%s: nothing is rescued for now: %s", name, why)
+        self._paused[name] = time.monotonic() + PAUSE
+
+    def _send(self, sentry: Sentry, first: First) -> None:
+        """To the standby, unless a flip has sent it there or it was answered (loop's thread)."""
+        waiting = [(frame, packet) for frame, packet in first if sentry.watch.waits(packet)]
+        if not waiting or sentry.target is not Target.PRIMARY:
+            return
+        sentry.watch.sent_on(waiting[0][1])
         try:
-            if self._sender.send(frame, packet, MARK_RESCUE):
-                self._call(lambda: _count(sentry))
+            if sum(self._sender.send(frame, packet, MARK_RESCUE) for frame, packet in waiting):
+                sentry.watch.rescued += 1
         except SendError as error:
             log.error("%s", error)
 
@@ -103,7 +132,3 @@ class Rescue:
         tokens = min(RATE / 10, tokens + (now - at) * RATE)
         self._tokens[name] = (max(0.0, tokens - 1.0), now)
         return tokens >= 1.0
-
-
-def _count(sentry: Sentry) -> None:
-    sentry.watch.rescued += 1

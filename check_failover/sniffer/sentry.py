@@ -9,7 +9,8 @@ standby, the primary is probed every three seconds: the fail-back checklist want
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -66,12 +67,19 @@ class Health:
     at: float = float("-inf")  # of the last probe's end
     asked: float = float("-inf")  # of the last probe's begin
     text: str = "not probed yet"
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # by the last probes that passed
 
     def note(self, probe: Probe, now: float) -> None:
         if probe.passed and not self.ok:
             self.since = now
         self.ok, self.at, self.text = probe.passed, now, probe.text
         self.passes = self.passes + 1 if probe.passed else 0
+        if probe.passed:
+            self.took.append(probe.seconds)
+
+    def usual(self) -> float:
+        """The median of what passed probes took; 0: none is known."""
+        return sorted(self.took)[len(self.took) // 2] if self.took else 0.0
 
     def known(self, now: float) -> dict[str, Any]:
         good_for = now - self.since if self.ok else 0.0
@@ -201,10 +209,14 @@ class Sentry:
             self._probe(target, now)
 
     def _probe(self, target: Target, now: float) -> None:
-        """Probe with max(200 ms, 10 * p99 of the traffic), within the configured limit."""
+        """Probe with max(200 ms, 10 * p99 of the traffic, 4 * what probes usually take), within the configured limit.
+
+        The standby's probes tell what a probe takes before anybody has to judge the primary by it.
+        """
         self.health[target].asked = now
         usual = self.watch.usual()
-        timeout = 0.5 if usual is None else max(0.2, 10 * usual)
+        took = max(health.usual() for health in self.health.values())
+        timeout = max(0.5 if usual is None else max(0.2, 10 * usual), 4 * took)
         self._outlet.probe(self.service, target, min(timeout, self.service.check.timeout))
 
     def _conclude(self, now: float, *, expired: bool = False) -> None:

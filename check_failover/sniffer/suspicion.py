@@ -14,7 +14,7 @@ from check_failover.sniffer.dialects import ALL, UNREADABLE, dialect_for
 from check_failover.sniffer.flows import Flow, FlowKey, Request
 from check_failover.sniffer.flowtable import FlowTable
 from check_failover.sniffer.packet import ACK, FIN, RST, SYN, TCP, UDP, Packet
-from check_failover.sniffer.thresholds import Gaps
+from check_failover.sniffer.thresholds import MIN_WAIT, Gaps
 
 _OPAQUE = frozenset({"bytes", "encrypted"})  # operations of which nobody knows whether they want a reply
 
@@ -281,6 +281,28 @@ class Watch:
     def unanswered(self, now: float) -> Iterator[tuple[bytes, Packet]]:
         """Captured first packets that nobody answered yet, oldest first: what can be sent on for their clients."""
         return self._flows.unanswered(now)
+
+    def overdue(self, now: float) -> list[list[tuple[bytes, Packet]]]:
+        """What a healthy server would have answered by now, while this one says nothing to anyone: flow by flow.
+
+        All of a flow, however young: whoever asks twice from one port must get both answers from one server.
+        """
+        mute = self.mute_since(now)
+        if mute < MIN_WAIT:
+            return []
+        flows: dict[FlowKey, list[tuple[bytes, Packet]]] = {}
+        for frame, p in self._flows.unanswered(now):
+            flows.setdefault((p.src, p.sport), []).append((frame, p))
+        return [first for key, first in flows.items() if self._is_overdue(key, now, mute)]
+
+    def _is_overdue(self, key: FlowKey, now: float, mute: float) -> bool:
+        flow = self._flows.get(key)
+        waiting = () if flow is None else flow.open.values()
+        return any(min(mute, now - request.asked) >= self._detect.patience(request) for request in waiting)
+
+    def waits(self, p: Packet) -> bool:
+        """Whether this captured first packet still has no answer."""
+        return self._flows.waits(p)
 
     def first_packet(self, client: bytes, port: int) -> tuple[bytes, Packet] | None:
         """The captured first packet of a client's connection, while nobody answered it."""

@@ -9,6 +9,7 @@ pieces     sends each request in two writes without TCP_NODELAY, so that Nagle w
 slow       one search of five seconds after the other, and nobody else (see ``serve``)
 scan       connects to every port up to 1100, then leaves half-open connections at the service's own
 flood      500 SYN a second from forged addresses, which never answer (needs root)
+burst      40,000 such SYNs as fast as it goes
 cut        connects and asks from SOURCE, and hears nothing, because somebody drops what comes back
 ========== ===========================================================================================
 
@@ -129,6 +130,15 @@ async def flood(address: str, port: int, _source: str) -> None:
     print("flooded", flush=True)
 
 
+async def burst(address: str, port: int, _source: str) -> None:
+    packets = [_syn(f"{FORGED}{n % 254 + 1}", address, port, 2000 + n) for n in range(500)]
+    with _raw() as raw:
+        for number in range(40_000):
+            with contextlib.suppress(BlockingIOError):
+                raw.sendto(packets[number % 500], (address, 0))
+    print("sent", flush=True)
+
+
 async def cut(address: str, port: int, source: str) -> None:
     with socket.socket() as raw:
         raw.setblocking(False)
@@ -182,6 +192,7 @@ KINDS: dict[str, Callable[[str, int, str], Awaitable[None]]] = {
     "slow": slow,
     "scan": scan,
     "flood": flood,
+    "burst": burst,
     "cut": cut,
 }
 

@@ -21,6 +21,7 @@ from check_failover.decide import (
     FAIL_BACK,
     FAIL_OVER,
     MET,
+    RESCUE,
     RETRYABLE,
     Reason,
     Row,
@@ -32,7 +33,10 @@ from check_failover.decide import (
 from check_failover.model import Detector, Facts, Hold, Policy, Target
 
 SITUATIONS = sorted((Path(__file__).parent / "situations").glob("*.toml"))
-TABLES = {"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK, "auto-fail-back": AUTO_FAIL_BACK}
+TABLES = {
+    **{"fail-over": FAIL_OVER, "drain": DRAIN, "fail-back": FAIL_BACK, "auto-fail-back": AUTO_FAIL_BACK},
+    "rescue": RESCUE,
+}
 HELD = Hold("ada", 0.0, "disk swap")
 GOOD = Facts(Detector.UNANSWERED_REQUEST, 2, 2, 12, 0, standby_ok=True, sync_age=100.0)
 HERE = Situation(Target.PRIMARY)
@@ -89,6 +93,13 @@ def against_drain(f: Facts, p: Policy, s: Situation) -> set[Reason]:
     return found
 
 
+def against_rescue(f: Facts, p: Policy, s: Situation) -> set[Reason]:
+    """Everything the written policy has against serving one client from the standby: it is asked of the redirector
+    when the sniffer has seen to the rest (the standby's health, its own eyes), and nobody orders it by hand."""
+    asked = {Reason.ALREADY, Reason.HOLD, Reason.SHADOW, Reason.SYNC_RUNNING, Reason.SYNC_STALE}
+    return asked & against_fail_over(f, p, replace(s, manual=False))
+
+
 def against_fail_back(f: Facts, p: Policy, s: Situation) -> set[Reason]:
     """Everything the written policy has against moving the traffic back to the primary."""
     found = set()
@@ -142,7 +153,9 @@ def all_situations() -> list[Situation]:
     return [Situation(target, hold, since, manual) for target, hold, since, manual in whole]
 
 
-@pytest.mark.parametrize(("table", "against"), [(FAIL_OVER, against_fail_over), (DRAIN, against_drain)])
+@pytest.mark.parametrize(
+    ("table", "against"), [(FAIL_OVER, against_fail_over), (DRAIN, against_drain), (RESCUE, against_rescue)]
+)
 def test_leaving_the_primary_follows_the_written_policy_in_every_combination(
     table: tuple[Row, ...], against: Callable[[Facts, Policy, Situation], set[Reason]]
 ) -> None:
@@ -198,6 +211,27 @@ def test_by_itself_it_goes_back_less_often_than_by_a_person() -> None:
     }
     assert {decide(AUTO_FAIL_BACK, Facts(), Policy(), situation).reason for situation in worse.values()} == set(worse)
     assert decide(AUTO_FAIL_BACK, Facts(), Policy(shadow=True), good).reason is Reason.SHADOW
+
+
+@pytest.mark.parametrize("order", TABLES)
+def test_what_never_moves(order: str) -> None:
+    """Whatever else is true: a hold, a running sync and shadow mode by itself; on evidence also blindness, a downtime
+    that inhibits, probes that passed and a standby that nobody has seen well."""
+    table = TABLES[order]
+    at = Target.STANDBY if "back" in order else Target.PRIMARY
+    good = Situation(at, None, 60.0, False, True, 3, 10.0)
+    for facts, policy in itertools.product(all_facts(), all_policies()):
+        for situation in (good, replace(good, hold=HELD)):
+            if not decide(table, facts, policy, situation).flip:
+                continue
+            assert situation.hold is None
+            assert not facts.sync_running
+            assert order == "fail-back" or not policy.shadow
+            if order == "fail-over":
+                assert not facts.blind
+                assert facts.standby_ok is True
+                assert not (facts.downtime and policy.downtime == "inhibit")
+                assert facts.probes_failed > facts.probes / 2 or facts.detector is Detector.CORE
 
 
 def test_the_good_case_flips() -> None:

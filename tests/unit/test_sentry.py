@@ -316,6 +316,16 @@ class TestFailure:
             scene.wait(30.0)
             assert {round(each, 6) for _, target, each in scene.probes if target is PRIMARY} == {timeout}
 
+    def test_a_probe_that_takes_its_time_gets_it(self) -> None:
+        """A plugin that starts an interpreter, a slow bind: the standby's probes tell before the first suspicion."""
+        scene = Scene()
+        scene.servers[STANDBY] = lambda: Probe(True, 0.3, "all well")
+        scene.wait(180.0)
+        scene.hang(primary=lambda: Probe(True, 0.6, "all well"))
+        scene.wait(5.0)
+        assert {round(each, 6) for _, target, each in scene.probes if target is PRIMARY} <= {1.2, 2.0}
+        assert scene.orders() == []
+
 
 class TestBlind:
     """Both silent, and it may be our own eyes."""

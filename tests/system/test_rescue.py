@@ -1,0 +1,182 @@
+"""The rescue on the real kernel: single connections that the primary does not answer, and none that it does.
+
+The primary is well and passes every probe; what it answers to a client's SYN the first time is lost on the way. So each
+connection is rescued, and each time the primary's answer comes late, to somebody who talks to the standby.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.component.test_drain import SESSION
+from tests.lab.handshake import QUIET
+from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, STANDBY, end, poll
+from tests.lab.site import HOST, ROOT, SERVERS, Site
+
+pytestmark = pytest.mark.system
+
+ON, OFF, QUEUE = 7001, 7002, 7003
+SERVICE = f"""
+[[service]]
+name = "{{name}}"
+host = "{HOST}"
+protocol = "tcp"
+address = "{SERVICE_ADDRESS}"
+port = {{port}}
+primary = "{PRIMARY}"
+standby = "{STANDBY}"
+[service.check]
+type = "tcp"
+[service.policy]
+rescue = {{rescue}}
+"""
+LATE = f"""
+table inet late {{
+    set seen {{ type ipv4_addr . inet_service . inet_service; flags dynamic; timeout 30s; }}
+    chain out {{
+        type filter hook output priority 0;
+        ip daddr {CLIENT} tcp flags & (syn | ack) == syn | ack ip daddr . tcp dport . tcp sport != @seen \
+            add @seen {{ ip daddr . tcp dport . tcp sport }} drop
+    }}
+}}
+"""
+# Takes what has come every 150 ms, as a process with too much to do; its queue has room for nine.
+SLOW = """
+import socket, sys, threading, time
+server = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=8)
+server.setblocking(False)
+print("ready", flush=True)
+def answer(client):
+    with client:
+        client.settimeout(5)
+        try:
+            if client.recv(100): client.sendall(b"primary me\\n")
+        except OSError: pass
+while True:
+    try:
+        client, _ = server.accept()
+        threading.Thread(target=answer, args=(client,), daemon=True).start()
+    except BlockingIOError:
+        time.sleep(0.15)
+"""
+
+
+class Lab:
+    """A site with echo servers behind three more services."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.house = site, site.house
+        self._ports = itertools.count(30001)
+        self.echo: dict[tuple[str, int], subprocess.Popen[Any]] = {}
+        for who, address in SERVERS.items():
+            for port in (ON, OFF, QUEUE):
+                if (who, port) == ("primary", QUEUE):
+                    self._start(who, port, "-c", SLOW, address, str(port))
+                else:
+                    self._start(who, port, "-m", "tests.lab.echo", "serve", who, "tcp", address, str(port))
+        for name in ("on", "off", "queue"):
+            site.wait_healthy("standby", name=name)
+        self.house.run("client", "/usr/sbin/nft", "-f", "-", input=QUIET)
+        for _ in range(12):  # so that the way's round trip is known
+            assert self.ask(ON).startswith("primary")
+
+    def _start(self, who: str, port: int, *argv: str) -> None:
+        log = self.site.directory / f"echo-{who}-{port}.log"
+        self.echo[who, port] = self.house.start(who, sys.executable, *argv, log=log, cwd=ROOT)
+        poll(lambda: "ready" in log.read_text(), 15.0, f"port {port} of the {who}")
+
+    def late(self, late: bool = True) -> None:
+        """From now on the primary's first answer to a SYN of the client is lost, or not."""
+        text = LATE if late else "delete table inet late\n"
+        self.house.run("primary", "/usr/sbin/nft", "-f", "-", input=text)
+
+    def ask(self, port: int) -> str:
+        argv = [sys.executable, "-m", "tests.lab.echo", "ask", "tcp", SERVICE_ADDRESS, str(port), "4"]
+        return self.house.run("client", *argv).strip()
+
+    def shake(self, *syns: float, source_port: int = 0) -> str:
+        """A connection by hand with a SYN at each of these moments; see ``handshake``."""
+        number, moments = str(source_port or next(self._ports)), ",".join(map(str, syns))
+        argv = [sys.executable, "-m", "tests.lab.handshake", SERVICE_ADDRESS, str(ON), number, moments]
+        return self.house.run("client", *argv).strip()
+
+    def rescued(self, name: str = "on") -> int:
+        return int(self.site.sniffer(name)["stats"]["rescued"])
+
+
+@pytest.fixture
+def lab(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> Lab:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    services = (("on", ON, "true"), ("off", OFF, "false"), ("queue", QUEUE, "true"))
+    extra = "".join(SERVICE.format(name=name, port=port, rescue=rescue) for name, port, rescue in services)
+    return Lab(make_site(nagios=False, kannel=False, extra=extra))
+
+
+def test_what_is_rescued_lives_and_nothing_else_moves(lab: Lab) -> None:
+    """A late SYN-ACK, repeated SYNs at every moment, SYN cookies, a port used again; and where it is switched off."""
+    lab.late()
+    argv = (sys.executable, "-c", SESSION, SERVICE_ADDRESS, str(ON), "SOCK_STREAM")
+    log = lab.site.directory / "session.log"
+    session = lab.house.start("client", *argv, log=log)
+    for syns in ((0.0,), (0.0, 0.0), (0.0, 0.1, 0.1005, 0.101, 0.102), (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)):
+        said = lab.shake(*syns)
+        assert said.split()[0] in ("standby", "primary"), said
+        assert said.endswith(" servers=1 resets=0"), f"{syns}: {said}"
+    for who in SERVERS:
+        lab.house.run(who, "/usr/sbin/sysctl", "-qw", "net.ipv4.tcp_syncookies=2")  # always
+    assert lab.shake(0.0, source_port=30500) == f"standby {CLIENT} servers=1 resets=0"
+    lab.late(False)
+    assert lab.shake(0.0, source_port=30500) == f"primary {CLIENT} servers=1 resets=0"
+    answers = log.read_text().splitlines()
+    assert len(answers) > 20
+    assert set(answers) == {"standby"}
+    end(session)
+    lab.late()
+    assert lab.rescued() >= 3
+    began = time.monotonic()
+    assert lab.ask(OFF) == f"primary {CLIENT}"
+    assert time.monotonic() - began > 0.9  # it waited for the second SYN-ACK
+    assert lab.rescued("off") == 0
+    assert lab.site.journal() == []
+    assert {lab.site.status(name)["target"] for name in ("on", "off", "ldap")} == {"primary"}
+
+
+def test_nothing_is_rescued_to_where_nothing_may_go(lab: Lab) -> None:
+    """While it is held, and while the standby is not well; the traffic check tells how many were rescued."""
+    lab.late()
+    assert lab.ask(ON) == f"standby {CLIENT}"
+    lab.site.ctl("hold", "on", "--reason", "new disks for the standby")
+    assert lab.ask(ON) == f"primary {CLIENT}"
+    lab.site.ctl("release", "on")
+    time.sleep(1.1)  # it asks again after a second
+    assert lab.ask(ON) == f"standby {CLIENT}"
+    counted = lab.rescued()
+    argv = [sys.executable, "-m", "check_failover.checks.traffic", "--config", str(lab.site.config), "--service", "on"]
+    said = lab.house.run("controller", *argv, check=False)
+    assert f", {counted} rescued" in said
+    assert f"rescued={counted}c" in said
+    end(lab.echo["standby", ON])
+    lab.site.poll(lambda: lab.site.sniffer("on")["standby"]["ok"] is False, 40.0, "the standby is not well")
+    assert lab.ask(ON) == f"primary {CLIENT}"
+    assert lab.rescued() == counted
+
+
+def test_a_slow_accept_queue_loses_nobody(lab: Lab) -> None:
+    """A server that takes what has come only now and then, and whose queue is full in between."""
+    script = (
+        "import sys, threading, time\nfrom tests.lab import echo\n"
+        f"ask = lambda: sys.stdout.write(echo.ask('tcp', '{SERVICE_ADDRESS}', {QUEUE}, 5) + '\\n')\n"
+        "for _ in range(300):\n    threading.Thread(target=ask).start()\n    time.sleep(0.01)\n"
+    )
+    said = lab.house.run("client", sys.executable, "-c", script).splitlines()
+    assert len(said) == 300
+    assert {line.split()[0] for line in said} <= {"primary", "standby"}
+    assert sum(line.startswith("primary") for line in said) > 100
+    assert lab.site.status("queue")["target"] == "primary"
