@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,8 +96,8 @@ class Lab:
 
     def late(self, late: bool = True) -> None:
         """From now on the primary's first answer to a SYN of the client is lost, or not."""
-        text = LATE if late else "delete table inet late\n"
-        self.house.run("primary", "/usr/sbin/nft", "-f", "-", input=text)
+        empty = "add table inet late\ndelete table inet late\n"
+        self.house.run("primary", "/usr/sbin/nft", "-f", "-", input=empty + LATE * late)
 
     def ask(self, port: int) -> str:
         argv = [sys.executable, "-m", "tests.lab.echo", "ask", "tcp", SERVICE_ADDRESS, str(port), "4"]
@@ -111,12 +113,15 @@ class Lab:
         return int(self.site.sniffer(name)["stats"]["rescued"])
 
 
-@pytest.fixture
-def lab(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> Lab:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
     services = (("on", ON, "true"), ("off", OFF, "false"), ("queue", QUEUE, "true"))
     extra = "".join(SERVICE.format(name=name, port=port, rescue=rescue) for name, port, rescue in services)
-    return Lab(make_site(nagios=False, kannel=False, extra=extra))
+    with tempfile.TemporaryDirectory(prefix="cfo-site-") as name, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        Path(name).chmod(0o755)
+        with Site(Path(name) / "site", nagios=False, kannel=False, extra=extra) as site:
+            yield Lab(site)
 
 
 def test_what_is_rescued_lives_and_nothing_else_moves(lab: Lab) -> None:
@@ -138,8 +143,8 @@ def test_what_is_rescued_lives_and_nothing_else_moves(lab: Lab) -> None:
     assert len(answers) > 20
     assert set(answers) == {"standby"}
     end(session)
-    lab.late()
     assert lab.rescued() >= 3
+    lab.late()
     began = time.monotonic()
     assert lab.ask(OFF) == f"primary {CLIENT}"
     assert time.monotonic() - began > 0.9  # it waited for the second SYN-ACK
@@ -166,6 +171,7 @@ def test_nothing_is_rescued_to_where_nothing_may_go(lab: Lab) -> None:
     lab.site.poll(lambda: lab.site.sniffer("on")["standby"]["ok"] is False, 40.0, "the standby is not well")
     assert lab.ask(ON) == f"primary {CLIENT}"
     assert lab.rescued() == counted
+    lab.late(False)
 
 
 def test_a_slow_accept_queue_loses_nobody(lab: Lab) -> None:
