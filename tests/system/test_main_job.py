@@ -97,7 +97,8 @@ def test_the_core_is_away(make_site: MakeSite, make_load: MakeLoad) -> None:
     site.core.stop()
     site.fault("crash")
     site.wait_target("standby")
-    assert "sniffer" in site.journal("fail-over")[-1]["by"]
+    flips = site.poll(lambda: site.journal("fail-over"), 5.0, "it is in the journal")
+    assert "sniffer" in flips[-1]["by"]
     site.core.start()
     site.core.wait("ldap primary", 2)
     site.core.wait("ldap redirect", 1)
