@@ -141,16 +141,19 @@ def _freeze(path: Path, raw: dict[str, Any]) -> Config:
             client_interfaces=(interfaces,) if isinstance(interfaces, str) else tuple(interfaces), **controller
         ),
         services=services,
-        monitoring=_monitoring(raw.get("monitoring", {})),
+        monitoring=_monitoring(path, raw.get("monitoring", {})),
         sms=raw.get("sms"),
     )
 
 
-def _monitoring(table: dict[str, Any]) -> dict[str, Any]:
+def _monitoring(path: Path, table: dict[str, Any]) -> dict[str, Any]:
     """With the defaults. A core on this machine has no deadline: a FIFO that nobody reads says so at once."""
     options = {"transport": "command_file", "command_file": "/var/lib/nagios4/rw/nagios.cmd"} | table
     if options["transport"] != "command_file":
         options.setdefault("core_deadline", CORE_DEADLINE)
+    names, urls = options.get("server_name"), options.get("url")
+    if isinstance(names, list) and (not isinstance(urls, list) or len(urls) != len(names)):
+        raise ConfigError(f"{path}: $.monitoring.server_name: give one name, or a list as long as that of url")
     return options
 
 

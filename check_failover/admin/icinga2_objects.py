@@ -16,7 +16,7 @@ from check_failover.config import DEFAULT_PATH, Config, Controller
 from check_failover.model import Service
 
 FILES = ("commands.conf", "templates.conf")
-SUFFIXES = ("traffic", "primary", "standby", "redirect", "fail-back")
+SUFFIXES = ("traffic", "primary", "standby", "redirect", "fail-back", "drill")
 
 
 def icinga2(config: Config, *, templates: bool = True, endpoint: str | None = None) -> str:
@@ -27,7 +27,7 @@ def icinga2(config: Config, *, templates: bool = True, endpoint: str | None = No
     parts = [_file(name, config) for name in FILES] if templates else []
     services = [_service(service, config, endpoint) for service in config.services]
     texts = [_sms(config, endpoint)] if config.sms is not None else []
-    return "\n".join([head, *parts, *services, *texts, *_downtimes(config, endpoint)])
+    return "\n".join([head, *parts, *services, *texts, *_downtimes(config)])
 
 
 def _file(name: str, config: Config) -> str:
@@ -69,24 +69,23 @@ def _plugin(service: Service, name: str) -> str:
     return _object("CheckCommand", name, None, {"command": words})
 
 
-def _downtimes(config: Config, endpoint: str | None) -> list[str]:
+def _downtimes(config: Config) -> list[str]:
     """For services with ``downtime = "drain"``: who tells failover-redirector of a downtime's begin and end."""
     draining = [service for service in config.services if service.policy.downtime == "drain"]
     hosts = sorted({host for service in draining for host in (service.host, service.primary_host) if host})
-    told = {"command_endpoint": endpoint} if endpoint else {}
     user = _object("User", "failover-downtime", None, {"display_name": "failover-redirector, told of downtimes"})
     return [
         *([user] if draining else []),
         *(
             _object("Notification", "failover-downtime", "failover-downtime", {
-                "host_name": host, "command": "failover-downtime-of-host", **told,
+                "host_name": host, "command": "failover-downtime-of-host",
             })
             for host in hosts
         ),
         *(
             _object("Notification", "failover-downtime", "failover-downtime", {
                 "host_name": service.host, "service_name": f"{service.name} primary",
-                "command": "failover-downtime-of-service", **told,
+                "command": "failover-downtime-of-service",
             })
             for service in draining
         ),

@@ -43,8 +43,8 @@ class _UnknownServiceError(TransportError):
 
 
 class Icinga2:
-    """Options: url (one or several), ca_file, server_name, username + password_file or certificate + key_file, ttl,
-    timeout (seconds that an answer may take).
+    """Options: url (one or several), ca_file, server_name (one, or one for each url), username + password_file or
+    certificate + key_file, ttl, timeout (seconds that an answer may take).
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -61,8 +61,9 @@ class Icinga2:
         self._session.headers["Accept"] = "application/json"
         if "certificate" in options:
             self._session.cert = (str(options["certificate"]), str(options["key_file"]))
-        if "server_name" in options:
-            self._session.mount("https://", _Named(str(options["server_name"])))
+        names = options.get("server_name", [])
+        for url, name in zip(self._urls, [names] * len(self._urls) if isinstance(names, str) else names, strict=False):
+            self._session.mount(url, _Named(name))
 
     def send(self, results: Sequence[PassiveResult]) -> None:
         """One request for each result, in order. Raises TransportError at the first that no node took."""

@@ -206,10 +206,11 @@ def test_links_and_drains(place: Path) -> None:
     path.write_text(f"[monitoring]\n{links}" + path.read_text() + drain + sync)
     loaded = load(path)
     text = icinga2(loaded, endpoint="agent.example.org")
-    assert text.count('notes_url = "https://wiki/ldap?host=ldap.example.org"') == 5
+    assert text.count('notes_url = "https://wiki/ldap?host=ldap.example.org"') == 6
     synced = {"core.example.org": icinga.site_objects(HOST, PAGER) + text}
-    Icinga(place / "links", "", zones=icinga.SINGLE + AGENT, synced=synced).verify()
-    assert text.count('command_endpoint = "agent.example.org"') == 5 * len(loaded.services) + 3
+    said = Icinga(place / "links", "", zones=icinga.SINGLE + AGENT, synced=synced).verify()
+    assert f"Instantiated {6 * len(loaded.services) + 1} Services" in said
+    assert text.count('command_endpoint = "agent.example.org"') == 6 * len(loaded.services) + 1
 
 
 AGENT = """
@@ -239,7 +240,7 @@ def test_services_by_host_variables(place: Path) -> None:
         names = set(running.services())
         rows = running.api("GET", "/v1/objects/dependencies")
         told = running.api("GET", "/v1/objects/notifications")
-    roles = ("traffic", "primary", "standby", "redirect", "fail-back")
+    roles = ("traffic", "primary", "standby", "redirect", "fail-back", "drill")
     assert names == {f"{name} {role}" for name in ("ldap", "dns") for role in roles} | {"ldap sync", "failover sms"}
     tied = {(row["attrs"]["parent_service_name"], row["attrs"]["child_service_name"]) for row in rows}
     assert tied == {("ldap primary", "ldap traffic"), ("dns primary", "dns traffic")}

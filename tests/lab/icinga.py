@@ -99,6 +99,7 @@ apply Notification "sms" to Service {
   import "failover-sms-service-notification"
   users = host.vars.notification.sms.users
   assign where host.vars.notification.sms
+  ignore where service.vars.failover_role == "drill"
 }
 """
 
@@ -164,7 +165,7 @@ class Icinga:
 
     def _argv(self, *argv: str) -> list[str]:
         places = {"DataDir": "data", "CacheDir": "cache", "LogDir": "log", "InitRunDir": "run", "SpoolDir": "spool"}
-        places["ConfigDir"] = ""
+        places |= {"ConfigDir": "", "ZonesDir": "zones.d"}
         defines = {key: str(self.directory / path) for key, path in places.items()}
         defines |= {"PidPath": f"{self.directory}/run/pid", "RunAsUser": self.user, "RunAsGroup": self.user}
         options = [f"-DConfiguration.{key}={value}" for key, value in defines.items()]

@@ -47,7 +47,7 @@ connect-allow-ip = 127.0.0.1
 group = smsbox
 bearerbox-host = 127.0.0.1
 sendsms-port = {sendsms}
-sendsms-interface = 127.0.0.1
+sendsms-interface = {listen}
 log-file = {directory}/smsbox.log
 log-level = 1
 http-request-retry = 3
@@ -69,18 +69,27 @@ text = ""
 class Kannel:
     """bearerbox + smsbox + fakesmsc. ``stop`` and ``start`` may alternate; what phones received stays known."""
 
-    def __init__(self, directory: Path, argv_prefix: Sequence[str] = (), parts: int = 1) -> None:
+    def __init__(
+        self, directory: Path, argv_prefix: Sequence[str] = (), parts: int = 1, listen: str = "127.0.0.1"
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.username = directory, "nagios"
         self._prefix, self._processes = tuple(argv_prefix), dict[str, subprocess.Popen[Any]]()
         self._ports = dict(zip(("admin", "box", "phones", "sendsms"), _free_ports(4), strict=True))
-        self.url = f"http://127.0.0.1:{self._ports['sendsms']}/cgi-bin/sendsms"
+        self.url = f"http://{listen}:{self._ports['sendsms']}/cgi-bin/sendsms"
         self.status_url = f"http://127.0.0.1:{self._ports['admin']}/status.xml?password=s3cret"
         self.password_file = directory / "kannel.password"
         self.password_file.write_text("s3cret\n")
         self._config = directory / "kannel.conf"
         self._config.write_text(
-            CONFIG.format(**self._ports, directory=directory, username=self.username, password="s3cret", parts=parts)
+            CONFIG.format(
+                **self._ports,
+                directory=directory,
+                username=self.username,
+                password="s3cret",
+                parts=parts,
+                listen=listen,
+            )
         )
 
     def __enter__(self) -> Kannel:

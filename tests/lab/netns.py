@@ -32,6 +32,7 @@ PRIMARY, PRIMARY6 = "10.0.0.11", "fd00:5::11"
 STANDBY, STANDBY6 = "10.0.0.12", "fd00:5::12"
 CLONE_NEWNET = 0x40000000
 NAMES = ("client", "controller", "primary", "standby")
+MANAGEMENT = "198.51.100.1"  # the controller's address in the management network, where there is one (``House.join``)
 
 
 def poll(condition: Callable[[], T], deadline: float, what: str, every: float = 0.02) -> T:
@@ -54,6 +55,7 @@ class House:
     def __init__(self, prefix: str | None = None) -> None:
         self.prefix = prefix or f"cfo{os.getpid() % 100000}"
         self._names = list(self.names)
+        self._joined = 0
         self._processes: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> House:
@@ -170,6 +172,23 @@ class House:
                 who, "/usr/sbin/sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"
             )
             self.run(who, "/usr/sbin/ip", "link", "set", "lo", "up")
+
+    def join(self, who: str, address: str) -> None:
+        """One more namespace, in the management network 198.51.100.0/24 that the first one makes on the controller."""
+        if not self._joined:
+            self._ip("controller", "link", "add", "ad0", "type", "bridge")
+            self._ip("controller", "link", "set", "ad0", "up")
+            self._address("controller", "ad0", f"{MANAGEMENT}/24")
+        _ip("netns", "add", self.name(who))
+        self._names.append(who)
+        self._joined += 1
+        port = f"ad{self._joined}"
+        peer = ("type", "veth", "peer", "name", "eth0", "netns", self.name(who))
+        _ip("link", "add", port, "netns", self.name("controller"), *peer)
+        self._ip("controller", "link", "set", port, "master", "ad0", "up")
+        for link in ("lo", "eth0"):
+            self._ip(who, "link", "set", link, "up")
+        self._address(who, "eth0", f"{address}/24")
 
     def _ip(self, who: str, *argv: str) -> None:
         self.run(who, "/usr/sbin/ip", *argv)

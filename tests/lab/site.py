@@ -4,8 +4,8 @@
         site.load ...            # clients, see tests.lab.load
         site.crash("primary")    # see tests.lab.faults
 
-The core is Nagios 4, or Icinga 2 with ``core="icinga2"``. The daemons, the core and Kannel run in the controller's
-namespace; handlers and plugins run as the core's own user.
+The core is Nagios 4, Icinga 2 (``core="icinga2"``) or a zone of two masters ("icinga2 zone", see ``icinga_zone``). The
+daemons, the core and Kannel run in the controller's namespace; handlers and plugins run as the core's own user.
 ``config`` says what differs from the usual config; everything is ended and removed by ``close``.
 """
 
@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import control
-from tests.lab import faults, icinga
+from tests.lab import faults, icinga, icinga_zone
 from tests.lab.icinga import Icinga
+from tests.lab.icinga_zone import Zone
 from tests.lab.kannel import Kannel
 from tests.lab.nagios import BASE_OBJECTS, PLUGINS, Nagios
 from tests.lab.netns import (
     CONTROLLER,
+    MANAGEMENT,
     PRIMARY,
     PRIMARY6,
     SERVICE_ADDRESS,
@@ -148,7 +150,7 @@ class Site:
         self._kind = core
         self.slapd: dict[str, Slapd] = {}
         self.kannel: Kannel | None = None
-        self.core: Nagios | Icinga | None = None
+        self.core: Nagios | Icinga | Zone | None = None
         self.config = directory / "config.toml"
 
     def __enter__(self) -> Site:
@@ -181,7 +183,11 @@ class Site:
                 address = self._settings.get(name, address)
                 self.slapd[name] = self._parts.enter_context(self._server(name, address))
         prefix = self.house.argv("controller")
-        self.kannel = Kannel(self.directory / "kannel", prefix)
+        listen = "127.0.0.1"
+        if self._kind == "icinga2 zone":
+            icinga_zone.join(self.house)
+            listen = MANAGEMENT  # the masters send from their own namespaces
+        self.kannel = Kannel(self.directory / "kannel", prefix, listen=listen)
         shutil.chown(self.kannel.password_file, group=_group_of(self.core_user))
         self.kannel.password_file.chmod(0o640)
         if self._with["kannel"]:
@@ -219,10 +225,14 @@ class Site:
     def _monitoring(self) -> str:
         if self._kind == "icinga2":
             return icinga.monitoring(self.directory / "icinga2")
+        if self._kind == "icinga2 zone":
+            return icinga_zone.monitoring(self.directory)
         return f'command_file = "{self.directory}/nagios/rw/nagios.cmd"'
 
     def objects(self) -> str:
         """What the core reads: the site's own objects and what ``failoverctl`` prints for it."""
+        if self._kind == "icinga2 zone":
+            return self._change(self.ctl("icinga2-config", "--endpoint", icinga_zone.AGENT))
         if self._kind == "icinga2":
             return self._change(icinga.site_objects(HOST, ONCALL) + self.ctl("icinga2-config"))
         return self._change(BASE_OBJECTS + SITE_OBJECTS + self.ctl("nagios-config"))
@@ -364,7 +374,16 @@ def _icinga2(site: Site, prefix: list[str]) -> Icinga:
     return Icinga(site.directory / "icinga2", site.objects(), prefix, plugins=site.plugins(), user=site.core_user)
 
 
-CORES: dict[str, Callable[[Site, list[str]], Nagios | Icinga]] = {"nagios": _nagios, "icinga2": _icinga2}
+def _icinga2_zone(site: Site, _prefix: list[str]) -> Zone:
+    plugins = site.plugins()
+    return Zone(site.directory, site.house, site.objects(), icinga.site_objects(HOST, ONCALL), plugins)
+
+
+CORES: dict[str, Callable[[Site, list[str]], Nagios | Icinga | Zone]] = {
+    "nagios": _nagios,
+    "icinga2": _icinga2,
+    "icinga2 zone": _icinga2_zone,
+}
 
 
 def environment() -> dict[str, str]:

@@ -75,12 +75,15 @@ def test_away_restarted_and_back(make_site: MakeSite, make_load: MakeLoad) -> No
     assert len(moves) == 2
 
 
-def test_a_downtime_drains_and_stale_is_unknown(make_site: MakeSite, make_load: MakeLoad) -> None:
-    """A downtime that begins in Icinga drains where the policy says so; without the sniffer "primary" turns UNKNOWN."""
-    site = make_site(core="icinga2", kannel=False, policy='downtime = "drain"')
+def test_drill_downtime_and_stale(make_site: MakeSite, make_load: MakeLoad) -> None:
+    """A drill pages nobody; a downtime drains where the policy says so; without news "primary" is UNKNOWN."""
+    site = make_site(core="icinga2", service='test_client = "192.0.2.250"', policy='downtime = "drain"')
     assert isinstance(site.core, Icinga)
     make_load(site)
     site.core.wait("ldap primary", 0, 30.0)
+    assert "ldap: drill passed" in site.ctl("drill", "ldap")
+    assert site.kannel is not None
+    assert site.kannel.received() == []
     now = time.time()
     body = {"type": "Service", "service": "ldap.example.org!ldap primary", "author": "eve", "comment": "disks"}
     body |= {"start_time": now - 1, "end_time": now + 600, "fixed": True}

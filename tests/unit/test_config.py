@@ -69,6 +69,12 @@ BROKEN = [
     ),
     (
         'transport = "command_file"',
+        'transport = "icinga2"\nurl = ["https://i", "https://j"]\nca_file = "/ca"\nusername = "u"\n'
+        'password_file = "/p"\nserver_name = ["i"]',
+        "$.monitoring.server_name: give one name, or a list as long as that of url",
+    ),
+    (
+        'transport = "command_file"',
         'certificate = "/c"',
         "$.monitoring: 'key_file' is a dependency of 'certificate'",
     ),
