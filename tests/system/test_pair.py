@@ -91,7 +91,7 @@ def test_the_active_one_dies_in_a_fail_over(pair: Pair, heard: bool) -> None:
     client.served_by("primary", pair.left)
     assert "standby" not in client.answers(since)
     agreed(pair, "primary")
-    assert pair.left.journal()[-1]["verb"] == "follow"
+    poll(lambda: pair.left.journal()[-1]["verb"] == "follow", 10.0, "left wrote it down")
 
 
 def test_what_a_person_orders_holds_for_both(pair: Pair) -> None:
