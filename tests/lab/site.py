@@ -329,11 +329,13 @@ class Site:
         return [entry for entry in entries if not verbs or entry["verb"] in verbs]
 
     def wait_target(self, target: str, deadline: float = 15.0, name: str = "ldap") -> dict[str, Any]:
-        """The status once kernel and intent are at ``target``."""
+        """The status once kernel and intent are at ``target``, and the journal, which comes last, says so."""
 
         def there() -> dict[str, Any] | None:
             status = self.status(name)
-            return status if status["target"] == status["kernel"] == target else None
+            flips = [e for e in self.journal() if e.get("service") == name and e.get("flipped")]
+            written = f"-> {target}" in flips[-1]["line"] if flips else target == "primary"
+            return status if status["target"] == status["kernel"] == target and written else None
 
         try:
             return poll(there, deadline, f"{name} on the {target}", every=0.05)
