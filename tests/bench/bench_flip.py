@@ -65,13 +65,14 @@ def one(controller: Controller, clients: int, figures: dict[str, list[float]]) -
     poll(lambda: "waiting" in log.read_text(), 60.0, "the clients wait")
     order = ("--service", "tcp4", "--state", "CRITICAL", "--state-type", "HARD", "--perfdata", VERDICT)
     with flipped_at(controller) as event:
-        began = time.monotonic()
+        began, at = time.monotonic(), time.time()
         done = subprocess.run(
             [HANDLER, *order, "--socket", controller.socket], capture_output=True, text=True, check=False
         )
         ended = time.monotonic()
     assert "done" in done.stdout, done.stdout
     entry = next(entry for entry in reversed(controller.journal()) if entry["flipped"])
+    figures["handler: fork to the rule moved"].append(entry["at"] + entry["moved"] - at)
     figures["handler: fork to clients served by the standby"].append(event[0] - began)
     figures["handler: fork to exit"].append(ended - began)
     figures["order to the rule moved"].append(entry["moved"])
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     wanted = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)
-    names = ("fork to clients served by the standby", "fork to exit")
+    names = ("fork to the rule moved", "fork to clients served by the standby", "fork to exit")
     figures: dict[str, list[float]] = {f"handler: {name}": [] for name in names}
     figures |= {"order to the rule moved": [], "order to settled on the disk": []}
     with tempfile.TemporaryDirectory(prefix="cfo-flip-", dir="/var/tmp") as name, House() as house:  # a real disk
