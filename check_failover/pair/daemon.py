@@ -97,8 +97,8 @@ def follow(config: Config) -> None:
     while True:
         try:
             for line in lines(command(config.controller, peer)):
-                _pass_on(config.controller, line)
-                _ready(config.controller)
+                if _pass_on(config.controller, line):
+                    _ready(config.controller)
                 if told != "":
                     log.info("%s answers", peer)
                     told = ""
@@ -143,12 +143,14 @@ def lines(argv: list[str]) -> Iterator[Message]:
             ssh.kill()
 
 
-def _pass_on(controller: Controller, line: Message) -> None:
-    """One line to our own redirector, which judges it. A redirector that restarts gets the next one."""
+def _pass_on(controller: Controller, line: Message) -> bool:
+    """One line to our own redirector, which judges it; False: it is away, and gets the next one."""
     try:
         control.ask(controller.redirector_socket, {"verb": "follow", "state": line.get("state")})
     except control.UnreachableError as error:
         log.warning("%s", error)
+        return False
+    return True
 
 
 def _ready(controller: Controller) -> None:

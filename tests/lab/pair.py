@@ -113,7 +113,7 @@ class Half:
             ("advert_int 1", "advert_int 0.3"),
             ("/run/check_failover", f"{self.directory}/run"),
             ("192.0.2.10/24", f"{SERVICE_ADDRESS}/24"),
-            ("script_user failover-pair", "script_user root"),
+            ("script_user failover-pair check_failover", "script_user root"),
         ):
             assert ours in template, ours
             template = template.replace(ours, theirs)
@@ -172,8 +172,9 @@ class Half:
         path = self.directory / "state" / "journal.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def log(self) -> str:
-        return "\n".join(path.read_text("utf-8", "replace")[-1500:] for path in sorted(self.directory.glob("*.log")))
+    def log(self, name: str = "*") -> str:
+        logs = sorted(self.directory.glob(f"{name}.log"))
+        return "\n".join(path.read_text("utf-8", "replace")[-5000:] for path in logs)
 
     def _start(self, name: str, *argv: str) -> None:
         log = self.directory / f"{name}.log"

@@ -90,6 +90,7 @@ def test_the_active_one_dies_in_a_fail_over(pair: Pair, heard: bool) -> None:
     poll(lambda: pair.left.active() and not pair.right.active(), 40.0, "left is active again")
     client.served_by("primary", pair.left)
     assert "standby" not in client.answers(since)
+    assert "not found, ignoring" not in pair.left.log("keepalived"), "it did not wait for pair.ready"
     agreed(pair, "primary")
     poll(lambda: pair.left.journal()[-1]["verb"] == "follow", 10.0, "left wrote it down")
 
