@@ -269,8 +269,10 @@ class Loop:
 
         def moved() -> None:
             now = time.monotonic()
-            if replay and sentry.target is not target:
-                self._rescue.replay(sentry, now)
+            if sentry.target is not target:
+                self._emergency.moved(name)
+                if replay:
+                    self._rescue.replay(sentry, now)
             sentry.flipped(target, now)
 
         self.call(moved)

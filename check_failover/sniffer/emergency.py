@@ -33,8 +33,12 @@ class Emergency:
         self._spoken: dict[str, float] = {}
 
     def spoken(self, name: str, now: float) -> None:
-        """An order for this service reached the redirector, whoever gave it."""
+        """An order for this service reached the redirector and was refused, whoever gave it."""
         self._spoken[name] = now
+
+    def moved(self, name: str) -> None:
+        """The target changed: whatever was said before is about something that is over."""
+        self._spoken.pop(name, None)
 
     def due(self, name: str, now: float, *, failed: bool, reachable: bool) -> str | None:
         """Why the redirector should be asked now; None: it should not. ``failed``: a verdict stands on the primary."""

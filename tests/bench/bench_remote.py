@@ -83,7 +83,11 @@ def once(site: Site, nagios: Nagios) -> Row:
     """Crash, wait for the flip, heal and fail back; the seconds from the verdict."""
     before = len(flips(site))
     site.fault("crash")
-    poll(lambda: len(flips(site)) > before, 60.0, "the flip's journal line")
+    try:
+        poll(lambda: len(flips(site)) > before, 60.0, "the flip's journal line")
+    except AssertionError as error:
+        logs = "\n".join(site.log(name)[-2000:] for name in ("sniffer", "redirector"))
+        raise AssertionError(f"{error}\n{site.journal()[-2:]}\n{logs}\n{nagios.tail()}") from None
     order = flips(site)[-1]
     verdict = verdicts(site)[-1]
     heard = first(nagios, r"^Command Arguments: .*;ldap primary;2;", verdict)

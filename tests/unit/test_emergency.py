@@ -44,3 +44,11 @@ def test_the_cores_own_check_may_be_faster_than_the_verdict() -> None:
     emergency = Emergency(5.0)
     emergency.spoken("ldap", 98.0)
     assert asked(emergency, [100.0, 110.0]) == []
+
+
+def test_what_was_said_of_an_earlier_fault_is_over() -> None:
+    """A refusal just before a flip and a fail-back says nothing of the fault that follows them at once."""
+    emergency = Emergency(5.0)
+    emergency.spoken("ldap", 99.0)
+    emergency.moved("ldap")
+    assert asked(emergency, [100.0, 105.0]) == [(105.0, "the core is silent")]
