@@ -5,6 +5,8 @@
 Two slapd, the controller and a real Nagios in a namespace of its own (the first row: on the controller), joined by the
 way's real daemons. Milliseconds from the sniffer's verdict, medians of the runs and the longest to the flip: until
 Nagios read the result, until it started the event handler, until the redirector had the order, until the flip was done.
+Icinga 2's log has whole seconds only, so of it the last two are known: on the controller, and as two masters in an HA
+zone with the controller as their agent.
 The fault is a crash; each run fails back by hand.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import math
 import os
 import re
 import statistics
@@ -20,6 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.lab.icinga import Icinga
+from tests.lab.icinga_zone import Zone
 from tests.lab.load import Load
 from tests.lab.nagios import Nagios
 from tests.lab.netns import poll
@@ -34,8 +39,11 @@ WAYS = (
     ("nsca", "ssh", False),
     ("nrdp", "nrpe", False),
     ("nrdp", "ssh", True),
+    ("icinga2", "local", False),
+    ("icinga2", "agent", False),
 )
 NAMES = {("ssh", True): "ssh, connection kept", ("ssh", False): "ssh, a new one", ("local", False): "same machine"}
+ICINGA = {"local": "icinga2", "agent": "icinga2 zone"}
 Row = tuple[float, float, float, float]
 
 
@@ -50,7 +58,10 @@ def main() -> None:
     for results, way, shared in WAYS:
         rows = measure(results, way, arguments.runs, shared=shared)
         medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-        shown = "".join(f"{1000 * value:>{width}.0f}" for value, width in zip(medians, (12, 10, 10, 10), strict=True))
+        shown = "".join(
+            f"{'-' if math.isnan(value) else round(1000 * value):>{width}}"
+            for value, width in zip(medians, (12, 10, 10, 10), strict=True)
+        )
         print(
             f"{results:<14}{NAMES.get((way, shared), way):<22}{shown}{1000 * max(r[3] for r in rows):>10.0f}",
             flush=True,
@@ -63,7 +74,11 @@ def measure(results: str, way: str, runs: int, *, shared: bool) -> list[Row]:
         directory, place = Path(name) / "site", Path(name) / "core"
         Path(name).chmod(0o755)
         place.mkdir()
-        if way == "local":
+        if results == "icinga2":
+            site = stack.enter_context(Site(directory, kannel=False, core=ICINGA[way]))
+            assert isinstance(site.core, Icinga | Zone)
+            nagios: Nagios | Icinga | Zone = site.core
+        elif way == "local":
             site = stack.enter_context(Site(directory, kannel=False))
             assert isinstance(site.core, Nagios)
             nagios = site.core
@@ -79,7 +94,7 @@ def measure(results: str, way: str, runs: int, *, shared: bool) -> list[Row]:
         return [once(site, nagios) for _ in range(runs)]
 
 
-def once(site: Site, nagios: Nagios) -> Row:
+def once(site: Site, nagios: Nagios | Icinga | Zone) -> Row:
     """Crash, wait for the flip, heal and fail back; the seconds from the verdict."""
     before = len(flips(site))
     site.fault("crash")
@@ -90,14 +105,16 @@ def once(site: Site, nagios: Nagios) -> Row:
         raise AssertionError(f"{error}\n{site.journal()[-2:]}\n{logs}\n{nagios.tail()}") from None
     order = flips(site)[-1]
     verdict = verdicts(site)[-1]
-    heard = first(nagios, r"^Command Arguments: .*;ldap primary;2;", verdict)
-    handler = first(nagios, r"^Running event handler for service.*", verdict)
+    heard = handler = math.nan
+    if isinstance(nagios, Nagios):
+        heard = first(nagios, r"^Command Arguments: .*;ldap primary;2;", verdict)
+        handler = first(nagios, r"^Running event handler for service.*", verdict)
     site.heal("crash")
     poll(lambda: not [why for _, why in site.status()["fail_back"] if why], 60.0, "a fail-back is possible", every=0.1)
     site.ctl("fail-back", "ldap")
     nagios.wait("ldap primary", 0, 30.0)
     poll(lambda: site.status()["hold_down_left"] == 0, 30.0, "hold-down is over", every=0.1)
-    assert order["by"].startswith("nagios"), f"ordered by {order['by']}, not by the core"
+    assert order["by"].startswith(("nagios", "icinga2")), f"ordered by {order['by']}, not by the core"
     return tuple(at - verdict for at in (heard, handler, order["at"], order["at"] + order["took"]))
 
 

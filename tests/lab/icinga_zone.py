@@ -85,6 +85,10 @@ class Zone:
     def __exit__(self, *_: object) -> None:
         self._running.close()
 
+    def wait(self, service: str, state: int, deadline: float = 15.0, text: str = "") -> dict[str, str]:
+        """See ``Icinga.wait``; as the first master has it."""
+        return self.m1.wait(service, state, deadline, text)
+
     def tail(self) -> str:
         """The last lines of what each said, for a failure's message."""
         return "\n".join(f"{name}:\n{node.tail()}" for name, node in self.nodes.items())

@@ -81,6 +81,7 @@ url = "{sms_url}"
 username = "nagios"
 password_file = "{password_file}"
 sender = "1234"
+{sms}
 [[service]]
 name = "ldap"
 host = "ldap.example.org"
@@ -211,6 +212,7 @@ class Site:
             "primary": PRIMARY,
             "standby": STANDBY,
             "sms_url": self.kannel.url,
+            "sms": "",
             "password_file": str(self.kannel.password_file),
             "base": BASE,
             "redirect": "nftables",

@@ -32,7 +32,7 @@ def hears_the_agent(node: Icinga) -> bool:
 
 def test_one_flip_and_one_text_whoever_acts(make_site: Callable[..., Site], make_load: Callable[[Site], Load]) -> None:
     """A fault, with the handler ordered by both masters; back by either; a fault after the acting one was killed."""
-    site = make_site(core="icinga2 zone")
+    site = make_site(core="icinga2 zone", sms="limit = 50")
     zone = site.core
     assert isinstance(zone, Zone)
     assert site.kannel is not None
