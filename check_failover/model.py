@@ -272,3 +272,7 @@ class Service:
 
     def server(self, target: Target) -> Endpoint:
         return self.primary if target is Target.PRIMARY else self.standby
+
+    def endpoint(self, name: str) -> Endpoint:
+        """What plugins call ``--target``: ``primary``, ``standby``, or ``service`` for the service address."""
+        return self.address if name == "service" else self.server(Target(name))

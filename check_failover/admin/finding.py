@@ -82,13 +82,11 @@ def _daemon(path: Path, usual_user: str) -> Daemon:
         status = control.ask(path, {"verb": "status"}, timeout=5.0).get("services") or {}
     except ControlError as error:
         return Daemon(None, str(error), who(usual_user))
-    if not hasattr(socket, "SO_PEERCRED"):
-        return Daemon(status, "", who(usual_user))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             sock.connect(str(path))
             peer = control.peer_of(sock)  # of who listens, with the groups that its unit gave it
-        except OSError:
+        except (OSError, ControlError):  # gone meanwhile, or a system that does not tell
             return Daemon(status, "", who(usual_user))
     return Daemon(status, "", Who(_user_name(peer.uid), peer.uid, peer.gids))
 

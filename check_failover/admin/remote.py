@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from check_failover.admin.objects import nagios
 from check_failover.checks.external import arguments
 from check_failover.config import Config
-from check_failover.model import Service, Target
+from check_failover.model import Service
 
 STATES, TYPES = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), ("SOFT", "HARD")
 NOTICES = ("DOWNTIMESTART", "DOWNTIMEEND", "DOWNTIMECANCELLED")
@@ -118,8 +118,7 @@ def _nrpe_service(config: Config, service: Service, site: Site) -> Iterator[str]
         line = f"{site.plugins}/check_failover_{service.check.type} --config {where} --service {service.name} "
         line += f"--target {target}"
         if service.check.type == "plugin":
-            server = service.address if target == "service" else service.server(Target(target))
-            line = shlex.join(arguments(service.check.options, server))
+            line = shlex.join(arguments(service.check.options, service.endpoint(target)))
         yield f"command[failover_{service.name}_{target}]={line}"
     event = f"{_event(config, site)} --service {service.name}"
     for state, kind, downtime in itertools.product(STATES, TYPES, (0, 1)):

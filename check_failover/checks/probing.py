@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from check_failover.checks import ProbeError, ProbeFunction
 from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, port, run, worst
-from check_failover.model import Endpoint, State, Target
+from check_failover.model import Endpoint, State
 
 DEFAULT_CONFIG = "/etc/check_failover/config.toml"
 _RESERVE = 0.2  # seconds of -t kept for saying what happened
@@ -99,8 +99,7 @@ def _from_config(arguments: argparse.Namespace, kind: str) -> tuple[Endpoint, di
         raise CheckError(
             f"{arguments.config}: service {service.name!r} has check type {service.check.type!r}, not {kind}"
         )
-    target = arguments.target or "primary"
-    server = service.address if target == "service" else service.server(Target(target))
+    server = service.endpoint(arguments.target or "primary")
     return server, dict(service.check.options), max(service.check.timeout, arguments.timeout - _RESERVE)
 
 

@@ -124,10 +124,8 @@ def _check(verb: str, words: dict[str, str], config: str) -> int:
 def _site_plugin(service: Service, target: str) -> None:
     """The site's own plugin, as the sniffer runs it."""
     from check_failover.checks.external import ENVIRONMENT, arguments
-    from check_failover.model import Target
 
-    server = service.address if target == "service" else service.server(Target(target))
-    argv = arguments(service.check.options, server)
+    argv = arguments(service.check.options, service.endpoint(target))
     try:
         os.execve(argv[0], argv, ENVIRONMENT)  # noqa: S606
     except OSError as error:

@@ -88,9 +88,7 @@ class Memory:
             else:
                 withdraw(self._directory, name)
         except StateError as error:
-            self._unsettled.add(name)
-            self.problems[name]["state"] = str(error)
-            log.error("%s", error)
+            self._bad(name, error)
 
     def moved(self, name: str, state: ServiceState) -> None:
         """The flip came true: ``settle`` must follow."""
@@ -102,9 +100,7 @@ class Memory:
         try:
             settle(self._directory, name)
         except StateError as error:
-            self._unsettled.add(name)
-            self.problems[name]["state"] = str(error)
-            log.error("%s", error)
+            self._bad(name, error)
         else:
             self._good(name)
 
@@ -138,6 +134,11 @@ class Memory:
             self.save(name, replace(self.state[name], pending=reason))
         except StateError as error:
             self.problems[name]["state"] = str(error)
+
+    def _bad(self, name: str, error: StateError) -> None:
+        self._unsettled.add(name)
+        self.problems[name]["state"] = str(error)
+        log.error("%s", error)
 
     def _good(self, name: str) -> None:
         self._unsettled.discard(name)

@@ -1,4 +1,6 @@
-"""Frames from the kernel: AF_PACKET sockets with a classic BPF filter and a ring that both sides map. Linux only.
+"""Frames from the kernel: AF_PACKET sockets with a classic BPF filter and a ring that both sides map.
+
+``Tap`` is Linux's (``capture_bsd`` has the other one), ``down`` is everybody's.
 
 Each socket is opened with protocol 0, gets its filter, then its ring, and is bound last: no unfiltered packet slips in.
 ETH_P_ALL, because a socket bound to one protocol never sees what this machine sends, and then answered requests look
@@ -18,6 +20,7 @@ import mmap
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 
 ETH_P_ALL = 0x0003
@@ -32,7 +35,7 @@ _SLOT = 640  # bytes: header, sockaddr_ll and alignment take 66, the frame bpf.S
 _BLOCK = 64 << 10  # bytes
 _BLOCKS = 32  # 2 MiB, 3,264 frames: 30 ms of 100,000 packets/s, until sampling has set in
 _STEPPED = 0.05  # seconds: a frame that is so much younger than now comes from before a step of the clock
-_SIOCGIFFLAGS = 0x8913
+_SIOCGIFFLAGS = 0x8913 if sys.platform == "linux" else 0xC0206911  # netdevice(7); BSD's netintro(4)
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 
 

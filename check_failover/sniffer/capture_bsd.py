@@ -1,8 +1,8 @@
 """Frames from the kernel on FreeBSD: ``/dev/bpf``, opened by scapy, with our own filter program.
 
-The same ``Tap`` and ``down`` as ``capture`` has on Linux; classic BPF programs are the same bytes on both. There is no
-tap for all interfaces: refusals are not withheld by ipfilter, so they pass the client interface. What was read is taken
-apart here: scapy's own reading calls itself for each frame of a buffer, which ends at the thousandth.
+The same ``Tap`` as ``capture`` has on Linux; classic BPF programs are the same bytes on both. There is no tap for all
+interfaces: refusals are not withheld by ipfilter, so they pass the client interface. What was read is taken apart here:
+scapy's own reading calls itself for each frame of a buffer, which ends at the thousandth.
 
 Source: FreeBSD bpf(4), netintro(4) and <net/bpf.h>. Not yet run on a real kernel; the suite feeds it such buffers.
 """
@@ -22,8 +22,6 @@ from check_failover.sniffer.capture import CaptureError
 _FREEBSD = struct.Struct("=qQIIH")  # bpf_xhdr with BPF_T_NANOTIME: seconds, nanoseconds, caplen, datalen, hdrlen
 _ALIGN = 8  # BPF_ALIGNMENT: sizeof(long)
 _BUFFER = 1 << 20  # bytes; scapy's BPF_BUFFER_LENGTH, and bpf(4) wants exactly the buffer's length to be read
-_SIOCGIFFLAGS = 0xC0206911
-_IFF_UP, _IFF_RUNNING = 0x1, 0x40
 
 
 class Tap:
@@ -90,21 +88,6 @@ def split(buffer: bytes) -> Iterator[tuple[float, bytes]]:
             return
         yield seconds + nanoseconds * 1e-9, buffer[start:end]
         at += (header + captured + _ALIGN - 1) & -_ALIGN
-
-
-def down(interface: str, index: int = 0) -> str | None:
-    """Why an interface sees nothing now; see ``capture.down``."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = struct.pack("16sH14x", os.fsencode(interface)[:15], 0)
-        try:
-            flags = struct.unpack_from("H", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)[0]
-            if index not in (0, socket.if_nametoindex(interface)):
-                return f"{interface} is gone"
-        except OSError:
-            return f"{interface} is gone"
-    if not flags & _IFF_UP:
-        return f"{interface} is down"
-    return None if flags & _IFF_RUNNING else f"{interface} has no carrier"
 
 
 def _denied() -> bool:

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from check_failover.config import Config
 from check_failover.model import Service
 from check_failover.sniffer import bpf
-from check_failover.sniffer.capture import CaptureError
+from check_failover.sniffer.capture import CaptureError, down
 from check_failover.sniffer.packet import Packet, parse
 from check_failover.sniffer.sampling import Sampling
 from check_failover.sniffer.sentry import Sentry
 
 if sys.platform == "linux":
-    from check_failover.sniffer.capture import Tap, down
+    from check_failover.sniffer.capture import Tap
 else:
-    from check_failover.sniffer.capture_bsd import Tap, down
+    from check_failover.sniffer.capture_bsd import Tap
 
 LOOK = 128  # frames between two looks at the budget
 ENOUGH = 50  # requests forwarded without one captured
