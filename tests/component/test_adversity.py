@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.component.test_redirector import NFT, ROOT, Controller
-from tests.lab.netns import STANDBY, House, poll
+from tests.lab.netns import STANDBY, poll
 
 pytestmark = pytest.mark.component
 LIBRARY = next(Path("/usr/lib").glob("*/libnftables.so.1"))
@@ -44,14 +44,6 @@ class Small:
 
     def close(self) -> None:
         subprocess.run(["/usr/bin/umount", "--lazy", str(self.path)], check=True)
-
-
-@pytest.fixture
-def controller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Controller]:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    tmp_path.chmod(0o755)
-    with House() as house:
-        yield Controller(tmp_path, house, only=("tcp4", "udp4"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +23,7 @@ from check_failover import control
 from check_failover.config import Config, load
 from check_failover.redirector import daemon
 from tests.component.test_redirector import FACTS, NFT, ROOT, SHAPES, Controller
-from tests.lab.netns import SERVICE_ADDRESS, House, inside, poll
+from tests.lab.netns import SERVICE_ADDRESS, inside, poll
 
 pytestmark = pytest.mark.component
 MODULES = ("steering", "repair", "memory", "state", "journal", "nftables")
@@ -89,15 +89,6 @@ class Forked:
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-
-
-@pytest.fixture
-def controller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Controller]:
-    """The namespaces with their echo servers; each test starts its redirectors itself."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    tmp_path.chmod(0o755)
-    with House() as house:
-        yield Controller(tmp_path, house, only=("tcp4", "udp4"))
 
 
 def the_rule(service: str = "tcp4") -> str:

@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.lab.daemon import Core
 from tests.lab.netns import end, poll
 
 ICINGA = "/usr/sbin/icinga2"
@@ -104,8 +105,10 @@ apply Notification "sms" to Service {
 """
 
 
-class Icinga:
+class Icinga(Core):
     """One node. ``stop`` and ``start`` may alternate; states are retained over it as on a site."""
+
+    out = "icinga2.out"
 
     def __init__(
         self,
@@ -151,17 +154,6 @@ class Icinga:
         path = self.directory / "objects.conf"
         path.write_text(objects)
         shutil.chown(path, self.user)
-
-    def __enter__(self) -> Icinga:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _argv(self, *argv: str) -> list[str]:
         places = {"DataDir": "data", "CacheDir": "cache", "LogDir": "log", "InitRunDir": "run", "SpoolDir": "spool"}
@@ -238,33 +230,6 @@ class Icinga:
         attributes = ("name", "state", "state_type", "last_check_result", "check_attempt", "host_name")
         path = "/v1/objects/services?" + "&".join(f"attrs={name}" for name in attributes)
         return {row["attrs"]["name"]: _fields(row["attrs"]) for row in self.api("GET", path, patient=True)}
-
-    def wait(self, service: str, state: int, deadline: float = 15.0, text: str = "") -> dict[str, str]:
-        """That service's status once it is in ``state`` (and its output has ``text``)."""
-
-        def there() -> dict[str, str] | None:
-            fields = self.services().get(service)
-            good = fields and fields["has_been_checked"] == "1" and fields["current_state"] == str(state)
-            return fields if good and fields and text in fields["plugin_output"] else None
-
-        try:
-            return poll(there, deadline, f"{service!r} in state {state} {text!r}", every=0.1)
-        except AssertionError as error:
-            now = {name: (f["current_state"], f["plugin_output"]) for name, f in self.services().items()}
-            raise AssertionError(f"{error}\nnow: {now}\n{self.tail()}") from None
-
-    def lines(self, pattern: str) -> list[str]:
-        """Lines of the log that match, oldest first."""
-        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
-        return [line for line in text.splitlines() if re.search(pattern, line)]
-
-    def tail(self, count: int = 30) -> str:
-        """The last lines of what it said, for a failure's message."""
-        text = ""
-        for path in (self.directory / "icinga2.out", self.log):
-            if path.exists():
-                text += "\n".join(path.read_text("utf-8", "replace").splitlines()[-count:]) + "\n"
-        return text
 
 
 def _fields(attributes: dict[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.lab.daemon import Daemon
 from tests.lab.netns import end, poll
 
 BEARERBOX, SMSBOX, FAKESMSC = "/usr/sbin/bearerbox", "/usr/sbin/smsbox", "/usr/lib/kannel/test/fakesmsc"
@@ -66,7 +67,7 @@ text = ""
 """
 
 
-class Kannel:
+class Kannel(Daemon):
     """bearerbox + smsbox + fakesmsc. ``stop`` and ``start`` may alternate; what phones received stays known."""
 
     def __init__(
@@ -91,17 +92,6 @@ class Kannel:
                 listen=listen,
             )
         )
-
-    def __enter__(self) -> Kannel:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start all three and wait until a text would reach a phone."""

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.lab.daemon import Core
 from tests.lab.netns import end, poll
 
 NAGIOS = "/usr/sbin/nagios4"
@@ -106,8 +107,10 @@ define command {{
 """
 
 
-class Nagios:
+class Nagios(Core):
     """One core. ``stop`` and ``start`` may alternate; states are retained over it as on a site."""
+
+    out = "nagios.out"
 
     def __init__(
         self,
@@ -141,17 +144,6 @@ class Nagios:
         )
         (directory / "objects.cfg").write_text(objects)
         (directory / "resource.cfg").write_text(f"$USER1$={plugins}\n")
-
-    def __enter__(self) -> Nagios:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def pid(self) -> int:
@@ -222,40 +214,12 @@ class Nagios:
             found[fields["service_description"]] = fields
         return found
 
-    def wait(self, service: str, state: int, deadline: float = 15.0, text: str = "") -> dict[str, str]:
-        """That service's status once it is in ``state`` (and its output has ``text``)."""
-
-        def there() -> dict[str, str] | None:
-            fields = self.services().get(service)
-            good = fields and fields["has_been_checked"] == "1" and fields["current_state"] == str(state)
-            return fields if good and fields and text in fields["plugin_output"] else None
-
-        try:
-            return poll(there, deadline, f"{service!r} in state {state} {text!r}", every=0.1)
-        except AssertionError as error:
-            now = {name: (f["current_state"], f["plugin_output"]) for name, f in self.services().items()}
-            raise AssertionError(f"{error}\nnow: {now}\n{self.tail()}") from None
-
-    def lines(self, pattern: str) -> list[str]:
-        """Lines of nagios.log that match, oldest first."""
-        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
-        return [line for line in text.splitlines() if re.search(pattern, line)]
-
     def debug(self, pattern: str) -> list[tuple[float, str]]:
         """(Unix time with microseconds, text) of the debug file's lines that match."""
         path = self.directory / "nagios.debug"
         text = path.read_text("utf-8", "replace") if path.exists() else ""
         rows = re.findall(r"^\[(\d+\.\d+)\] \S+ \S+ (.*)$", text, re.MULTILINE)
         return [(float(at), line) for at, line in rows if re.search(pattern, line)]
-
-    def tail(self, count: int = 30) -> str:
-        """The last lines of what it said, for a failure's message."""
-        text = ""
-        for name in ("nagios.out", "nagios.log"):
-            path = self.directory / name
-            if path.exists():
-                text += "\n".join(path.read_text("utf-8", "replace").splitlines()[-count:]) + "\n"
-        return text
 
 
 def _group(gid: int) -> str:

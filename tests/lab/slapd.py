@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.lab.daemon import Daemon
 from tests.lab.netns import end, poll
 
 SLAPD, SLAPADD, LDAPMODIFY = "/usr/sbin/slapd", "/usr/sbin/slapadd", "/usr/bin/ldapmodify"
@@ -81,7 +82,7 @@ mail: joe@example.org
 """
 
 
-class Slapd:
+class Slapd(Daemon):
     """One server. ``stop`` and ``start`` may alternate; the data stays."""
 
     def __init__(
@@ -112,17 +113,6 @@ class Slapd:
         config = CONFIG.format(directory=directory, data=where, base=BASE, admin=ADMIN, password=PASSWORD, tls=lines)
         self._slapadd("-n", "0", text=config)
         self._slapadd("-q", "-b", BASE, text=ENTRIES.format(base=BASE, serves=serves))
-
-    def __enter__(self) -> Slapd:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def pid(self) -> int:

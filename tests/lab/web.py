@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.lab.daemon import Daemon
 from tests.lab.nagios import Nagios
 from tests.lab.netns import end, poll
 
@@ -81,7 +82,7 @@ enable_page_tour=0
 """
 
 
-class Web:
+class Web(Daemon):
     """The web interface of one private Nagios. Runs as the core's user, so that cmd.cgi may write to the FIFO."""
 
     def __init__(self, directory: Path, nagios: Nagios, port: int = 8080, argv_prefix: Sequence[str] = ()) -> None:
@@ -103,17 +104,6 @@ class Web:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/nagios4/"
-
-    def __enter__(self) -> Web:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def start(self) -> None:
         with (self.directory / "apache.out").open("ab") as out:

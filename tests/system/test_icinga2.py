@@ -9,7 +9,8 @@ import pytest
 
 from tests.lab.icinga import Icinga
 from tests.lab.load import Load
-from tests.lab.site import ONCALL, Site
+from tests.lab.site import Site
+from tests.system.story import served_and_told
 
 pytestmark = pytest.mark.system
 
@@ -21,24 +22,8 @@ MakeLoad = Callable[..., Load]
 def test_from_fault_to_served_clients(make_site: MakeSite, make_load: MakeLoad, fault: str) -> None:
     """One flip by Icinga's order, served clients, states that tell the story, one SMS for each thing to tell."""
     site = make_site(core="icinga2")
-    assert site.core is not None
-    assert site.kannel is not None
-    load = make_load(site)
-    at = site.fault(fault)
-    site.wait_target("standby")
-    site.poll(lambda: load.answered_by("standby", at), 10.0, "an answer from the standby")
-    site.core.wait("ldap primary", 2)
-    site.core.wait("ldap redirect", 1, text="now on the standby")
-    site.core.wait("ldap fail-back", 3, text="not ready to fail back")
-    texts = site.kannel.wait_received(2, 20.0)
-    assert {number for number, _ in texts} == {ONCALL}
-    assert sorted(text.split(" on ")[0] for _, text in texts) == [
-        "PROBLEM ldap primary CRITICAL",
-        "PROBLEM ldap redirect WARNING",
-    ]
-    flips = [entry for entry in site.journal("fail-over") if entry["flipped"]]
-    assert [entry["by"] for entry in flips] == ["icinga2"]
-    assert flips[0]["facts"]["standby_ok"] is True
+    flip = served_and_told(site, make_load(site), fault)
+    assert flip["by"] == "icinga2"
 
 
 def test_away_restarted_and_back(make_site: MakeSite, make_load: MakeLoad) -> None:

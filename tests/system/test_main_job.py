@@ -11,6 +11,7 @@ import pytest
 from tests.lab.load import Load
 from tests.lab.netns import CONTROLLER, CONTROLLER6, PRIMARY, SERVICE_ADDRESS, SERVICE_ADDRESS6, STANDBY, python_argv
 from tests.lab.site import BASE, HOST, ONCALL, ROOT, SERVERS, SIX, Site
+from tests.system.story import served_and_told
 
 pytestmark = pytest.mark.system
 
@@ -22,32 +23,13 @@ MakeLoad = Callable[..., Load]
 def test_from_fault_to_served_clients(make_site: MakeSite, make_load: MakeLoad, fault: str) -> None:
     """Each fault ends in one flip, served clients, states that tell the story, and one SMS for each thing to tell."""
     site = make_site()
-    assert site.core is not None
-    assert site.kannel is not None
     load = make_load(site)
     assert site.sniffer()["primary"]["ok"] is None, "the primary was probed although it answered"
-    at = site.fault(fault)
-    site.wait_target("standby")
-    site.poll(lambda: load.answered_by("standby", at), 10.0, "an answer from the standby")
-    after = time.monotonic()
-    site.poll(lambda: len(load.requests(after)) > 60, 15.0, "sixty requests after the flip")
-    assert [r for r in load.requests(after) if r.server != "standby"] == []
-    site.core.wait("ldap primary", 2)
-    site.core.wait("ldap redirect", 1, text="now on the standby")
-    site.core.wait("ldap fail-back", 3, text="not ready to fail back")
-    texts = site.kannel.wait_received(2, 20.0)
-    assert {number for number, _ in texts} == {ONCALL}
-    assert sorted(text.split(" on ")[0] for _, text in texts) == [
-        "PROBLEM ldap primary CRITICAL",
-        "PROBLEM ldap redirect WARNING",
-    ]
-    flips = [entry for entry in site.journal("fail-over") if entry["flipped"]]
-    assert len(flips) == 1
-    assert flips[0]["by"] == "nagios"
-    assert flips[0]["facts"]["standby_ok"] is True
-    shown = site.ctl("history", "--show", flips[0]["id"])
+    flip = served_and_told(site, load, fault)
+    assert flip["by"] == "nagios"
+    shown = site.ctl("history", "--show", flip["id"])
     assert "probe of the primary: failed" in shown
-    site.poll(lambda: ONCALL in site.ctl("history", "--report", flips[0]["id"]), 10.0, "the report says who was told")
+    site.poll(lambda: ONCALL in site.ctl("history", "--report", flip["id"]), 10.0, "the report says who was told")
     pcap = next(line.split()[-1] for line in shown.splitlines() if "tshark -r" in line)
     packets = site.house.run("controller", "/usr/bin/tcpdump", "-nn", "-r", pcap)
     assert packets.count("\n") > 100

@@ -1,0 +1,34 @@
+"""The main job as every core must do it: from a fault to served clients, states that tell the story, and texts."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tests.lab.load import Load
+from tests.lab.site import ONCALL, Site
+
+
+def served_and_told(site: Site, load: Load, fault: str) -> dict[str, Any]:
+    """Do it to the primary and see all of that; returns the one flip's journal entry, by the core's user."""
+    assert site.core is not None
+    assert site.kannel is not None
+    at = site.fault(fault)
+    site.wait_target("standby")
+    site.poll(lambda: load.answered_by("standby", at), 10.0, "an answer from the standby")
+    after = time.monotonic()
+    site.poll(lambda: len(load.requests(after)) > 60, 15.0, "sixty requests after the flip")
+    assert [r for r in load.requests(after) if r.server != "standby"] == []
+    site.core.wait("ldap primary", 2)
+    site.core.wait("ldap redirect", 1, text="now on the standby")
+    site.core.wait("ldap fail-back", 3, text="not ready to fail back")
+    texts = site.kannel.wait_received(2, 20.0)
+    assert {number for number, _ in texts} == {ONCALL}
+    assert sorted(text.split(" on ")[0] for _, text in texts) == [
+        "PROBLEM ldap primary CRITICAL",
+        "PROBLEM ldap redirect WARNING",
+    ]
+    flips = [entry for entry in site.journal("fail-over") if entry["flipped"]]
+    assert len(flips) == 1
+    assert flips[0]["facts"]["standby_ok"] is True
+    return flips[0]
