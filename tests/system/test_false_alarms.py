@@ -256,7 +256,8 @@ def test_one_client_behind_a_broken_link(minute: Minute) -> None:
 def test_clients_with_manners_of_their_own(minute: Minute, scene: str) -> None:
     """Nagle against delayed ACKs, a half-closed connection, eighty that come at once again and again."""
     assert len(minute.said[scene]) >= 20
-    assert {line.removesuffix(" primary") for line in minute.said[scene]} == {"ok"}
+    manners = {line.removesuffix(" primary") for line in minute.said[scene]}
+    assert manners - {"closed" if scene == "half" else ""} == {"ok"}
     minute.unmoved(scene, 3)
 
 
