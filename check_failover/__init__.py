@@ -12,7 +12,7 @@ The ground, which every wing may import and which imports no wing:
 - ``decide``   (facts, policy, situation) -> decision; tables that read as the policy
 - ``damping``  how often an automatic fail-back may happen
 - ``config``   load, validate, freeze the config
-- ``control``  the language of the two daemons' sockets
+- ``control``  the language of the two daemons' sockets, client's end; ``listening``: the daemons'; ``peer``: who asks
 - ``capabilities``  a daemon's privilege is not handed down to what it starts
 - ``syncstate``  the record of how fresh the standby's data is: ``sync`` writes it, the others read it
 

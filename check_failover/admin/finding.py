@@ -21,6 +21,7 @@ from typing import Any
 from check_failover import control
 from check_failover.config import Config
 from check_failover.control import ControlError
+from check_failover.peer import peer_of
 
 READ, WRITE, EXECUTE = 4, 2, 1
 COMMAND_LIMIT = 10.0  # seconds for one external program
@@ -85,7 +86,7 @@ def _daemon(path: Path, usual_user: str) -> Daemon:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             sock.connect(str(path))
-            peer = control.peer_of(sock)  # of who listens, with the groups that its unit gave it
+            peer = peer_of(sock)  # of who listens, with the groups that its unit gave it
         except (OSError, ControlError):  # gone meanwhile, or a system that does not tell
             return Daemon(status, "", who(usual_user))
     return Daemon(status, "", Who(_user_name(peer.uid), peer.uid, peer.gids))

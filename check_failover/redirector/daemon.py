@@ -16,7 +16,8 @@ from pathlib import Path
 
 from check_failover import __version__, control
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
-from check_failover.control import ControlError, Server
+from check_failover.control import ControlError
+from check_failover.listening import Server
 from check_failover.notify import log_to_stderr, notify
 from check_failover.redirector import REDIRECTS, RedirectError
 from check_failover.redirector.drill import Drills

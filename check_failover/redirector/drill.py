@@ -13,8 +13,10 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from check_failover.control import Message, Peer, RefusedError
+from check_failover.control import Message
+from check_failover.listening import RefusedError
 from check_failover.model import Service, Target
+from check_failover.peer import Peer
 from check_failover.redirector import Redirect
 from check_failover.redirector.steering import Steering
 

@@ -6,7 +6,7 @@ import grp
 import pwd
 
 from check_failover.config import Controller
-from check_failover.control import Peer
+from check_failover.peer import Peer
 
 _EVERYONE, _CORE, _SNIFFER, _PAIR, _OPERATORS = "everyone", "core", "sniffer", "pair", "operators"
 

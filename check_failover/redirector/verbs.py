@@ -8,8 +8,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from check_failover.config import Config
-from check_failover.control import Message, Peer, RefusedError
+from check_failover.control import Message
+from check_failover.listening import RefusedError
 from check_failover.model import Detector, Facts, Service, Target
+from check_failover.peer import Peer
 from check_failover.redirector import RedirectError, inquiry
 from check_failover.redirector.drill import Drills
 from check_failover.redirector.order import Order

@@ -27,7 +27,8 @@ from typing import Any
 from check_failover import __version__, control, syncstate
 from check_failover.checks import ProbeError, probe_function
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
-from check_failover.control import ControlError, Message, Server
+from check_failover.control import ControlError, Message
+from check_failover.listening import Server
 from check_failover.model import Facts, PassiveResult, Probe, Service, Target
 from check_failover.notify import log_to_stderr, notify
 from check_failover.sniffer.capture import CaptureError

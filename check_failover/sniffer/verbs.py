@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from check_failover.config import Config, ConfigError
-from check_failover.control import DRILL_STEPS, Message, Peer, RefusedError
+from check_failover.control import DRILL_STEPS, Message
+from check_failover.listening import RefusedError
 from check_failover.model import PassiveResult, Probe, Service, State, Target
+from check_failover.peer import Peer
 from check_failover.sniffer.sentry import Sentry
 
 TAKEN_WITHIN = 3.0  # seconds for the core to take a drill's results

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from check_failover import control
+from check_failover import control, listening
 from tests.component.test_redirector import ROOT, Controller
 from tests.lab.netns import SERVICE_ADDRESS, House, poll
 
@@ -94,7 +94,7 @@ def main() -> None:
         Path(name).chmod(0o755)
         controller = Controller(Path(name), house, only=("tcp4",))
         health: dict[str, Any] = {"passed": True, "services": {"tcp4": {"primary": WELL, "standby": WELL}}}
-        sniffer = control.Server(
+        sniffer = listening.Server(
             controller.socket.with_name("sniffer.sock"),
             control.SNIFFER_VERBS,
             lambda _m, _p: health,

@@ -4,7 +4,8 @@
 
 First, with nothing wrong, what each way carries (``tests.lab.full_load``): requests per second of eight clients that
 never pause, and what it adds to the median time of a lone client's request, beside the same client asking the primary
-itself. And the project's planned work: a drain and a fail-back under the load below. Then the faults.
+itself; the median of ``ROUNDS``, each of them through all rivals. And the project's planned work: a drain and a
+fail-back under the load below. Then the faults; ``--faults ""`` leaves them out.
 
 A cell is one run: 50 new LDAP connections a second and 5 open sessions (``tests.lab.load``), some healthy seconds, the
 fault, then until nothing bad has happened for ``QUIET`` seconds or ``WINDOW`` is over. The columns:
@@ -39,7 +40,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tests.bench.healthy import Way, planned_work, way
+from tests.bench.healthy import HEAD as WAYS_HEAD
+from tests.bench.healthy import Way, planned_work, way, ways_row
 from tests.lab.faults import FAULTS
 from tests.lab.load import PATIENCE, Load, Request
 from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, House, poll
@@ -47,6 +49,7 @@ from tests.lab.rivals import HAPROXY, KEEPALIVED, NFT, NGINX, RIVALS, Ground, Ri
 from tests.lab.site import BASE
 
 LIMIT = 900  # seconds for everything
+ROUNDS = 3  # of the healthy state
 CELL = 45  # no cell is begun with less time left than this
 HEALTHY = 3.0  # seconds of ordinary traffic before the fault, at least
 CHANCE = 2.0  # at most so much more: else the fault would always meet the same moment of a check's round
@@ -127,16 +130,17 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.alarm(LIMIT)
     cells: Cells = {}
-    ways: dict[str, Way] = {}
+    ways: dict[str, list[Way]] = {name: [] for name in arguments.rivals}
     planned = ""
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         top = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="check_failover-bench-")))
         top.chmod(0o755)
         try:
-            for name in arguments.rivals:
-                ways[name] = way(RIVALS[name], top / f"way-{name}")
-                say(f"{name}: {ways[name]}")
+            for number in range(ROUNDS):
+                for name in arguments.rivals:
+                    ways[name].append(way(RIVALS[name], top / f"way-{name}-{number}"))
+                    say(f"{name}: {ways[name][-1]}")
             if "check_failover" in arguments.rivals:
                 planned = "\n\ncheck_failover, " + planned_work(top / "planned", RATE, SESSIONS)
             measure(arguments.faults, arguments.rivals, top, cells, begun + LIMIT - CELL)
@@ -152,7 +156,7 @@ def main() -> int:
 
 def _names(known: Collection[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
-        names = text.split(",")
+        names = [name for name in text.split(",") if name]
         unknown = [name for name in names if name not in known]
         if unknown:
             raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
@@ -281,11 +285,11 @@ def _note(directory: Path, ground: Ground, at: float) -> None:
 HEAD = ("", "outage", "longest wait", "failed", "sessions", "probes/s", "sees clients")
 
 
-def report(faults: list[str], rivals: list[str], cells: Cells, ways: dict[str, Way]) -> str:
+def report(faults: list[str], rivals: list[str], cells: Cells, ways: dict[str, list[Way]]) -> str:
     """The tables, as Markdown, and the machine."""
     parts = [machine()]
-    if ways:
-        parts.append("healthy\n\n" + table([Way.HEAD, *(w.row(name) for name, w in ways.items())]))
+    found = [ways_row(name, rounds) for name, rounds in ways.items() if rounds]
+    parts.append("healthy\n\n" + table([WAYS_HEAD, *found]))
     for fault in faults:
         parts.append(f"{fault}\n\n" + table([HEAD, *(row(fault, rival, cells) for rival in rivals)]))
     return "\n\n".join(parts)

@@ -9,12 +9,14 @@ real clients as fast as they are answered. ``watched`` is the sampling; ``droppe
 
 Times to suspicion and verdict are read in the sniffer's log, at 50 requests/s and five open sessions, the median of
 some runs (and the longest), each on a fresh site. They count from before the fault is made; ``to make`` is how long
-that took.
+that took. ``dns-silent`` is a bind9 that is stopped (SIGSTOP), ``http-5xx`` an apache2 that is told to answer 503 and
+reloaded; their clients ask 50 times a second too (``tests.lab.others``).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -22,8 +24,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from check_failover.sniffer.packet import parse
 from check_failover.sniffer.suspicion import Watch
@@ -32,11 +36,16 @@ from tests.lab import mirror
 from tests.lab.demo import from_log
 from tests.lab.full_load import full_load
 from tests.lab.load import Load
-from tests.lab.netns import SERVICE_ADDRESS, poll, python_argv
+from tests.lab.netns import SERVICE_ADDRESS, freeze, poll, python_argv
+from tests.lab.others import Clients, config, start
 from tests.lab.site import BASE, ROOT, Site
 from tests.unit.packets import packed, service
 
-FAULTS = ("crash", "hang", "blackhole", "apperror")
+FAULTS = ("crash", "hang", "blackhole", "apperror")  # of LDAP
+OTHERS: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "dns-silent": ("dns", lambda named: freeze(named.pid)),
+    "http-5xx": ("web", lambda apache: apache.spoil()),
+}
 SECONDS, WARM = 8.0, 3.0  # measured; before it, until sampling and thresholds have settled
 CONNECTIONS = (1000, 5000)
 PACKETS = 100_000
@@ -64,7 +73,7 @@ TIMES = ("fault", "to make", "suspicion", "verdict", "longest")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench_sniffer", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--faults", default=",".join(FAULTS), help="default: %(default)s")
+    parser.add_argument("--faults", default=",".join((*FAULTS, *OTHERS)), help="default: %(default)s")
     parser.add_argument("--runs", type=int, default=3, help="of each fault; default: %(default)s")
     arguments = parser.parse_args()
     os.umask(0o022)
@@ -183,20 +192,41 @@ class Run:
 
 def run(fault: str, directory: Path) -> Run:
     """One fault on a site of its own."""
+    if fault in OTHERS:
+        return other(fault, directory)
     with Site(directory, nagios=False, kannel=False) as site:
         client = Load(site.house, directory / "load", base=BASE, attribute="description", kept=5)
         with client as load:
             site.wait_healthy("standby")
             poll(lambda: sum(bool(r.server) for r in load.requests()) > 150, 20.0, "three seconds of answers")
             at = site.fault(fault)
-            made = time.monotonic() - at
+            return timed(site, "ldap", fault, at)
 
-            def said(what: str) -> float | None:
-                # the log has milliseconds, cut off
-                return next((t - at for t, w, _ in from_log(site) if w == f"sniffer: {what}" and t >= at - 0.001), None)
 
-            poll(lambda: said("verdict"), PATIENCE, f"a verdict about {fault}")
-            suspicion, verdict = said("suspicion"), said("verdict")
+def other(fault: str, directory: Path) -> Run:
+    """The same for DNS or web."""
+    name, spoil = OTHERS[fault]
+    with Site(directory, nagios=False, kannel=False, extra=config(name)) as site, contextlib.ExitStack() as stack:
+        server = start(site, stack, name)[name]
+        clients = Clients(site, name, many=10)
+        site.wait_healthy("standby", name=name)
+        clients.served(150)
+        at = time.monotonic()
+        spoil(server)
+        return timed(site, name, fault, at)
+
+
+def timed(site: Site, name: str, fault: str, at: float) -> Run:
+    """The fault is made; when it was known."""
+    made = time.monotonic() - at
+
+    def said(what: str) -> float | None:
+        # the log has milliseconds, cut off
+        found = from_log(site, name)
+        return next((t - at for t, w, _ in found if w == f"sniffer: {what}" and t >= at - 0.001), None)
+
+    poll(lambda: said("verdict"), PATIENCE, f"a verdict about {fault}")
+    suspicion, verdict = said("suspicion"), said("verdict")
     assert suspicion is not None
     assert verdict is not None
     return Run(made, suspicion, verdict)

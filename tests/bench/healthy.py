@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from tests.lab.full_load import Carried, full_load
 from tests.lab.load import PATIENCE, Load
@@ -24,11 +25,16 @@ class Way:
     lone: Carried
     direct: Carried
 
-    HEAD: ClassVar = ("", "connections/s", "lone request, ms", "added, ms")
 
-    def row(self, name: str) -> tuple[str, ...]:
-        lone, added = 1000 * self.lone.median, 1000 * (self.lone.median - self.direct.median)
-        return (name, f"{self.full.per_second:.0f}", f"{lone:.2f}", f"{added:.2f}")
+HEAD = ("", "connections/s", "lone request, ms", "added, ms")
+
+
+def ways_row(name: str, ways: Sequence[Way]) -> tuple[str, ...]:
+    """Medians of what was measured in several rounds."""
+    carried = statistics.median(way.full.per_second for way in ways)
+    lone = 1000 * statistics.median(way.lone.median for way in ways)
+    added = 1000 * statistics.median(way.lone.median - way.direct.median for way in ways)
+    return (name, f"{carried:.0f}", f"{lone:.2f}", f"{added:.2f}")
 
 
 def way(rival: Rival, directory: Path) -> Way:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from check_failover import control
+from check_failover import control, listening
+from check_failover.peer import Peer
 from tests.lab.netns import (
     CLIENT,
     CLIENT6,
@@ -395,14 +396,14 @@ def test_an_order_without_facts_or_with_old_ones_is_looked_into(controller: Cont
     known: dict[str, Any] = {"facts": None, "blind": None}
     probed: list[object] = []
 
-    def sniffer(message: dict[str, Any], _peer: control.Peer) -> dict[str, Any]:
+    def sniffer(message: dict[str, Any], _peer: Peer) -> dict[str, Any]:
         if message["verb"] == "status":
             return {"services": {"tcp4": {**known, "primary": {"passes": 9, "good_for": 99.0}}}}
         probed.append(message["target"])
         return {"passed": True}
 
     path = controller.directory / "run" / "sniffer.sock"
-    server = control.Server(path, control.SNIFFER_VERBS, sniffer, lambda _verb, _peer: None)
+    server = listening.Server(path, control.SNIFFER_VERBS, sniffer, lambda _verb, _peer: None)
     server.start()
     try:
         controller.start()

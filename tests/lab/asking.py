@@ -1,6 +1,6 @@
-"""Clients of a DNS, web or echo service: four of them, each asks five times a second and prints what came of it.
+"""Clients of a DNS, web or echo service: each asks five times a second and prints what came of it.
 
-python -m tests.lab.asking dns|http|echo ADDRESS PORT
+python -m tests.lab.asking dns|http|echo ADDRESS PORT CLIENTS
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def ask_echo(address: str, port: int) -> str:
 KINDS: dict[str, Callable[[str, int], str]] = {"dns": ask_dns, "http": ask_http, "echo": ask_echo}
 
 
-def main(kind: str, address: str, port: int) -> None:
+def main(kind: str, address: str, port: int, clients: int) -> None:
     def client() -> None:
         while True:
             began = time.monotonic()
@@ -62,11 +62,11 @@ def main(kind: str, address: str, port: int) -> None:
             sys.stdout.flush()
             time.sleep(max(0.0, began + 0.2 - time.monotonic()))
 
-    threads = [threading.Thread(target=client) for _ in range(4)]
+    threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
-        time.sleep(0.05)
+        time.sleep(0.2 / clients)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

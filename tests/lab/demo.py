@@ -149,11 +149,11 @@ def from_load(load: Load, at: float) -> list[Row]:
     return rows + ([(first.end, "first answer", "from the standby")] if first else []) + [(at, "FAULT", "")]
 
 
-def from_log(site: Site) -> list[Row]:
+def from_log(site: Site, service: str = "ldap") -> list[Row]:
     """Suspicion and verdict from the sniffer's log."""
     rows = []
     for line in site.log("sniffer").splitlines():
-        match = re.match(r"(\S+ \S+)\.(\d{3}) \S+ \S+ ldap: (suspicion|probe of|verdict)(.*)", line)
+        match = re.match(rf"(\S+ \S+)\.(\d{{3}}) \S+ \S+ {service}: (suspicion|probe of|verdict)(.*)", line)
         if match:
             seconds = time.mktime(time.strptime(match[1], "%Y-%m-%d %H:%M:%S")) + int(match[2]) / 1000
             rows.append((monotonic(seconds), f"sniffer: {match[3]}", match[4].strip(" ,:")))

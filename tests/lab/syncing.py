@@ -1,6 +1,6 @@
 """A service whose data failover-sync keeps in step, for tests: two servers behind ssh and a redirector's socket.
 
-The socket is the real ``control.Server``; what it answers is set by the test (``target``, ``since``, ``verdict``).
+The socket is the real ``Server``; what it answers is set by the test (``target``, ``since``, ``verdict``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from check_failover import control, syncstate
+from check_failover import syncstate
+from check_failover.listening import Server
 from check_failover.syncstate import Refusal, SyncState
 from tests.lab.sshd import Servers
 
@@ -63,8 +64,8 @@ class Syncing:
             path.mkdir()
         self.configure(more)
         self._sockets = [
-            control.Server(self.run_dir / "redirector.sock", frozenset({"status"}), self._redirector, lambda *_: None),
-            control.Server(self.run_dir / "sniffer.sock", frozenset({"status"}), self._sniffer, lambda *_: None),
+            Server(self.run_dir / "redirector.sock", frozenset({"status"}), self._redirector, lambda *_: None),
+            Server(self.run_dir / "sniffer.sock", frozenset({"status"}), self._sniffer, lambda *_: None),
         ]
         for server in self._sockets:
             server.start()

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from check_failover import control
-from check_failover.control import ControlError, Message, Peer, RefusedError, Server
+from check_failover import control, listening
+from check_failover.control import ControlError, Message
+from check_failover.listening import RefusedError, Server
+from check_failover.peer import Peer, peer_of
 from tests.lab.netns import poll
 
 
@@ -164,7 +166,7 @@ def test_a_handler_that_breaks_answers_all_the_same(tmp_path: Path) -> None:
     made.start()
     with pytest.raises(ControlError, match="internal error: KeyError"):
         control.ask(made.path, {"verb": "status"})
-    poll(lambda: made._slots._value == control.MAX_CLIENTS, 5, "all slots free again")
+    poll(lambda: made._slots._value == listening.MAX_CLIENTS, 5, "all slots free again")
     made.close()
 
 
@@ -212,7 +214,7 @@ def test_who_speaks_on_a_bsd(
     monkeypatch: pytest.MonkeyPatch, platform: str, sock: Recorded, uid: int, groups: set[int]
 ) -> None:
     monkeypatch.setattr("sys.platform", platform)
-    peer = control.peer_of(sock)  # type: ignore[arg-type]
+    peer = peer_of(sock)  # type: ignore[arg-type]
     assert (peer.pid, peer.uid, peer.gids) == (4321, uid, groups)
 
 
@@ -220,4 +222,4 @@ def test_who_speaks_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel's way is not known, nobody may do anything."""
     monkeypatch.setattr("sys.platform", "sunos5")
     with pytest.raises(ControlError, match="sunos5 does not tell"):
-        control.peer_of(Recorded(0, 0, b""))  # type: ignore[arg-type]
+        peer_of(Recorded(0, 0, b""))  # type: ignore[arg-type]

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from check_failover import control
+from check_failover import control, listening
 from check_failover.handlers import event
+from check_failover.peer import Peer
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "handlers" / "failover_event"
@@ -28,10 +29,10 @@ class Redirector:
     def __init__(self, path: Path, reply: dict[str, Any] | None = None) -> None:
         self.path, self.asked = path, list[dict[str, Any]]()
         self.reply = reply or {"flipped": True, "reason": "flip", "text": "ldap: primary -> standby", "id": "1"}
-        self.server = control.Server(path, control.REDIRECTOR_VERBS, self._handle, lambda _verb, _peer: None)
+        self.server = listening.Server(path, control.REDIRECTOR_VERBS, self._handle, lambda _verb, _peer: None)
         self.server.start()
 
-    def _handle(self, message: dict[str, Any], _peer: control.Peer) -> dict[str, Any]:
+    def _handle(self, message: dict[str, Any], _peer: Peer) -> dict[str, Any]:
         self.asked.append(message)
         return self.reply
 
@@ -173,7 +174,7 @@ def test_a_redirector_that_stays_away(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_no_is_not_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A redirector that says no is alive: no second question."""
     calls = []
-    server = control.Server(
+    server = listening.Server(
         tmp_path / "r.sock",
         control.REDIRECTOR_VERBS,
         lambda _m, _p: {},

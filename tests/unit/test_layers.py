@@ -19,7 +19,7 @@ PURE = [
     "damping.py",
     *(
         f"sniffer/{name}.py"
-        for name in ("flows", "flowtable", "suspicion", "detectors", "thresholds", "packet", "investigation")
+        for name in ("flows", "flowtable", "suspicion", "detectors", "thresholds", "packet", "investigation", "health")
     ),
     *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "sniffer" / "dialects").glob("*.py")),
 ]
@@ -29,7 +29,18 @@ IMPURE = frozenset(
     | {"pickle", "queue", "random", "select", "selectors", "shutil", "signal", "socket", "sqlite3", "ssl"}
     | {"subprocess", "sys", "tempfile", "threading", "time", "urllib"}
 )
-HOT = ("sniffer", "redirector", "handlers", "control.py", "rawip.py", "decide.py", "model.py", "notify.py")
+HOT = (
+    "sniffer",
+    "redirector",
+    "handlers",
+    "control.py",
+    "listening.py",
+    "peer.py",
+    "rawip.py",
+    "decide.py",
+    "model.py",
+    "notify.py",
+)
 FORBIDDEN_NAMES = {"utils", "util", "manager", "managers", "factory", "factories"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -13,8 +13,10 @@ import pytest
 
 from check_failover.checks import plugin
 from check_failover.checks.plugin import Outcome, Perf, number, render
-from check_failover.control import Message, Peer, Server
+from check_failover.control import Message
+from check_failover.listening import Server
 from check_failover.model import State
+from check_failover.peer import Peer
 from tests.lab.guidelines import first_line, perfdata
 from tests.lab.netns import python_argv
 

@@ -1,0 +1,67 @@
+"""Who is at the other end of a Unix socket, as the kernel says: SO_PEERCRED, and what other systems have like it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import struct
+import sys
+
+from check_failover.control import ControlError
+
+_SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEEREID = 0, 1, 3  # FreeBSD and NetBSD, <sys/un.h>
+_PEERGROUPS = 59  # SO_PEERGROUPS, Linux 4.13 (socket(7) does not name it; asm-generic/socket.h)
+
+
+class Peer:
+    """Who is at the other end, as the kernel says: process, user and all its groups."""
+
+    __slots__ = ("gids", "pid", "uid")
+
+    def __init__(self, pid: int, uid: int, gids: frozenset[int]) -> None:
+        self.pid, self.uid, self.gids = pid, uid, gids
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Credentials of the process that connected, supplementary groups included. Raises ControlError where unknown."""
+    try:
+        return _PEER_OF[sys.platform.rstrip("0123456789")](sock)
+    except KeyError:
+        raise ControlError(f"{sys.platform} does not tell who is at the other end of a socket") from None
+
+
+def _peer_linux(sock: socket.socket) -> Peer:
+    """SO_PEERCRED, SO_PEERGROUPS (unix(7))."""
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, _PEERGROUPS, 4 * 1024)
+        groups = frozenset(struct.unpack(f"{len(raw) // 4}I", raw))
+    except OSError:
+        groups = frozenset()
+    return Peer(pid, uid, groups | {gid})
+
+
+def _peer_freebsd(sock: socket.socket) -> Peer:
+    """LOCAL_PEERCRED (FreeBSD unix(4)): struct xucred, whose last member is a pid since FreeBSD 13."""
+    raw = sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, struct.calcsize("IIh16IP"))
+    _version, uid, count, *groups, pid = struct.unpack("IIh16IP", raw.ljust(struct.calcsize("IIh16IP"), b"\0"))
+    return Peer(pid & 0xFFFFFFFF, uid, frozenset(groups[:count]))
+
+
+def _peer_netbsd(sock: socket.socket) -> Peer:
+    """LOCAL_PEEREID (NetBSD unix(4)): struct unpcbid; supplementary groups are not told, so they are looked up."""
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(_SOL_LOCAL, _LOCAL_PEEREID, 12))
+    try:
+        groups = frozenset(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
+    except KeyError:
+        groups = frozenset()
+    return Peer(pid, uid, groups | {gid})
+
+
+_PEER_OF = {"linux": _peer_linux, "freebsd": _peer_freebsd, "netbsd": _peer_netbsd}
+
+
+def self_peer() -> Peer:
+    """This process as a peer; what a daemon uses for its own actions."""
+    return Peer(os.getpid(), os.getuid(), frozenset(os.getgroups()) | {os.getgid()})

@@ -1,0 +1,38 @@
+"""What the probes of one server said so far. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from check_failover.model import Probe
+
+
+@dataclass(slots=True)
+class Health:
+    """What the probes of one server said."""
+
+    ok: bool | None = None
+    passes: int = 0
+    since: float = 0.0  # of the first pass in a row
+    at: float = float("-inf")  # of the last probe's end
+    asked: float = float("-inf")  # of the last probe's begin
+    text: str = "not probed yet"
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # by the last probes that passed
+
+    def note(self, probe: Probe, now: float) -> None:
+        if probe.passed and not self.ok:
+            self.since = now
+        self.ok, self.at, self.text = probe.passed, now, probe.text
+        self.passes = self.passes + 1 if probe.passed else 0
+        if probe.passed:
+            self.took.append(probe.seconds)
+
+    def usual(self) -> float:
+        """The median of what passed probes took; 0: none is known."""
+        return sorted(self.took)[len(self.took) // 2] if self.took else 0.0
+
+    def known(self, now: float) -> dict[str, Any]:
+        good_for = now - self.since if self.ok else 0.0
+        return {"ok": self.ok, "passes": self.passes, "good_for": round(good_for, 1), "text": self.text}
