@@ -12,7 +12,8 @@ fault, then until nothing bad has happened for ``QUIET`` seconds or ``WINDOW`` i
 
 outage         seconds from the fault to the end of the last new connection that failed or took over ``SLOW`` seconds
 longest wait   of a new connection, in seconds; its client gives up after 3
-failed         new connections without an answer, of those that ended after the fault
+failed         new connections without an answer, of those begun after the fault
+caught         those begun before it and not over then, that failed
 sessions       like outage, for reads in the open sessions; a session that breaks connects anew and repeats the read
 probes/s       connections per second that the primary got beyond those of clients, while healthy, over all faults
 sees clients   the primary sees the clients' addresses
@@ -112,6 +113,7 @@ class Felt:
 @dataclass(frozen=True)
 class Cell:
     short: Felt
+    caught: Felt  # connections in whose middle the fault came
     kept: Felt
     healthy: Healthy
 
@@ -192,7 +194,7 @@ def measure(faults: list[str], rivals: list[str], top: Path, cells: Cells, last_
                 continue
             say(
                 f"{fault}, {name}: outage {cell.short}, longest {cell.short.longest:.2f}, "
-                f"failed {cell.short.failed}/{cell.short.asked}, sessions {cell.kept}, "
+                f"failed {cell.short.failed}/{cell.short.asked}, caught {cell.caught.failed}, sessions {cell.kept}, "
                 f"probes {cell.healthy.probes}, bad before the fault {cell.healthy.bad}, "
                 f"run took {time.monotonic() - begun:.0f} s"
             )
@@ -210,11 +212,13 @@ def run(rival: Rival, fault: str, directory: Path) -> Cell:
             healthy = settle(house, load, rival)
             at = time.monotonic()
             FAULTS[fault](house, "primary", ground.slapd["primary"])
+            made = time.monotonic()
             end = watch(load, at)
             requests = [r for r in load.requests() if at <= r.end <= end]
             _note(directory, ground, at)
     short = [r for r in requests if r.kind == "short"]
-    return Cell(felt(short, at, end), sessions(requests, at, end), healthy)
+    new, caught = ([r for r in short if (r.start >= made) is after] for after in (True, False))
+    return Cell(felt(new, at, end), felt(caught, at, end), sessions(requests, at, end), healthy)
 
 
 def settle(house: House, load: Load, rival: Rival) -> Healthy:
@@ -282,7 +286,7 @@ def _note(directory: Path, ground: Ground, at: float) -> None:
 
 # ------------------------------------------------------------ telling
 
-HEAD = ("", "outage", "longest wait", "failed", "sessions", "probes/s", "sees clients")
+HEAD = ("", "outage", "longest wait", "failed", "caught", "sessions", "probes/s", "sees clients")
 
 
 def report(faults: list[str], rivals: list[str], cells: Cells, ways: dict[str, list[Way]]) -> str:
@@ -305,14 +309,14 @@ def table(rows: list[tuple[str, ...]]) -> str:
 def row(fault: str, rival: str, cells: Cells) -> tuple[str, ...]:
     cell = cells.get((fault, rival))
     if cell is None:
-        return (rival, "not measured", "", "", "", "", "")
+        return (rival, "not measured", *[""] * (len(HEAD) - 2))
     healthy = [c.healthy for (_, name), c in cells.items() if name == rival and c is not None]
     probes = sum(h.probes for h in healthy) / sum(h.seconds for h in healthy)
     sees = "yes" if all(h.sees_clients for h in healthy) else "no"
     short = cell.short
     return (
-        rival, str(short), f"{short.longest:.2f}", f"{short.failed} of {short.asked}", str(cell.kept),
-        f"{probes:.1f}", sees,
+        rival, str(short), f"{short.longest:.2f}", f"{short.failed} of {short.asked}", str(cell.caught.failed),
+        str(cell.kept), f"{probes:.1f}", sees,
     )  # fmt: skip
 
 

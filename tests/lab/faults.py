@@ -17,7 +17,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from tests.lab.netns import House
+from tests.lab.netns import House, freeze, kill
 from tests.lab.slapd import Slapd
 
 NFT = "/usr/sbin/nft"
@@ -44,11 +44,11 @@ table inet lossy {
 
 
 def crash(_house: House, _who: str, server: Slapd) -> None:
-    os.kill(server.pid, signal.SIGKILL)
+    kill(server.pid)
 
 
 def hang(_house: House, _who: str, server: Slapd) -> None:
-    os.kill(server.pid, signal.SIGSTOP)
+    freeze(server.pid)
 
 
 def blackhole(house: House, who: str, _server: Slapd) -> None:

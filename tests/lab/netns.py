@@ -248,6 +248,20 @@ def end(process: subprocess.Popen[Any], patience: float = 5.0) -> None:
         process.wait()
 
 
+def kill(pid: int) -> None:
+    """SIGKILL, and wait until it is dead: until then its sockets accept connections."""
+    os.kill(pid, signal.SIGKILL)
+    stat = Path(f"/proc/{pid}/stat")
+
+    def dead() -> bool:
+        try:
+            return stat.read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+        except FileNotFoundError:
+            return True
+
+    poll(dead, 5.0, f"process {pid} is dead", every=0.002)
+
+
 def freeze(pid: int) -> None:
     """SIGSTOP, and wait until every thread of it has stopped, which takes a moment on a busy machine."""
     os.kill(pid, signal.SIGSTOP)
