@@ -24,14 +24,17 @@ def icinga2(config: Config, *, templates: bool = True, endpoint: str | None = No
     ``endpoint``: the controller as an agent; checks and handlers run there.
     """
     head = f"// Made by: failoverctl icinga2-config --config {config.path}\n"
-    parts = [_file(name, config) for name in FILES] if templates else []
+    parts = [template_text(name, config) for name in FILES] if templates else []
     services = [_service(service, config, endpoint) for service in config.services]
     texts = [_sms(config, endpoint)] if config.sms is not None else []
     return "\n".join([head, *parts, *services, *texts, *_downtimes(config)])
 
 
-def _file(name: str, config: Config) -> str:
+def template_text(name: str, config: Config | None) -> str:
+    """A file of ``nagios-conf/icinga2``, with the config's own paths. Raises ObjectsError."""
     text = read_template("icinga2", name)
+    if config is None:
+        return text
     text = text.replace(str(Controller().redirector_socket), str(config.controller.redirector_socket))
     return text.replace(DEFAULT_PATH, str(config.path.absolute()))
 
