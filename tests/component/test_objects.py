@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,25 @@ def test_services_only_has_the_commands_of_the_sites_own_plugins(place: Path) ->
     text = nagios(load(config(place, ["/bin/true"])), templates=False)
     assert text.count("define command {") == 1
     assert "check_failover_plugin_plugin" in text
+
+
+def test_nothing_in_it_pages_anybody(place: Path) -> None:
+    """No service names contacts, or when and how often they are told, no escalation is in force, and the only contacts
+    are the redirector's own ears, which have no pager: who is told, and when, is the site's host's.
+    """
+    written = config(place, ["/bin/true"])
+    written.write_text(f'{written.read_text()}[service.policy]\ndowntime = "drain"\n')
+    own = {"failover-drill": "failover-drill-contact", "failover-downtime": "failover-downtime-contact"}
+    pages = ("contact", "contacts", "contact_groups", "notification_period", "pager", "email")
+    for kind, body in re.findall(r"^define (\w+) \{\n(.*?)^\}", nagios(load(written)), re.MULTILINE | re.DOTALL):
+        rows = dict(line.split(None, 1) for line in body.splitlines())
+        template = rows.get("register") == "0"
+        if kind == "contact" and not template:
+            assert rows["use"] == own[rows["contact_name"]]
+        elif kind == "service" and rows.get("name") != "failover-drill":
+            assert not set(pages) & set(rows), rows
+            assert rows.get("notification_interval", "0") == "0", rows
+        assert kind != "serviceescalation" or template, rows
 
 
 def test_how_texts_leave_is_watched_once_and_where_there_are_texts(place: Path) -> None:
