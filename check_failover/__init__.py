@@ -14,6 +14,7 @@ The ground, which every wing may import and which imports no wing:
 - ``config``   load, validate, freeze the config
 - ``control``  the language of the two daemons' sockets, client's end; ``listening``: the daemons'; ``peer``: who asks
 - ``capabilities``  a daemon's privilege is not handed down to what it starts
+- ``story``    what people are told of an incident, line by line
 - ``syncstate``  the record of how fresh the standby's data is: ``sync`` writes it, the others read it
 
 A wing for each process; wings meet through ``control`` alone:

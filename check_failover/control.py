@@ -8,7 +8,8 @@ on writing events. The redirector's verbs:
 ==========  ==========================================  =========================================================
 verb        request                                     reply
 ==========  ==========================================  =========================================================
-status      --                                          ``services``: name -> see ``redirector.status``
+status      --                                          ``services``: name -> see ``redirector.status``, and the
+                                                        ``state``, ``text``, ``story`` that "NAME redirect" shows
 fail-over   service, perfdata | facts, by, manual       ``flipped``, ``reason``, ``text``, ``id``
 drain       service, by, manual, deadline               the same; ``deadline``: seconds, null: the policy's
 fail-back   service, by, deadline                       the same

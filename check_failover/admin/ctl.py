@@ -7,7 +7,6 @@ possible (one line on stderr says why), 2 wrong command line. ``doctor`` has its
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import pwd
@@ -18,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import __version__, control
-from check_failover.admin import remote, show
+from check_failover.admin import remote, reports, show
+from check_failover.admin.director import basket
 from check_failover.admin.doctor import NAGIOS_CFG, doctor
 from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import ObjectsError, nagios
+from check_failover.admin.reports import ReportsError
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError
 from check_failover.model import Service, Target
@@ -41,7 +42,7 @@ def main() -> None:
         config = load(arguments.config)
         arguments.act(config, arguments)
         sys.stdout.flush()
-    except (ConfigError, ControlError, ObjectsError, FailedError) as error:
+    except (ConfigError, ControlError, ObjectsError, ReportsError, FailedError) as error:
         sys.exit(f"failoverctl: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -90,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--show", metavar="ID", help="everything about one entry")
     made.add_argument("--report", metavar="ID", help="print one HTML page of that incident")
     made.add_argument("--json", action="store_true", help="as JSON lines")
+    made = command("reports", _reports, "bring the pages of incidents in report_dir up to date")
+    made.add_argument("--follow", action="store_true", help="stay, and do so with each flip and refusal")
     made = command("drill", _drill, "try the whole chain with one test client, touching nobody else")
     made.add_argument("service")
     made.add_argument(
@@ -115,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the controller is this agent: checks and handlers run there (put the file below zones.d)",
     )
+    made.add_argument("--director", action="store_true", help="all of it as a basket for Icinga Director, in JSON")
     made = command("remote-config", _remote_config, "print the lines that a core on another machine needs")
     made.add_argument("--way", choices=sorted(remote.WAYS), required=True, help="nsca, nrdp: results; nrpe, ssh: back")
     made.add_argument("--on", choices=("controller", "core"), required=True, help="for which machine")
@@ -185,7 +189,7 @@ def _history(config: Config, arguments: argparse.Namespace) -> None:
         if not found:
             raise FailedError(f"history: no entry {wanted!r}; failoverctl history lists them")
         if arguments.report:
-            print(_incident(config, found[-1], entries), end="")
+            print(reports.page(config, found[-1], entries), end="")
         else:
             print("\n".join([*show.entry(found[-1]), *_evidence(config, found[-1])]))
         return
@@ -193,40 +197,23 @@ def _history(config: Config, arguments: argparse.Namespace) -> None:
         print(json.dumps(entry) if arguments.json else show.line(entry))
 
 
-def _evidence_base(config: Config, entry: dict[str, Any]) -> Path | None:
-    """Where the sniffer kept the evidence of the verdict behind an attempt."""
-    number = (entry.get("facts") or {}).get("evidence")
-    return None if number is None else config.controller.state_dir / "sniffer/evidence" / f"{entry['service']}-{number}"
-
-
 def _evidence(config: Config, entry: dict[str, Any]) -> list[str]:
     """What the sniffer kept of the verdict behind an attempt."""
-    base = _evidence_base(config, entry)
+    base = reports.evidence_base(config, entry)
     if base is None:
         return []
     try:
-        story = json.loads(base.with_suffix(".json").read_text("utf-8"))
+        kept = json.loads(base.with_suffix(".json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "damaged"
         return [f"  evidence: {base}.json: cannot read: {reason}"]
-    return [*show.evidence(story), f"  packets: tshark -r {base}.pcap"]
+    return [*show.evidence(kept), f"  packets: tshark -r {base}.pcap"]
 
 
-def _incident(config: Config, entry: dict[str, Any], journal: list[dict[str, Any]]) -> str:
-    """The page, with what can be read of evidence and SMS log; what cannot be is missing from it."""
-    from check_failover.admin import incident
-
-    base, story, at = _evidence_base(config, entry), None, None
-    if base is not None:
-        with contextlib.suppress(OSError, ValueError):
-            path = base.with_suffix(".json")
-            story, at = json.loads(path.read_text("utf-8")), path.stat().st_mtime
-    texts: list[dict[str, Any]] = []
-    for name in ("log.jsonl.1", "log.jsonl"):
-        with contextlib.suppress(OSError, ValueError):
-            lines = (config.controller.state_dir / "spool" / name).read_text("utf-8").splitlines()
-            texts += [json.loads(line) for line in lines]
-    return incident.page(entry, journal, story, at, texts)
+def _reports(config: Config, arguments: argparse.Namespace) -> None:
+    if arguments.follow:
+        reports.follow(config)
+    reports.publish(config)
 
 
 def _drill(config: Config, arguments: argparse.Namespace) -> None:
@@ -257,6 +244,9 @@ def _nagios_config(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def _icinga2_config(config: Config, arguments: argparse.Namespace) -> None:
+    if arguments.director:
+        print(basket(config), end="")
+        return
     print(icinga2(config, templates=not arguments.services_only, endpoint=arguments.endpoint))
 
 

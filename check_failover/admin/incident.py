@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from check_failover.admin.show import moment
+from check_failover.story import headline, moment, page_name
 
 BEFORE, AFTER = 60.0, 86400.0  # seconds around the order: what belongs to the incident
 WIDTH, LEFT, STEP = 960, 20, 26  # of the picture, in pixels
@@ -74,6 +74,19 @@ def page(
     title = f"{name}: {entry.get('verb')}, {moment(at)}"
     summary = f"{entry.get('line')} (ordered by {entry.get('by')}, entry {entry.get('id')})"
     return PAGE.format(title=escape(title), summary=escape(summary), body="\n".join(body))
+
+
+def index(name: str, entries: Iterable[Mapping[str, Any]]) -> str:
+    """The list of a service's incidents, oldest first in ``entries``, with a link to the page of each."""
+    rows = [
+        f'<tr><td><a href="{escape(str(page_name(entry)))}">{escape(moment(entry["at"]))}</a></td>'
+        f"<td>{escape(str(entry.get('by')))}</td><td>{escape(headline(entry))}</td></tr>"
+        for entry in entries
+    ]
+    head = "<table>\n<tr><th>time</th><th>ordered by</th><th>what</th></tr>\n"
+    body = head + "\n".join(reversed(rows)) + "\n</table>" if rows else ""
+    summary = f"Flips and refused fail-overs, newest first: {len(rows)}." if rows else "None so far."
+    return PAGE.format(title=f"{escape(name)}: incidents", summary=summary, body=body)
 
 
 def _chain(entry: Mapping[str, Any], story: Mapping[str, Any] | None, verdict_at: float | None) -> list[Event]:

@@ -38,12 +38,14 @@ def nagios(config: Config, *, templates: bool = True) -> str:
 
 
 def links(config: Config, service: Service) -> dict[str, str]:
-    """The site's own links beside a service in the web interface (``[monitoring]``), both cores' directives."""
-    return {
-        key: str(config.monitoring[key]).replace("{service}", service.name).replace("{host}", service.host)
-        for key in ("notes_url", "action_url")
-        if key in config.monitoring
-    }
+    """The site's own links beside a service in the web interface (``[monitoring]``), both cores' directives.
+
+    Where it has none for actions, the list of the service's incidents.
+    """
+    shown = {key: str(config.monitoring[key]) for key in ("notes_url", "action_url") if key in config.monitoring}
+    if "report_url" in config.monitoring:
+        shown.setdefault("action_url", f"{config.monitoring['report_url'].rstrip('/')}/{{service}}.html")
+    return {k: url.replace("{service}", service.name).replace("{host}", service.host) for k, url in shown.items()}
 
 
 def read_template(core: str, name: str) -> str:

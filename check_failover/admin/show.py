@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from check_failover import decide
+from check_failover import decide, story
 from check_failover.config import Config
 from check_failover.damping import SUPPRESS
 from check_failover.model import Service, State
+from check_failover.story import moment
 
 
 def status(
@@ -95,19 +95,14 @@ def entry(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def evidence(story: Mapping[str, Any]) -> list[str]:
+def evidence(kept: Mapping[str, Any]) -> list[str]:
     """What the sniffer saw and probed."""
-    lines = [
-        f"  evidence: {story['verdict']}",
-        f"    suspicion: {story['suspicion']['detector']}: {story['suspicion']['text']}",
-        f"    from the first victim to the verdict: {story['seconds_from_the_first_victim']:.3f} s",
+    known = {key: value for key, value in kept["traffic"].items() if value is not None}
+    return [
+        f"  evidence: {kept['verdict']}",
+        *(f"    {line}" for line in story.seen(kept)),
+        "    traffic: " + ", ".join(f"{key} {value}" for key, value in known.items()),
     ]
-    for probe in story["probes"]:
-        word = "passed" if probe["passed"] else "failed"
-        lines.append(f"    probe of the {probe['of']}: {word} after {probe['seconds']:.3f} s: {probe['text']}")
-    traffic = story["traffic"]
-    known = {key: value for key, value in traffic.items() if value is not None}
-    return [*lines, "    traffic: " + ", ".join(f"{key} {value}" for key, value in known.items())]
 
 
 def config(config: Config) -> list[str]:
@@ -128,10 +123,3 @@ def config(config: Config) -> list[str]:
         stale = "no criterion" if policy.max_sync_age is None else f"{policy.max_sync_age:.0f} s ({policy.sync})"
         lines.append(f"    hold-down {policy.hold_down:.0f} s, sync age {stale}" + ", shadow" * policy.shadow)
     return lines
-
-
-def moment(at: object) -> str:
-    """Local time to the second."""
-    if not isinstance(at, int | float):
-        return "?"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -8,6 +8,7 @@ as it is, but nothing would be flipped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from check_failover import control
 from check_failover.checks.daemons import socket_of
@@ -36,21 +37,16 @@ def check(argv: Sequence[str]) -> Outcome:
     return judge(known[arguments.service])
 
 
-def judge(status: dict[str, object]) -> Outcome:
+def judge(status: dict[str, Any]) -> Outcome:
     """The redirector's own words; that kernel and intent agree is compared here once more."""
-    state, text = State(int(str(status["state"]))), str(status["text"])
+    state, text = State(int(status["state"])), str(status["text"])
     if status["kernel"] != status["target"] and state is not State.CRITICAL:
         state, text = State.CRITICAL, f"the kernel says {status['kernel'] or 'nothing'}, intended is {status['target']}"
-    last = status.get("last")
-    details = f"service address {status['protocol']} {status['address']}\n"
-    details += f"primary {status['primary']}, standby {status['standby']}"
-    if isinstance(last, dict):
-        details += f"\nlast: {last.get('line')}"
     perf = (
         Perf("standby", int(status["target"] == Target.STANDBY), "", "", "", "0", "1"),
         Perf("held", int(status["hold"] is not None), "", "", "", "0", "1"),
     )
-    return Outcome(state, text, perf, details)
+    return Outcome(state, text, perf, "\n".join(map(str, status.get("story") or [])))
 
 
 def main() -> None:

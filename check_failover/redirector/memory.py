@@ -31,6 +31,7 @@ class Memory:
         self.state: dict[str, ServiceState] = {}
         self.problems: dict[str, dict[str, str]] = {name: {} for name in names}  # service -> kind -> the line
         self.last: dict[str, dict[str, Any]] = {}  # the newest entry of each service
+        self.flip: dict[str, dict[str, Any]] = {}  # the newest that moved it
         self._kept: deque[dict[str, Any]] = deque(maxlen=1000)  # entries that the journal does not have yet
         self._unsettled: set[str] = set()  # services whose state is so, but is not on the disk
         self._moved: dict[str, float] = {}  # when it was last moved, on a clock that does not jump
@@ -64,7 +65,7 @@ class Memory:
             if since is not None:
                 self._moved[name] = time.monotonic() - max(0.0, time.time() - since)
         for entry in self._journal.read(200):
-            self.last[str(entry.get("service"))] = entry
+            self._remember(entry)
         return unfinished
 
     def age(self, name: str) -> float | None:
@@ -181,9 +182,15 @@ class Memory:
 
     def write(self, entry: dict[str, Any]) -> None:
         """A journal that cannot be written must not keep clients from the standby; it is a problem until it can."""
-        self.last[entry["service"]] = entry
+        self._remember(entry)
         self._kept.append(entry)
         self._write_kept()
+
+    def _remember(self, entry: dict[str, Any]) -> None:
+        name = str(entry.get("service"))
+        self.last[name] = entry
+        if entry.get("flipped"):
+            self.flip[name] = entry
 
     def _write_kept(self) -> None:
         try:

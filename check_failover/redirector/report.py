@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from check_failover import story
 from check_failover.config import Config
 from check_failover.decide import Reason, items
 from check_failover.model import PassiveResult, Service, State, Target
@@ -48,7 +49,7 @@ class Report:
             self._send(service, "redirect", state, text, status)
         else:
             state = State.OK if status["target"] == Target.PRIMARY else fail_back_state(status)[0]
-            self._send(service, "fail-back", state, text, status, _checklist(status))
+            self._send(service, "fail-back", state, text, status)
 
     def look(self, service: Service, status: Mapping[str, Any]) -> None:
         """Called every few seconds: reports when something changed, or as a heartbeat."""
@@ -63,14 +64,13 @@ class Report:
         back, why = fail_back_state(status)
         self._last[service.name] = (time.monotonic(), _glance(status))
         self._send(service, "redirect", state, line or text, status)
-        self._send(service, "fail-back", back, why, status, _checklist(status))
+        self._send(service, "fail-back", back, why, status)
 
     def close(self) -> None:
         self._outbox.close()
 
-    def _send(
-        self, service: Service, suffix: str, state: State, text: str, status: Mapping[str, Any], details: str = ""
-    ) -> None:
+    def _send(self, service: Service, suffix: str, state: State, text: str, status: Mapping[str, Any]) -> None:
+        details = story.further(status["story"] if suffix == "redirect" else _checklist(service, status))
         perfdata = f"standby={int(status['target'] == Target.STANDBY)} held={int(status['hold'] is not None)}"
         text = f"{state.name}: {text}".replace("|", "/")
         name = f"{service.name} {suffix}"
@@ -99,9 +99,28 @@ def _data_age(service: Service, entry: Mapping[str, Any]) -> str:
     return " (data never in step)" if age is None else f" (data {duration(age)} old)"
 
 
-def _checklist(status: Mapping[str, Any]) -> str:
-    """Item by item, for a result's further lines."""
-    return "" if status["target"] == Target.PRIMARY else "\n".join(items(status["fail_back"])).replace("|", "/")
+def _checklist(service: Service, status: Mapping[str, Any]) -> list[str]:
+    """Item by item, and how to go back; nothing on the primary."""
+    if status["target"] == Target.PRIMARY:
+        return []
+    return [*items(status["fail_back"]), story.way_back(service.name)]
+
+
+def told(service: Service, status: Mapping[str, Any], report_url: str | None = None) -> list[str]:
+    """The further lines of "NAME redirect": what was done last, on which facts, its page, what can be done now."""
+    on_standby = status["target"] == Target.STANDBY
+    entry = (status["flip"] if on_standby else None) or status["last"]
+    lines = [f"{service.protocol} {service.address}: primary {service.primary}, standby {service.standby}"]
+    if entry is not None:
+        lines += story.done(entry)
+        page = story.page_name(entry)
+        if report_url and page:
+            lines.append(f"report: {report_url.rstrip('/')}/{page}")
+    if on_standby:
+        lines.append(story.way_back(service.name))
+    elif status["pending"]:
+        lines.append(f"tried again when that has changed; now, by hand: failoverctl fail-over {service.name}")
+    return lines
 
 
 def fail_back_state(status: Mapping[str, Any]) -> tuple[State, str]:

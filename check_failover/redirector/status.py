@@ -52,6 +52,7 @@ def status(redirect: Redirect, memory: Memory, fail_back: Order) -> dict[str, An
             [str(reason), why] for reason, why in checklist(FAIL_BACK, fail_back.facts, service.policy, asked)
         ],
         "last": memory.last.get(service.name),
+        "flip": memory.flip.get(service.name),
     }
 
 

@@ -15,7 +15,7 @@ from check_failover.peer import Peer
 from check_failover.redirector import RedirectError, inquiry
 from check_failover.redirector.drill import Drills
 from check_failover.redirector.order import Order
-from check_failover.redirector.report import Report, redirect_state
+from check_failover.redirector.report import Report, redirect_state, told
 from check_failover.redirector.rights import by_hand, refused, user_name
 from check_failover.redirector.state import ServiceState, StateError, parsed
 from check_failover.redirector.steering import Steering
@@ -29,6 +29,7 @@ class Verbs:
     def __init__(self, config: Config, steering: Steering, report: Report, drills: Drills) -> None:
         self._services, self._controller = config.services, config.controller
         self._steering, self._report, self._drills = steering, report, drills
+        self._report_url: str | None = config.monitoring.get("report_url")
         self._started = time.monotonic()
 
     def authorise(self, verb: str, peer: Peer) -> str | None:
@@ -54,7 +55,7 @@ class Verbs:
             raise RefusedError(str(error)) from None
 
     def status(self, service: Service) -> dict[str, Any]:
-        """The steering's status, with the state and the line that "NAME redirect" shows for it."""
+        """The steering's status, with the state and all the lines that "NAME redirect" shows for it."""
         order = None
         if self._steering.targets()[service.name] is Target.STANDBY:
             health = inquiry.health(self._controller, service, Target.PRIMARY)
@@ -62,7 +63,8 @@ class Verbs:
             order = self._fail_back(Order(service, "fail-back", "", facts), health.get("ok"), health)
         status = self._steering.status(service.name, order)
         state, text = redirect_state(status)
-        return {**status, "state": int(state), "text": text, "drill": self._drill(service)}
+        lines = told(service, status, self._report_url)
+        return {**status, "state": int(state), "text": text, "story": lines, "drill": self._drill(service)}
 
     def _drill(self, service: Service) -> dict[str, Any] | None:
         try:

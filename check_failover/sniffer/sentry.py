@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
+from check_failover import story
 from check_failover.model import Detector, Facts, PassiveResult, Probe, Service, State, Suspicion, Target
 from check_failover.sniffer.health import Health
 from check_failover.sniffer.investigation import Investigation, Verdict
@@ -76,6 +77,7 @@ class Sentry:
         self._next_look = now
         self._reported = float("-inf")
         self._kept: int | None = None
+        self._told: list[str] = []  # of the last failed verdict, for as long as it explains how things are
         self._evidence: tuple[float, Facts] = (float("-inf"), Facts())
 
     # ------------------------------------------------------------ events
@@ -130,6 +132,8 @@ class Sentry:
         self.watch.flipped(now)
         self._investigation = self._verdict = self._suspicion = self._pending = self._unprobed = None
         self._was_failed = False
+        if target is Target.PRIMARY:
+            self._told = []
         self._evidence = (float("-inf"), Facts())
         self.condition = Condition.OK if self.blind is None else Condition.BLIND
         self._report(now)
@@ -220,10 +224,13 @@ class Sentry:
 
     def _failed(self, verdict: Verdict, investigation: Investigation, now: float) -> None:
         first = self.condition is not Condition.FAILED
-        if first:
-            self._kept = self._outlet.keep(self.service, self._story(verdict, investigation, now))
-        verdict = replace(verdict, facts=replace(verdict.facts, evidence=self._kept))
         same = self._verdict is not None and self._verdict.facts.standby_ok == verdict.facts.standby_ok
+        if first or not same:
+            evidence = self._story(verdict, investigation, now)
+            self._told = [f"{story.moment(time.time())} {verdict.text}", *story.seen(evidence)]
+            if first:
+                self._kept = self._outlet.keep(self.service, evidence)
+        verdict = replace(verdict, facts=replace(verdict.facts, evidence=self._kept))
         self.condition = Condition.FAILED
         self._verdict = verdict
         self._next_look = now + LOOK_AGAIN
@@ -263,6 +270,7 @@ class Sentry:
         self.condition = Condition.OK
         self._next_look = now + AT_MOST
         if was is Condition.FAILED:
+            self._told = []
             self._report(now)
 
     def _look_at_idle_servers(self, now: float) -> None:
@@ -297,10 +305,18 @@ class Sentry:
         else:
             text = f"{self.target} {self.service.server(self.target)} answers, {stats.request_rate:g} requests/s"
         line = f"{state.name}: {text}".replace("|", "/")
-        self._outlet.report(
-            PassiveResult(
-                self.service.host, f"{self.service.name} primary", state, line, time.time(), perfdata=perfdata
-            )
+        name, host = f"{self.service.name} primary", self.service.host
+        self._outlet.report(PassiveResult(host, name, state, line, time.time(), self._details(), perfdata))
+
+    def _details(self) -> str:
+        """The further lines: what was seen and probed, what comes of it, how to go back."""
+        name = self.service.name
+        if self.target is Target.STANDBY:
+            return story.further([*self._told, story.way_back(name)])
+        if not self._told:
+            return ""
+        return story.further(
+            [*self._told, f'then: the core orders the fail-over, "{name} redirect" tells what came of it']
         )
 
     def last_facts(self) -> Facts | None:

@@ -75,6 +75,8 @@ state_dir = "{directory}/state"
 {controller}
 [monitoring]
 {monitoring}
+report_dir = "{directory}/reports"
+report_url = "/check_failover"
 [sms]
 gateway = "kannel"
 url = "{sms_url}"
@@ -137,6 +139,7 @@ class Site:
         core: str = "nagios",
         kannel: bool = True,
         servers: bool = True,
+        interval_length: int = 60,
         extra: str = "",
         objects: Callable[[str], str] = lambda text: text,
         **config: str,
@@ -149,6 +152,7 @@ class Site:
         self._with = {"nagios": nagios, "kannel": kannel, "servers": servers}
         self._settings, self._extra, self._change = config, extra, objects
         self._kind = core
+        self.interval_length = interval_length  # seconds in a "minute" of Nagios's objects
         self.slapd: dict[str, Slapd] = {}
         self.kannel: Kannel | None = None
         self.core: Nagios | Icinga | Zone | None = None
@@ -177,7 +181,7 @@ class Site:
         _readable_by(self.core_user)
         self._parts.enter_context(self.house)
         _shared(self.directory, self.core_user, 0o755)
-        for name in ("run", "state"):
+        for name in ("run", "state", "reports"):
             _shared(self.directory / name, self.core_user, 0o2770)
         if self._with["servers"]:
             for name, address in SERVERS.items():
@@ -370,8 +374,10 @@ class Site:
 
 
 def _nagios(site: Site, prefix: list[str]) -> Nagios:
-    plugins = site.plugins()
-    return Nagios(site.directory / "nagios", site.objects(), prefix, plugins=plugins, user=site.core_user, freshness=5)
+    return Nagios(
+        site.directory / "nagios", site.objects(), prefix, plugins=site.plugins(), user=site.core_user, freshness=5,
+        interval_length=site.interval_length,
+    )  # fmt: skip
 
 
 def _icinga2(site: Site, prefix: list[str]) -> Icinga:

@@ -45,6 +45,7 @@ TypesConfig /etc/mime.types
 Alias /nagios4/stylesheets /etc/nagios4/stylesheets
 ScriptAlias /nagios4/cgi-bin /usr/lib/cgi-bin/nagios4
 Alias /nagios4 /usr/share/nagios4/htdocs
+Alias /check_failover {reports}
 RedirectMatch ^/$ /nagios4/
 SetEnv NAGIOS_CGI_CONFIG {directory}/cgi.cfg
 <Directory />
@@ -97,9 +98,9 @@ class Web(Daemon):
         php = sorted(MODULES.glob("libphp*.so"))
         if php:
             modules.append(f"LoadModule php_module {php[-1]}\n{PHP}")
-        (directory / "apache.conf").write_text(
-            CONFIG.format(directory=directory, port=port, user=nagios.user, modules="\n".join(modules))
-        )
+        reports = nagios.directory.parent / "reports"
+        values = {"directory": directory, "port": port, "user": nagios.user, "reports": reports}
+        (directory / "apache.conf").write_text(CONFIG.format(**values, modules="\n".join(modules)))
 
     @property
     def url(self) -> str:

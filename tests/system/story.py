@@ -19,9 +19,17 @@ def served_and_told(site: Site, load: Load, fault: str) -> dict[str, Any]:
     after = time.monotonic()
     site.poll(lambda: len(load.requests(after)) > 60, 15.0, "sixty requests after the flip")
     assert [r for r in load.requests(after) if r.server != "standby"] == []
-    site.core.wait("ldap primary", 2)
-    site.core.wait("ldap redirect", 1, text="now on the standby")
-    site.core.wait("ldap fail-back", 3, text="not ready to fail back")
+    seen = site.core.wait("ldap primary", 2)["long_plugin_output"]
+    assert "suspicion: " in seen
+    assert "probe of the primary: failed after " in seen
+    assert "probe of the standby: passed after " in seen
+    done = site.core.wait("ldap redirect", 1, text="now on the standby")["long_plugin_output"]
+    assert "ldap: primary -> standby (" in done
+    assert "the primary failed " in done
+    back = site.core.wait("ldap fail-back", 3, text="not ready to fail back")["long_plugin_output"]
+    assert "[ ] the primary " in back
+    assert 'back: failoverctl fail-back ldap, or submit OK for "ldap fail-back"' in done
+    assert "back: failoverctl fail-back ldap" in back
     texts = site.kannel.wait_received(2, 20.0)
     assert {number for number, _ in texts} == {ONCALL}
     assert sorted(text.split(" on ")[0] for _, text in texts) == [

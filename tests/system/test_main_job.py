@@ -219,12 +219,15 @@ def test_fail_back_is_refused_until_it_is_safe(make_site: MakeSite, make_load: M
 
 
 def test_fail_back_from_the_web_interface(make_site: MakeSite, make_load: MakeLoad) -> None:
-    """OK submitted for "ldap fail-back" in Nagios's own web interface orders it, once."""
+    """OK submitted for "ldap fail-back" in Nagios's own web interface orders it, once; its page is a click away."""
     from tests.lab.web import Web
 
     site = make_site(kannel=False)
     assert site.core is not None
     make_load(site)
+    reports = python_argv("check_failover.admin.ctl", "reports", "--follow", "--config", str(site.config))
+    as_nobody_special = ("/usr/sbin/runuser", "-u", site.core_user, "--", *reports)
+    site.house.start("controller", *as_nobody_special, log=site.directory / "reports.log", cwd=ROOT)
     with Web(site.directory / "web", site.core, port=8981, argv_prefix=site.house.argv("controller")) as web:
         site.fault("crash")
         site.wait_target("standby")
@@ -232,6 +235,14 @@ def test_fail_back_from_the_web_interface(make_site: MakeSite, make_load: MakeLo
         page = web.fetch(f"cgi-bin/status.cgi?host={HOST}")
         assert "ldap primary" in page
         assert "on the standby" in page
+        assert "href='/check_failover/ldap.html'" in page
+        name = f"{site.journal('fail-over')[-1]['id']}.html"
+        assert f"report: /check_failover/{name}" in web.fetch(
+            f"cgi-bin/extinfo.cgi?type=2&host={HOST}&service=ldap+redirect"
+        )
+        site.poll(lambda: (site.directory / "reports" / name).exists(), 10.0, "the page of the fail-over")
+        assert f'href="{name}"' in web.fetch("../check_failover/ldap.html")
+        assert "ldap: primary -&gt; standby" in web.fetch(f"../check_failover/{name}")
         site.heal("crash")
         site.core.wait("ldap fail-back", 1, 20.0, text="ready to fail back")
         web.submit(SUBMIT)

@@ -48,7 +48,7 @@ def test_a_person_sees_the_fail_over(
         site.core.wait("ldap redirect", 1, text="now on the standby")
         site.core.wait("ldap fail-back", 3, text="not ready to fail back")
         site.poll(lambda: len(load.requests()) > 200, 20.0, "requests that the standby answers")
-        look("during", "now on the standby", "not ready to fail back", "CRITICAL")
+        look("during", "on the standby", "not ready to fail back", "CRITICAL")
         site.heal("crash")
         site.core.wait("ldap fail-back", 1, 30.0, text="ready to fail back")
         look("ready", "ready to fail back", "WARNING")

@@ -154,7 +154,7 @@ REDIRECTOR: Message = {
     "address": "192.0.2.10:389",
     "primary": "10.0.0.11:389",
     "standby": "10.0.0.12:389",
-    "last": None,
+    "story": ["tcp 192.0.2.10:389: primary 10.0.0.11:389, standby 10.0.0.12:389"],
     "activity": {"asked": 10, "answered": 10},
 }
 

@@ -11,6 +11,7 @@ from check_failover.decide import FAIL_OVER, Reason, Situation, decide
 from check_failover.model import Detector, Facts, PassiveResult, Policy, Probe, Service, State, Target
 from check_failover.sniffer.packet import Packet
 from check_failover.sniffer.sentry import Condition, Sentry
+from check_failover.story import way_back
 from tests.unit import packets as made
 from tests.unit.packets import Stage, Talk, learn
 
@@ -177,6 +178,41 @@ class TestHealthy:
         made.repeatedly(scene, 60.0, 0.05, refused)
         assert len(scene.probed(PRIMARY)) <= 61
         assert scene.orders() == []
+
+
+class TestStory:
+    """The further lines of "NAME primary"."""
+
+    def test_until_the_primary_serves_again(self) -> None:
+        """What was seen and probed comes with the verdict and stays while the standby serves, with the way back."""
+        scene = Scene()
+        learn(scene)
+        scene.hang(primary=hangs)
+        scene.wait(1.0)
+        (told, *_) = (result.details.splitlines() for result in scene.results if result.state is State.CRITICAL)
+        assert "primary 10.0.0.11:389: no reply within 0.2 s" in told[0]
+        assert told[1].startswith("suspicion: unanswered-request: ")
+        assert [line.split(" after")[0] for line in told[3:6]] == [
+            "probe of the primary: failed", "probe of the primary: failed", "probe of the standby: passed",
+        ]  # fmt: skip
+        assert '"ldap redirect" tells what came of it' in told[-1]
+        scene.sentry.flipped(STANDBY, scene.now)
+        scene.servers[PRIMARY] = good
+        scene.wait(120.0)
+        assert scene.results[-1].state is State.OK
+        assert scene.results[-1].details.splitlines() == [*told[:-1], way_back("ldap")]
+        scene.sentry.flipped(PRIMARY, scene.now)
+        assert scene.results[-1].details == ""
+
+    def test_a_primary_that_recovered_by_itself_has_none(self) -> None:
+        scene = Scene()
+        learn(scene)
+        scene.hang(primary=hangs)
+        scene.wait(1.0)
+        scene.servers[PRIMARY] = good
+        scene.wait(5.0)
+        assert scene.results[-1].state is State.OK
+        assert scene.results[-1].details == ""
 
 
 class TestFailure:

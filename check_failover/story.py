@@ -1,0 +1,96 @@
+"""What people are told of an incident, line by line: the further lines of services, and what ``failoverctl`` prints.
+
+What was seen and probed comes from the sniffer's evidence of a verdict, what was done from an entry of the journal.
+Pure but for the time zone. The further lines are bounded: with first line and perfdata they stay below what the
+narrowest way to a core carries (``transports.wording.SIZE``; Nagios itself takes 8 KiB), so that the last line, how to
+go back, is never the one that is cut off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+LINES, LINE = 14, 160  # of one service's further lines: how many, and bytes of each
+
+# What a flip did for clients, as the journal has it.
+_REPAIRS = {
+    "freed": "{} open connections reset",
+    "forgotten": "{} in the making sent on",
+    "left": "{} open connections left to finish",
+}
+
+
+def moment(at: object) -> str:
+    """Local time to the second."""
+    if not isinstance(at, int | float):
+        return "?"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def further(lines: Iterable[str]) -> str:
+    """Lines as a result's further lines: bounded, none of them empty, without the ``|`` that would begin perfdata."""
+    kept = [" ".join(line.replace("|", "/").split()) for line in lines]
+    kept = [line.encode()[:LINE].decode(errors="ignore") for line in kept if line]
+    return "\n".join(kept if len(kept) <= LINES else [*kept[: LINES - 2], "...", kept[-1]])
+
+
+def seen(evidence: Mapping[str, Any]) -> list[str]:
+    """What the sniffer saw, and each probe, of one verdict."""
+    suspicion = evidence["suspicion"]
+    lines = [
+        f"suspicion: {suspicion['detector']}: {suspicion['text']}",
+        f"from the first victim to the verdict: {evidence['seconds_from_the_first_victim']:.3f} s",
+    ]
+    for probe in evidence["probes"]:
+        word = "passed" if probe["passed"] else "failed"
+        lines.append(f"probe of the {probe['of']}: {word} after {probe['seconds']:.3f} s: {probe['text']}")
+    return lines
+
+
+def headline(entry: Mapping[str, Any]) -> str:
+    """An entry of the journal in one line, a refusal with its reason."""
+    if not entry.get("flipped") and entry.get("reason") not in (None, "error", entry.get("verb")):
+        return f"{entry.get('verb')} refused, {entry['reason']}: {entry.get('text')}"
+    return str(entry.get("line"))
+
+
+def done(entry: Mapping[str, Any]) -> list[str]:
+    """What was ordered, on which facts, and what became of it."""
+    lines = [f"{moment(entry.get('at'))} {headline(entry)}"]
+    took = f", took {1000 * entry['took']:.0f} ms" if "took" in entry else ""
+    repairs = [text.format(entry[key]) for key, text in _REPAIRS.items() if entry.get(key)]
+    lines.append(f"ordered by {entry.get('by')}{took}{''.join(f', {text}' for text in repairs)}")
+    if entry.get("error"):
+        lines.append(f"not all of it: {entry['error']}")
+    return [*lines, *_facts(entry.get("facts") or {}), f"more: failoverctl history --show {entry.get('id')}"]
+
+
+def page_name(entry: Mapping[str, Any]) -> str | None:
+    """File name of the incident's page (``failoverctl reports``); None for what is none: neither moved nor refused."""
+    incident = entry.get("flipped") or (entry.get("verb") == "fail-over" and entry.get("reason") != "already-there")
+    return f"{entry.get('id')}.html" if incident else None
+
+
+def _facts(facts: Mapping[str, Any]) -> list[str]:
+    """What the decision was made on; nothing of what nobody looked at."""
+    lines = []
+    if facts.get("requests"):
+        unanswered = facts["requests"] - facts["replies"]
+        lines.append(f"{facts['detector']}: no useful reply to {unanswered} of {facts['requests']} requests")
+    probed = []
+    if facts.get("probes"):
+        probed.append(f"the primary failed {facts['probes_failed']} of {facts['probes']} probes")
+    if facts.get("standby_ok") is not None:
+        probed.append(f"the standby {'passed' if facts['standby_ok'] else 'failed'} its probe")
+    if probed:
+        lines.append(", ".join(probed))
+    if facts.get("sync_age") is not None:
+        lines.append(f"the standby's data was {facts['sync_age']:.0f} s old")
+    return lines
+
+
+def way_back(name: str) -> str:
+    """The last line while the standby serves."""
+    return f'back: failoverctl fail-back {name}, or submit OK for "{name} fail-back", once that says it is ready'

@@ -1,0 +1,100 @@
+"""What people are told of an incident: whole, in order, bounded, and true to the evidence and the journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from check_failover.config import load
+from check_failover.model import PassiveResult, State
+from check_failover.redirector.report import told
+from check_failover.story import LINE, LINES, done, further, seen, way_back
+from check_failover.transports.command_file import PIPE_BUF, command
+from check_failover.transports.wording import SIZE, output
+from tests.unit.test_incident import ENTRY, STORY
+from tests.unit.test_transports_remote import GOOD
+
+FACTS = {"detector": "refused", "requests": 8, "replies": 0, "probes": 2, "probes_failed": 2, "standby_ok": True}
+FLIP: dict[str, Any] = {
+    **ENTRY, "line": "ldap: primary -> standby (gone)", "facts": {**FACTS, "sync_age": 7.4}, "freed": 3, "forgotten": 0,
+}  # fmt: skip
+REFUSED: dict[str, Any] = {
+    "id": "9", "at": 1000.0, "service": "ldap", "verb": "fail-over", "by": "nagios", "flipped": False, "reason": "hold",
+    "text": "held by eve: disks", "line": "ldap: fail-over: held by eve: disks", "facts": {**FACTS, "standby_ok": None},
+}  # fmt: skip
+STATUS: dict[str, Any] = {"target": "primary", "pending": None, "last": None, "flip": None}
+
+
+def test_what_was_seen_and_probed() -> None:
+    lines = seen(STORY)
+    assert lines[:2] == ["suspicion: refused: connection refused", "from the first victim to the verdict: 0.200 s"]
+    assert lines[2].startswith("probe of the primary: failed after 0.001 s: ")
+
+
+def test_what_was_done_and_on_which_facts() -> None:
+    """A flip: who, how fast, what became of open connections, the facts; only what was looked at, and where is more."""
+    lines = done(FLIP)
+    assert lines[0].endswith(" ldap: primary -> standby (gone)")
+    assert lines[1:] == [
+        "ordered by nagios, took 20 ms, 3 open connections reset",
+        "refused: no useful reply to 8 of 8 requests",
+        "the primary failed 2 of 2 probes, the standby passed its probe",
+        "the standby's data was 7 s old",
+        "more: failoverctl history --show 7",
+    ]
+
+
+def test_a_refusal_says_its_reason() -> None:
+    lines = done(REFUSED)
+    assert lines[0].endswith(" fail-over refused, hold: held by eve: disks")
+    assert "the primary failed 2 of 2 probes" in lines
+
+
+def test_a_flip_that_failed() -> None:
+    """The kernel did not do it: its own words, not the reason's name."""
+    assert done({**REFUSED, "reason": "error", "line": "ldap: flip failed: no nft"})[0].endswith("flip failed: no nft")
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "last"),
+    [
+        ({}, None, "tcp 192.0.2.10:389: primary 10.0.0.11:389, standby 10.0.0.12:1389"),
+        ({"target": "standby", "flip": FLIP, "last": REFUSED}, "primary -> standby", way_back("ldap")),
+        ({"last": REFUSED}, "refused, hold", "more: failoverctl history --show 9"),
+        ({"last": REFUSED, "pending": "hold"}, "refused, hold", "now, by hand: failoverctl fail-over ldap"),
+        ({"target": "standby"}, None, way_back("ldap")),
+    ],
+)
+def test_what_the_redirect_tells(changes: dict[str, Any], first: str | None, last: str) -> None:
+    """On the standby the flip that led there, whatever was refused since; a refusal on the primary, and what to do."""
+    lines = told(load(GOOD).service("ldap"), STATUS | changes)
+    assert lines[0].startswith("tcp 192.0.2.10:389")
+    assert last in lines[-1]
+    assert first is None or first in lines[1]
+
+
+def test_the_page_of_an_incident_is_linked() -> None:
+    """Of a flip and of a refused fail-over, just above the way back; a hold has no page."""
+    service = load(GOOD).service("ldap")
+    lines = told(service, STATUS | {"target": "standby", "flip": FLIP}, "https://c.example.org/reports/")
+    assert lines[-2] == "report: https://c.example.org/reports/7.html"
+    assert told(service, STATUS | {"last": REFUSED}, "/r")[-1] == "report: /r/9.html"
+    hold = {**REFUSED, "verb": "hold", "reason": "hold"}
+    assert "report" not in "\n".join(told(service, STATUS | {"last": hold}, "/r"))
+
+
+@given(st.lists(st.text(max_size=600), max_size=40), st.text(max_size=80))
+def test_further_lines_are_bounded_and_the_last_one_arrives(lines: list[str], end: str) -> None:
+    """Whatever servers said: never so much that a way to the core cuts off the end, and nothing that is perfdata."""
+    text = further([*lines, end, way_back("ldap")])
+    assert len(text.splitlines()) <= LINES
+    assert all(0 < len(line.encode()) <= LINE for line in text.split("\n"))
+    assert "|" not in text
+    result = PassiveResult("h" * 60, "ldap redirect", State.WARNING, "x" * 300, 0.0, text, "standby=1 held=0")
+    assert way_back("ldap") in output(result, 100.0)
+    assert len(output(result, 100.0).encode()) < SIZE
+    assert way_back("ldap").encode() in command(result)
+    assert len(command(result)) < PIPE_BUF
