@@ -12,6 +12,7 @@ from check_failover.control import ControlError
 
 _SOL_LOCAL, _LOCAL_PEERCRED, _LOCAL_PEEREID = 0, 1, 3  # FreeBSD and NetBSD, <sys/un.h>
 _PEERGROUPS = 59  # SO_PEERGROUPS, Linux 4.13 (socket(7) does not name it; asm-generic/socket.h)
+_MOST_BYTES = 1024  # Python's getsockopt refuses a longer buffer; 256 groups
 
 
 class Peer:
@@ -35,10 +36,10 @@ def _peer_linux(sock: socket.socket) -> Peer:
     """SO_PEERCRED, SO_PEERGROUPS (unix(7))."""
     pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, _PEERGROUPS, 4 * 1024)
+        raw = sock.getsockopt(socket.SOL_SOCKET, _PEERGROUPS, _MOST_BYTES)
         groups = frozenset(struct.unpack(f"{len(raw) // 4}I", raw))
-    except OSError:
-        groups = frozenset()
+    except OSError:  # ERANGE: in more groups than that
+        groups = _groups_of(uid, gid)
     return Peer(pid, uid, groups | {gid})
 
 
@@ -52,11 +53,15 @@ def _peer_freebsd(sock: socket.socket) -> Peer:
 def _peer_netbsd(sock: socket.socket) -> Peer:
     """LOCAL_PEEREID (NetBSD unix(4)): struct unpcbid; supplementary groups are not told, so they are looked up."""
     pid, uid, gid = struct.unpack("3i", sock.getsockopt(_SOL_LOCAL, _LOCAL_PEEREID, 12))
+    return Peer(pid, uid, _groups_of(uid, gid) | {gid})
+
+
+def _groups_of(uid: int, gid: int) -> frozenset[int]:
+    """A user's groups as the databases know them."""
     try:
-        groups = frozenset(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
+        return frozenset(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
     except KeyError:
-        groups = frozenset()
-    return Peer(pid, uid, groups | {gid})
+        return frozenset()
 
 
 _PEER_OF = {"linux": _peer_linux, "freebsd": _peer_freebsd, "netbsd": _peer_netbsd}
