@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from check_failover.admin.icinga2_objects import SUFFIXES, template_text
+from check_failover.admin.icinga2_objects import FILES, SUFFIXES, template_text
 from check_failover.admin.icinga2_read import Function, Object, read
 from check_failover.admin.objects import links
 from check_failover.checks.external import arguments
@@ -31,25 +31,30 @@ OPERATORS = {" == ": "=", " && ": "&", '"': "%22"}  # of Icinga's language, in t
 
 def basket(config: Config | None = None) -> str:
     """The basket as JSON; with the services of ``config``, and its paths. Raises ObjectsError."""
-    files = ("commands.conf", "templates.conf", "downtime.conf")
+    drains = config is not None and any(service.policy.downtime == "drain" for service in config.services)
+    files = (
+        *FILES,
+        *(["downtime.conf"] if drains else []),
+    )  # a rule that finds nothing is a warning at each deployment
     objects = [found for name in files for found in read(template_text(name, config))]
+    users = {o.name: _plain(o, "object") for o in objects if o.type == "User"}
+    notified = [o for o in objects if o.type == "Notification" and set(o.attributes.get("users", [])) <= set(users)]
+    rules = [_rule(o) for o in notified if o.kind == "apply"]
     made: dict[str, dict[str, Any]] = {
         "ExternalCommand": {"passive": _EXTERNAL},
         "Command": _commands(objects),
         "ServiceTemplate": {o.name: _service_template(o) for o in objects if o.type == "Service"},
-        "User": {o.name: _plain(o, "object") for o in objects if o.type == "User"},
-        "NotificationTemplate": {
-            o.name: _plain(o, "template") for o in objects if (o.kind, o.type) == ("template", "Notification")
-        },
-        "Notification": {
-            rule["object_name"]: rule
-            for rule in (_rule(o) for o in objects if (o.kind, o.type) == ("apply", "Notification"))
-        },
+        "User": users,
+        "NotificationTemplate": {o.name: _plain(o, "template") for o in notified if o.kind == "template"},
+        "Notification": {rule["object_name"]: rule for rule in rules},
     }
     made["Datafield"] = _fields(objects, made)
     if config is not None:
         for service in config.services:
             _add_service(made, config, service)
+        if config.sms is not None:
+            sms = {"object_name": "failover sms", "object_type": "object", "imports": ["failover-sms"], "vars": {}}
+            made["ServiceSet"][f"failover {config.services[0].name}"]["services"]["failover sms"] = sms
     return json.dumps(made, indent=4, sort_keys=True) + "\n"
 
 
