@@ -292,8 +292,8 @@ def test_refusals_are_withheld_until_decided(controller: Controller) -> None:
 
 
 def test_who_may_say_what(controller: Controller) -> None:
-    """SO_PEERCRED decides: the core's user may order, a stranger may only look, a member of the operators' group may do it
-    by hand; bogus messages change nothing."""
+    """SO_PEERCRED decides: the core's user may order, a stranger may only look, a member of the operators' group may do
+    it by hand; bogus messages change nothing."""
     controller.start()
     (controller.directory / "run").chmod(0o755)
     controller.socket.chmod(0o666)
