@@ -1,4 +1,4 @@
-"""Load /etc/check_failover/config.toml: parse, validate, freeze.
+"""Load the config (Linux: /etc/check_failover/config.toml): parse, validate, freeze.
 
 Every fault is one ``ConfigError`` line: file, path to the key, what is wrong and what the key means. jsonschema does
 the shape; what a schema cannot say (addresses, doubles, families) is checked here. jsonschema costs 150 ms and 11 MiB,
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from check_failover.model import CheckSpec, Endpoint, Policy, Service, SyncSpec
+from check_failover.places import HERE
 
-DEFAULT_PATH = "/etc/check_failover/config.toml"
+DEFAULT_PATH = HERE["config"]
 
 CORE_DEADLINE = 5.0  # seconds, of a core on another machine
 
@@ -34,8 +35,8 @@ class Controller:
 
     redirect: str = "nftables"
     client_interfaces: tuple[str, ...] = ()
-    run_dir: Path = Path("/run/check_failover")
-    state_dir: Path = Path("/var/lib/check_failover")
+    run_dir: Path = Path(HERE["run_dir"])
+    state_dir: Path = Path(HERE["state_dir"])
     operators: str = "failover-operators"
     core_user: str = "nagios"
     sniffer_user: str = "failover-sniffer"
@@ -148,7 +149,7 @@ def _freeze(path: Path, raw: dict[str, Any]) -> Config:
 
 def _monitoring(path: Path, table: dict[str, Any]) -> dict[str, Any]:
     """With the defaults. A core on this machine has no deadline: a FIFO that nobody reads says so at once."""
-    options = {"transport": "command_file", "command_file": "/var/lib/nagios4/rw/nagios.cmd"} | table
+    options = {"transport": "command_file", "command_file": HERE["command_file"]} | table
     if options["transport"] != "command_file":
         options.setdefault("core_deadline", CORE_DEADLINE)
     names, urls = options.get("server_name"), options.get("url")

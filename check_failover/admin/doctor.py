@@ -12,8 +12,9 @@ from pathlib import Path
 from check_failover.admin import looks_core, looks_system
 from check_failover.admin.finding import SEVERITY, Finding, Scene, scene
 from check_failover.config import Config
+from check_failover.places import HERE
 
-NAGIOS_CFG = Path("/etc/nagios4/nagios.cfg")
+NAGIOS_CFG = Path(HERE["nagios_cfg"])
 
 LOOKS: dict[str, Callable[[Scene], Iterable[Finding]]] = {
     "daemons": looks_core.daemons,

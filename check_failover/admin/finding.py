@@ -24,7 +24,31 @@ from check_failover.control import ControlError
 from check_failover.peer import peer_of
 
 READ, WRITE, EXECUTE = 4, 2, 1
+PATH = "/sbin:/usr/sbin:/bin:/usr/bin"  # where the system's own programs are
 COMMAND_LIMIT = 10.0  # seconds for one external program
+# how sys.platform begins -> what is to be done -> how
+WAYS = {
+    "linux": {
+        "order": "systemctl {verb} {daemon}",
+        "member": "usermod -aG {group} {user}",
+        "group": "groupadd --system {group}",
+        "state": "systemd-tmpfiles --create check_failover.conf, or mkdir and chown",
+    },
+    "freebsd": {
+        "order": "service {daemon} {verb}",
+        "member": "pw groupmod {group} -m {user}",
+        "group": "pw groupadd {group}",
+        "state": "install -d, see nagios-conf/freebsd/README.md, section 2",
+        "devices": "add path 'bpf*' mode 0660 group check_failover in /etc/devfs.rules, service devfs restart",
+    },
+    "netbsd": {
+        "order": "service {daemon} {verb}",
+        "member": "usermod -G {group} {user}",
+        "group": "groupadd {group}",
+        "state": "install -d, see nagios-conf/freebsd/README.md, section 2",
+        "devices": "chgrp check_failover /dev/bpf && chmod 660 /dev/bpf",
+    },
+}
 SEVERITY = {"ok": 0, "warning": 1, "unknown": 1, "missing": 2}  # also the exit code
 
 
@@ -92,11 +116,12 @@ def _daemon(path: Path, usual_user: str) -> Daemon:
     return Daemon(status, "", Who(_user_name(peer.uid), peer.uid, peer.gids))
 
 
-def order(verb: str, daemon: str) -> str:
-    """How this system starts or restarts one of our daemons."""
-    if sys.platform == "linux":
-        return f"systemctl {verb} {daemon}"
-    return f"service {daemon.replace('-', '_')} {verb}"
+def way(what: str, platform: str = sys.platform, **words: str) -> str:
+    """How it is done on this system: a row of WAYS with its words filled in."""
+    rows = next((rows for name, rows in WAYS.items() if platform.startswith(name)), WAYS["netbsd"])
+    if "daemon" in words and not platform.startswith("linux"):
+        words["daemon"] = words["daemon"].replace("-", "_")  # rc.d(8)
+    return rows[what].format(**words)
 
 
 def who(name: str) -> Who | None:
@@ -140,7 +165,7 @@ def output(*argv: str) -> str | None:
     try:
         done = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", timeout=COMMAND_LIMIT, check=False,
-            stdin=subprocess.DEVNULL, env={"LC_ALL": "C", "PATH": "/sbin:/usr/sbin:/bin:/usr/bin"},
+            stdin=subprocess.DEVNULL, env={"LC_ALL": "C", "PATH": PATH},
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from check_failover.admin.objects import links, read_template
+from check_failover.admin.objects import links, read_template, with_paths
 from check_failover.checks.external import arguments
-from check_failover.config import DEFAULT_PATH, Config, Controller
+from check_failover.config import Config
 from check_failover.model import Service
 
 FILES = ("commands.conf", "templates.conf")
@@ -33,10 +33,7 @@ def icinga2(config: Config, *, templates: bool = True, endpoint: str | None = No
 def template_text(name: str, config: Config | None) -> str:
     """A file of ``nagios-conf/icinga2``, with the config's own paths. Raises ObjectsError."""
     text = read_template("icinga2", name)
-    if config is None:
-        return text
-    text = text.replace(str(Controller().redirector_socket), str(config.controller.redirector_socket))
-    return text.replace(DEFAULT_PATH, str(config.path.absolute()))
+    return text if config is None else with_paths(text, config)
 
 
 def _service(service: Service, config: Config, endpoint: str | None) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import control
-from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, describe, may, order, who
+from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, describe, may, way, who
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service
@@ -43,19 +43,19 @@ def daemons(scene: Scene) -> Iterator[Finding]:
             if _closed(path.parent, os.X_OK) or _closed(path, os.W_OK):
                 yield Finding("unknown", name, found, "run it as root, or as a member of the socket's group")
             else:
-                yield Finding("missing", name, found, order("start", name))
+                yield Finding("missing", name, found, way("order", verb="start", daemon=name))
             continue
         runs = f"runs as {daemon.user.name}" if daemon.user else "runs"
         yield Finding("ok", name, f"answers, {runs}, its socket is {describe(path.stat())}")
     if scene.redirector.status is not None:
-        do = f"usermod -aG check_failover {controller.core_user}, and restart the core"
+        do = f"{way('member', group='check_failover', user=controller.core_user)}, and restart the core"
         yield from may("event handler", who(controller.core_user), controller.redirector_socket, WRITE, do)
     try:
         people = grp.getgrnam(controller.operators).gr_mem
-        more = ", ".join(people) or f"nobody else (usermod -aG {controller.operators} YOU)"
+        more = ", ".join(people) or f"nobody else ({way('member', group=controller.operators, user='YOU')})"
         yield Finding("ok", "operators", f"may fail back: root and {more}")
     except KeyError:
-        do = f"groupadd --system {controller.operators}"
+        do = way("group", group=controller.operators)
         yield Finding("warning", "operators", f"no group {controller.operators}: only root may fail back", do)
 
 
@@ -72,7 +72,8 @@ def servers(scene: Scene) -> Iterator[Finding]:
         status = scene.sniffer.status.get(service.name)
         about = f"{service.name} standby"
         if status is None:
-            yield Finding("missing", service.name, "unknown to failover-sniffer", order("restart", "failover-sniffer"))
+            do = way("order", verb="restart", daemon="failover-sniffer")
+            yield Finding("missing", service.name, "unknown to failover-sniffer", do)
             continue
         if status["blind"]:
             do = "is client_interface right, and is it up?"

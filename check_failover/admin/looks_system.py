@@ -1,4 +1,4 @@
-"""The doctor's looks at the system below: forwarding, routes, the redirect's rules, files. Linux, FreeBSD, NetBSD."""
+"""The doctor's looks at the system below: forwarding, routes, the redirect's rules, files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, Who, describe, may, order, output, who
+from check_failover.admin import looks_bsd
+from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, Who, describe, may, output, way, who
 from check_failover.model import Target
 
 PROC = Path("/proc/sys/net")
 CONNTRACK_FULL = 0.8  # share of nf_conntrack_max above which it is only a matter of time
-IPNAT_RULES = {"freebsd": "/etc/ipnat.rules", "netbsd": "/etc/ipnat.conf"}  # what is loaded at boot
 
 
 def redirect(scene: Scene) -> Iterator[Finding]:
@@ -29,7 +29,7 @@ def redirect(scene: Scene) -> Iterator[Finding]:
     for service in scene.config.services:
         status, about = scene.redirector.status.get(service.name), f"{service.name} redirect"
         if status is None:
-            do = order("restart", "failover-redirector")
+            do = way("order", verb="restart", daemon="failover-redirector")
             yield Finding("missing", about, "unknown to failover-redirector", do)
         elif status["problem"] or status["kernel"] != status["target"]:
             found = status["problem"] or f"the kernel says {status['kernel'] or 'nothing'}, not {status['target']}"
@@ -45,7 +45,7 @@ def network(scene: Scene) -> Iterator[Finding]:
         yield from _routes(scene)
         yield from _conntrack()
     elif sys.platform.startswith(("freebsd", "netbsd")):
-        yield from _bsd(scene)
+        yield from looks_bsd.network(scene)
     else:
         yield Finding("unknown", "network", f"no look for {sys.platform}", "is this machine a router?")
 
@@ -120,39 +120,11 @@ def _proc(name: str) -> int | None:
         return None
 
 
-def _bsd(scene: Scene) -> Iterator[Finding]:
-    for family in _families(scene):
-        key = "net.inet6.ip6.forwarding" if family == 6 else "net.inet.ip.forwarding"
-        value = (output("sysctl", "-n", key) or "").strip()
-        if value == "1":
-            yield Finding("ok", key, "1")
-        else:
-            knob = "ipv6_gateway_enable" if family == 6 else "gateway_enable"
-            do = f"sysctl {key}=1, and {knob}=YES in /etc/rc.conf (NetBSD: /etc/sysctl.conf)"
-            yield Finding("missing" if value else "unknown", key, value or "cannot be read", do)
-    said = output("ipf", "-V")
-    if said is None:
-        yield Finding("unknown", "ipfilter", "ipf -V fails", "run it as root; is the module loaded (kldload ipl)?")
-    elif "Running: yes" not in said:
-        yield Finding("missing", "ipfilter", "does not run", "ipfilter_enable, ipnat_enable; service ipfilter start")
-    else:
-        yield Finding("ok", "ipfilter", "runs")
-    usual = next((path for name, path in IPNAT_RULES.items() if sys.platform.startswith(name)), "")
-    rules = Path(scene.config.controller.ipfilter.get("rules", usual))
-    if rules.exists():
-        yield Finding("ok", "ipnat rules", f"{rules} is there")
-    else:
-        yield Finding("missing", "ipnat rules", f"{rules} is not there: no redirect after a boot", f"touch {rules}")
-    do = "own bpf/check_failover and perm bpf/0660 in devfs.conf (NetBSD: chgrp, chmod)"
-    yield from may("capture", scene.sniffer.user, Path("/dev/bpf"), READ | WRITE, do)
-
-
 def files(scene: Scene) -> Iterator[Finding]:
     """State and secrets: there, and whose."""
     state_dir = scene.config.controller.state_dir
     user = scene.redirector.user
-    do = "systemd-tmpfiles --create check_failover.conf, or mkdir and chown"
-    bad = list(may("state", user, state_dir, WRITE | EXECUTE, do))
+    bad = list(may("state", user, state_dir, WRITE | EXECUTE, way("state")))
     yield from bad or [Finding("ok", "state", f"{state_dir} can be written by {user.name if user else 'its daemon'}")]
     for path, reader in sorted(_secrets(scene).items()):
         yield from _secret(Path(path), reader)

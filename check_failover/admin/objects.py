@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from check_failover.checks.external import arguments
-from check_failover.config import DEFAULT_PATH, Config, Controller
+from check_failover.config import Config
 from check_failover.model import Service
+from check_failover.places import LINUX
 
 FILES = ("commands.cfg", "templates.cfg")
 
@@ -62,9 +63,13 @@ def read_template(core: str, name: str) -> str:
 
 
 def _file(name: str, config: Config) -> str:
-    text = read_template("nagios4", name)
-    text = text.replace(str(Controller().redirector_socket), str(config.controller.redirector_socket))
-    return text.replace(DEFAULT_PATH, str(config.path.absolute()))
+    return with_paths(read_template("nagios4", name), config)
+
+
+def with_paths(text: str, config: Config) -> str:
+    """A template, written with the paths of Linux, with the config's own."""
+    text = text.replace(f"{LINUX['run_dir']}/redirector.sock", str(config.controller.redirector_socket))
+    return text.replace(LINUX["config"], str(config.path.absolute()))
 
 
 def _service(service: Service, shown: Mapping[str, str]) -> str:

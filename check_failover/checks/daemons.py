@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from check_failover.checks.plugin import CheckError
-
-RUN_DIR = Path("/run/check_failover")
+from check_failover.places import HERE
 
 
 def socket_of(config: str | None, name: str) -> Path:
     """The socket of that name: below the config's run_dir, or the usual place without a config."""
     if config is None:
-        return RUN_DIR / name
+        return Path(HERE["run_dir"], name)
     from check_failover.config import ConfigError, load
 
     try:

@@ -17,8 +17,8 @@ from typing import NoReturn
 from check_failover.checks import ProbeError, ProbeFunction
 from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, port, run, worst
 from check_failover.model import Endpoint, State
+from check_failover.places import HERE
 
-DEFAULT_CONFIG = "/etc/check_failover/config.toml"
 _RESERVE = 0.2  # seconds of -t kept for saying what happened
 
 
@@ -27,7 +27,7 @@ def options_of(made: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     server = made.add_argument_group("which server")
     server.add_argument("-H", "--hostname", metavar="ADDRESS", help="name or address of the server")
     server.add_argument("-p", "--port", type=port, help="its port")
-    server.add_argument("--config", metavar="FILE", default=DEFAULT_CONFIG, help="default: %(default)s")
+    server.add_argument("--config", metavar="FILE", default=HERE["config"], help="default: %(default)s")
     server.add_argument("--service", metavar="NAME", help="take server and options from this service of the config")
     server.add_argument("--target", choices=("primary", "standby", "service"), help="which of the service's addresses")
     return made.add_argument_group("what to ask")

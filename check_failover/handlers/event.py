@@ -20,13 +20,14 @@ import time
 from check_failover import __version__
 from check_failover.control import ControlError, UnreachableError, ask
 from check_failover.handlers.arguments import ANSWERED, UsageError, drill_id, one_line, parse
+from check_failover.places import REDIRECTOR_SOCKET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-USAGE = """\
+USAGE = f"""\
 failover_event: Nagios's and Icinga's event handler for a service with a fail-over.
 
   --service NAME         name of the service in check_failover's config (required)
@@ -49,7 +50,7 @@ failover_event: Nagios's and Icinga's event handler for a service with a fail-ov
   --notice TYPE          $NOTIFICATIONTYPE$: as a notification command for downtimes, with --host and, for a service's,
                          --description ($SERVICEDESC$) in place of --service, --state and --state-type
   --description TEXT     see --notice
-  --socket PATH          the redirector's socket (/run/check_failover/redirector.sock)
+  --socket PATH          the redirector's socket ({REDIRECTOR_SOCKET})
   --patience SECONDS     how long a redirector that is away is asked again (10)
   -h, --help; -V, --version
 
@@ -71,7 +72,7 @@ OPTIONS = {
     "by": "nagios",
     "notice": "",
     "description": "",
-    "socket": "/run/check_failover/redirector.sock",
+    "socket": REDIRECTOR_SOCKET,
     "patience": "10",
 }
 STATES = {"0": "OK", "1": "WARNING", "2": "CRITICAL", "3": "UNKNOWN"}

@@ -15,6 +15,7 @@ import sys
 from check_failover import __version__
 from check_failover.handlers import event
 from check_failover.handlers.arguments import ANSWERED, UsageError, one_line, parse
+from check_failover.places import HERE, REDIRECTOR_SOCKET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
     from check_failover.model import Service
 
-USAGE = """\
+USAGE = f"""\
 failover_remote: forced command of a remote core's ssh key (~/.ssh/authorized_keys: command="...").
 
-  --config FILE     check_failover's config (/etc/check_failover/config.toml)
-  --socket PATH     the redirector's socket (/run/check_failover/redirector.sock)
+  --config FILE     check_failover's config ({HERE["config"]})
+  --socket PATH     the redirector's socket ({REDIRECTOR_SOCKET})
   -h, --help; -V, --version
 
 What the core may ask, in SSH_ORIGINAL_COMMAND; NAME is a service of the config:
@@ -39,7 +40,7 @@ What the core may ask, in SSH_ORIGINAL_COMMAND; NAME is a service of the config:
   probe NAME primary|standby|service             the service's check
 
 Exit code and output are the handler's or the check's; 3: not one of these."""
-OPTIONS = {"config": "/etc/check_failover/config.toml", "socket": "/run/check_failover/redirector.sock"}
+OPTIONS = {"config": HERE["config"], "socket": REDIRECTOR_SOCKET}
 NAME, HOST, NUMBER = "[A-Za-z][A-Za-z0-9_-]{0,14}", r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,99}", "[0-9]{1,4}"
 STATE, TYPE, TARGET = "OK|WARNING|CRITICAL|UNKNOWN", "SOFT|HARD", "primary|standby|service"
 NOTICE = "[A-Z]{1,24}"

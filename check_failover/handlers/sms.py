@@ -17,10 +17,11 @@ from pathlib import Path
 
 from check_failover import __version__
 from check_failover.handlers.arguments import ANSWERED, UsageError, drill_id, one_line, parse
+from check_failover.places import HERE, REDIRECTOR_SOCKET
 from check_failover.sms.spool import Spool, SpoolError, Text, key_of
 from check_failover.sms.text import fit, plain, shorten
 
-USAGE = """\
+USAGE = f"""\
 failover_sms: notification command for Nagios and Icinga; sends a text through the gateway of check_failover's config.
 
   --number NUMBERS       $CONTACTPAGER$: one or more phone numbers, separated by commas (required)
@@ -35,7 +36,7 @@ failover_sms: notification command for Nagios and Icinga; sends a text through t
   --date TEXT            $SHORTDATETIME$
   --event ID             what makes this event unique, e.g. $LASTSERVICESTATECHANGE$-$SERVICENOTIFICATIONNUMBER$: the
                          same event is told to a number once, however many handlers run
-  --config FILE          (/etc/check_failover/config.toml)
+  --config FILE          ({HERE["config"]})
   --drill NAME           notification command of the service "NAME drill": compose the text, look whether spool and
                          gateway would take it, tell the redirector (--socket PATH); nothing is sent
   --now                  wait for the gateway and say what it answered (to try a new gateway)
@@ -46,10 +47,9 @@ Exit code: 0 written down (or sent, or told already); 1 neither written down nor
 
 OPTIONS = dict.fromkeys(
     ("number", "text", "type", "host", "service", "state", "output", "author", "comment", "date", "event", "drill"), ""
-) | {"config": "/etc/check_failover/config.toml", "socket": "/run/check_failover/redirector.sock"}
+) | {"config": HERE["config"], "socket": REDIRECTOR_SOCKET}
 EVENT_WINDOW = 86400.0  # seconds in which an event of the same name is the same event
 REPEAT_WINDOW = 60.0  # seconds in which the same notification without a name is taken for the same event
-STATE_DIR = "/var/lib/check_failover"
 
 
 def main() -> int:
@@ -138,10 +138,10 @@ def _state_dir(config: str) -> Path:
     try:
         controller = tomllib.loads(Path(config).read_text("utf-8")).get("controller", {})
     except (OSError, ValueError) as error:
-        print(f"failover_sms: {config}: {one_line(str(error))}: keeping the text in {STATE_DIR}")
+        print(f"failover_sms: {config}: {one_line(str(error))}: keeping the text in {HERE['state_dir']}")
         controller = {}
     state_dir = controller.get("state_dir") if isinstance(controller, dict) else None
-    return Path(state_dir if isinstance(state_dir, str) else STATE_DIR)
+    return Path(state_dir if isinstance(state_dir, str) else HERE["state_dir"])
 
 
 def _start_sender(config: str) -> None:

@@ -7,16 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from check_failover.config import Config
+from check_failover.places import PLACES, places
 from check_failover.redirector import RedirectError
 from check_failover.redirector.ipfilter_rules import valid_interface
 from check_failover.redirector.ipfilter_tool import TIMEOUT
-
-# how sys.platform begins -> ipnat, the rules that are loaded at boot, major version
-PLATFORMS: dict[str, tuple[str, str, int]] = {
-    "freebsd": ("/sbin/ipnat", "/etc/ipnat.rules", 5),
-    "netbsd": ("/usr/sbin/ipnat", "/etc/ipnat.conf", 5),
-    "sunos": ("/usr/sbin/ipnat", "/etc/ipf/ipnat.conf", 4),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +28,12 @@ class Settings:
     def of(config: Config, platform: str = sys.platform) -> Settings:
         """Raises RedirectError naming the key."""
         controller, table = config.controller, config.controller.ipfilter
-        known = next((paths for name, paths in PLATFORMS.items() if platform.startswith(name)), PLATFORMS["freebsd"])
+        usual = PLACES["freebsd"] | places(platform)
+        version = 4 if platform.startswith("sunos") else 5
         settings = Settings(
-            ipnat=table.get("ipnat", known[0]),
-            rules=Path(table.get("rules", known[1])),
-            modern=table.get("version", known[2]) >= 5,
+            ipnat=table.get("ipnat", usual["ipnat"]),
+            rules=Path(table.get("rules", usual["ipnat_rules"])),
+            modern=table.get("version", version) >= 5,
             timeout=float(table.get("timeout", TIMEOUT)),
             client_interfaces=controller.client_interfaces,
             server_interface=table.get("server_interface"),

@@ -35,7 +35,8 @@ _SLOT = 640  # bytes: header, sockaddr_ll and alignment take 66, the frame bpf.S
 _BLOCK = 64 << 10  # bytes
 _BLOCKS = 32  # 2 MiB, 3,264 frames: 30 ms of 100,000 packets/s, until sampling has set in
 _STEPPED = 0.05  # seconds: a frame that is so much younger than now comes from before a step of the clock
-_SIOCGIFFLAGS = 0x8913 if sys.platform == "linux" else 0xC0206911  # netdevice(7); BSD's netintro(4)
+# netdevice(7); netintro(4) of the BSDs: in it is the size of struct ifreq, 32 bytes on FreeBSD, 144 on NetBSD
+_SIOCGIFFLAGS = {"linux": 0x8913, "netbsd": 0xC0906911}.get(sys.platform.rstrip("0123456789."), 0xC0206911)
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 
 

@@ -1,10 +1,11 @@
-"""Frames from the kernel on FreeBSD: ``/dev/bpf``, opened by scapy, with our own filter program.
+"""Frames from the kernel on FreeBSD and NetBSD: ``/dev/bpf``, opened by scapy, with our own filter program.
 
-The same ``Tap`` as ``capture`` has on Linux; classic BPF programs are the same bytes on both. There is no tap for all
-interfaces: refusals are not withheld by ipfilter, so they pass the client interface. What was read is taken apart here:
-scapy's own reading calls itself for each frame of a buffer, which ends at the thousandth.
+The same ``Tap`` as ``capture`` has on Linux; classic BPF programs are the same bytes everywhere. There is no tap for
+all interfaces: refusals are not withheld by ipfilter, so they pass the client interface. What was read is taken apart
+here: scapy's own reading calls itself for each frame of a buffer, which ends at the thousandth.
 
-Source: FreeBSD bpf(4), netintro(4) and <net/bpf.h>. Not yet run on a real kernel; the suite feeds it such buffers.
+Source: bpf(4), netintro(4) and <net/bpf.h> of FreeBSD 14 and NetBSD 10. Not yet run on a real kernel; the suite feeds
+it such buffers.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 from collections import deque
 from collections.abc import Iterator
 
 from check_failover.sniffer.capture import CaptureError
 
-_FREEBSD = struct.Struct("=qQIIH")  # bpf_xhdr with BPF_T_NANOTIME: seconds, nanoseconds, caplen, datalen, hdrlen
-_ALIGN = 8  # BPF_ALIGNMENT: sizeof(long)
-_BUFFER = 1 << 20  # bytes; scapy's BPF_BUFFER_LENGTH, and bpf(4) wants exactly the buffer's length to be read
+# how sys.platform begins -> what stands before each frame (seconds, their parts, caplen, datalen, hdrlen), the part
+HEADERS = {
+    "freebsd": (struct.Struct("=qQIIH"), 1e-9),  # bpf_xhdr, of which scapy asks for BPF_T_NANOTIME
+    "netbsd": (struct.Struct("@llIIH"), 1e-6),  # bpf_hdr with a bpf_timeval of two longs
+}
+_ALIGN = struct.calcsize("l")  # BPF_ALIGNMENT
+_BUFFERS = 2  # the kernel's: one that is full or was rotated away, one that is being filled
 
 
 class Tap:
@@ -37,6 +43,9 @@ class Tap:
             self._socket = L2bpfSocket(iface=interface, nofilter=1, promisc=False)
             self._socket.set_nonblock()
             self.index = socket.if_nametoindex(interface)
+            self._length: int = self._socket.get_blen() or 0  # a read must ask for exactly that, or it gets EINVAL
+            if not self._length:
+                raise OSError("it does not tell how long its buffer is (BIOCGBLEN)")
             self.refilter(program)
         except (OSError, Scapy_Exception) as error:
             why = "no permission for /dev/bpf" if _denied() else str(error)
@@ -50,7 +59,8 @@ class Tap:
     def frames(self, until: float) -> Iterator[tuple[float, bytes]]:
         """What was captured before ``until`` (seconds since 1970), oldest first; what is later stays."""
         with contextlib.suppress(OSError):  # nothing there (EAGAIN), or the interface went (ENXIO): ``down`` tells
-            self._kept.extend(split(os.read(self.fileno(), _BUFFER)))
+            for _ in range(_BUFFERS):
+                self._kept.extend(split(os.read(self.fileno(), self._length)))
         while self._kept and self._kept[0][0] < until:
             yield self._kept.popleft()
 
@@ -78,17 +88,18 @@ class Tap:
         self._socket.close()
 
 
-def split(buffer: bytes) -> Iterator[tuple[float, bytes]]:
+def split(buffer: bytes, platform: str = sys.platform) -> Iterator[tuple[float, bytes]]:
     """The frames of one read, each with its time; a header that does not fit ends it."""
+    form, part = next((kind for name, kind in HEADERS.items() if platform.startswith(name)), HEADERS["freebsd"])
     at = 0
-    while at + _FREEBSD.size <= len(buffer):
-        seconds, nanoseconds, captured, _, header = _FREEBSD.unpack_from(buffer, at)
+    while at + form.size <= len(buffer):
+        seconds, parts, captured, _, header = form.unpack_from(buffer, at)
         start, end = at + header, at + header + captured
-        if header < _FREEBSD.size or end > len(buffer):
+        if header < form.size or end > len(buffer):
             return
-        yield seconds + nanoseconds * 1e-9, buffer[start:end]
+        yield seconds + parts * part, buffer[start:end]
         at += (header + captured + _ALIGN - 1) & -_ALIGN
 
 
 def _denied() -> bool:
-    return not os.access("/dev/bpf", os.R_OK)
+    return not os.access("/dev/bpf", os.R_OK | os.W_OK)  # scapy opens it for both

@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -604,41 +605,64 @@ def _killed_at(number: int, redirect: Redirect) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def _assert_sound(kernel: Kernel, tmp_path: Path, finish: bool) -> None:
-    """What must hold whenever a flip is killed, and that a restart that finishes it or goes back comes out right."""
-    states = [entry["rules"] for entry in kernel.history if OLD in entry["rules"] or NEW_LISTED in entry["rules"]]
-    begin = next(number for number, entry in enumerate(kernel.history) if OLD in entry["rules"])
-    assert len(states) == len(kernel.history) - begin, "a moment without a rule"
+def _assert_sound(kernel: Kernel, tmp_path: Path, finish: bool, restart: bool = True) -> None:
+    """What must hold whenever a flip is killed, and that the next call, a restart's or an order, finishes the job."""
     text = (tmp_path / "ipnat.rules").read_text()
     block = text[text.index(BEGIN.decode()) + len(BEGIN) : text.index(END.decode())]
     assert block in (OLD.replace("1/32", "1") + "\n", NEW + "\n"), "the file at boot is whole: the old rule or the new"
-    again = _redirect(kernel.path, tmp_path)
-    again.install({"web": STANDBY if finish else PRIMARY})
-    assert again.current(WEB) is (STANDBY if finish else PRIMARY)
-    assert len([rule for rule in kernel.rules if rule not in SITE]) == 1
+    again, target = _redirect(kernel.path, tmp_path), STANDBY if finish else PRIMARY
+    if restart:
+        again.install({"web": target})
+    else:
+        again.set(WEB, target)
+    assert again.current(WEB) is target
+    assert _ours(kernel.rules) == [NEW_LISTED if finish else OLD]
+    _assert_never_without(kernel)
 
 
-def test_killed_before_each_step_of_a_flip(kernel: Kernel, tmp_path: Path) -> None:
-    """Killed by SIGKILL before every single step, until a flip gets through: never no rule, and a restart mends it."""
+def _assert_never_without(kernel: Kernel) -> None:
+    """From our first rule on there is never no rule, both at most, and then the one that was there before works."""
+    states = [entry["rules"] for entry in kernel.history]
+    first = next(number for number, rules in enumerate(states) if _ours(rules))
+    for before, rules in pairwise(states[first:]):
+        ours = _ours(rules)
+        assert ours in ([OLD], [NEW_LISTED], [OLD, NEW_LISTED], [NEW_LISTED, OLD])
+        assert serving(rules, WEB) == ours[0]
+        assert len(ours) == 1 or serving(before, WEB) == ours[0], "the second one waits behind the first"
+
+
+def _ours(rules: list[str]) -> list[str]:
+    return [rule for rule in rules if rule not in SITE]
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_killed_before_each_step_of_a_flip(restart: bool, kernel: Kernel, tmp_path: Path) -> None:
+    """Killed by SIGKILL before every single step, until a flip gets through: never no rule, both at most, the old one
+    then works, and the next call finishes the flip or takes it back."""
     redirect = _redirect(kernel.path, tmp_path)
     redirect.install({"web": PRIMARY})
     number = 1
     while _killed_at(number, redirect):
-        _assert_sound(kernel, tmp_path, finish=number % 2 == 0)
+        _assert_sound(kernel, tmp_path, number % 2 == 0, restart)
         redirect.install({"web": PRIMARY})
         number += 1
     assert number > 6, "list, dry run, add, file, rename, remove, list"
     assert redirect.current(WEB) is STANDBY
+    _assert_never_without(kernel)
 
 
 @pytest.mark.parametrize("finish", [True, False])
-@pytest.mark.parametrize("call", ["-nf -", "-f -", "-r -p -f -", "-lR"])
-def test_killed_while_the_tool_runs(call: str, finish: bool, kernel: Kernel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("call", "left"),
+    [("-nf -", [OLD]), ("-f -", [OLD, NEW_LISTED]), ("-r -p -f -", [NEW_LISTED]), ("-lR", [NEW_LISTED])],
+)
+def test_killed_while_the_tool_runs(call: str, left: list[str], finish: bool, kernel: Kernel, tmp_path: Path) -> None:
     """The redirector dies right after the kernel was changed and before it hears of it."""
     redirect = _redirect(kernel.path, tmp_path)
     redirect.install({"web": PRIMARY})
     kernel.fault(call, "kill caller")
     assert _killed_at(1000, redirect)
+    assert _ours(kernel.rules) == left
     _assert_sound(kernel, tmp_path, finish)
 
 

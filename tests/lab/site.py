@@ -4,9 +4,10 @@
         site.load ...            # clients, see tests.lab.load
         site.crash("primary")    # see tests.lab.faults
 
-The core is Nagios 4, Icinga 2 (``core="icinga2"``) or a zone of two masters ("icinga2 zone", see ``icinga_zone``). The
-daemons, the core and Kannel run in the controller's namespace; handlers and plugins run as the core's own user.
-``config`` says what differs from the usual config; everything is ended and removed by ``close``.
+The redirect is nftables, or ``redirect="ipfilter"`` (see ``ipnat``). The core is Nagios 4, Icinga 2
+(``core="icinga2"``) or a zone of two masters ("icinga2 zone", see ``icinga_zone``). The daemons, the core and Kannel
+run in the controller's namespace; handlers and plugins run as the core's own user. ``config`` says what differs from
+the usual config; everything is ended and removed by ``close``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from check_failover import control
 from tests.lab import faults, icinga, icinga_zone
 from tests.lab.icinga import Icinga
 from tests.lab.icinga_zone import Zone
+from tests.lab.ipnat import Ipnat
 from tests.lab.kannel import Kannel
 from tests.lab.nagios import BASE_OBJECTS, PLUGINS, Nagios
 from tests.lab.netns import (
@@ -156,6 +158,7 @@ class Site:
         self.slapd: dict[str, Slapd] = {}
         self.kannel: Kannel | None = None
         self.core: Nagios | Icinga | Zone | None = None
+        self.ipnat: Ipnat | None = None
         self.config = directory / "config.toml"
 
     def __enter__(self) -> Site:
@@ -197,6 +200,8 @@ class Site:
         self.kannel.password_file.chmod(0o640)
         if self._with["kannel"]:
             self._parts.enter_context(self.kannel)
+        if self._settings.get("redirect") == "ipfilter":
+            self.ipnat = Ipnat(self.directory / "ipnat", self.house)
         self._write_config()
         self.start("redirector")
         if self._with["nagios"]:
@@ -220,7 +225,7 @@ class Site:
             "password_file": str(self.kannel.password_file),
             "base": BASE,
             "redirect": "nftables",
-            "controller": "",
+            "controller": self.ipnat.config if self.ipnat else "",
             "monitoring": self._monitoring(),
             "service": "",
             "policy": "",

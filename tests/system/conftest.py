@@ -28,16 +28,26 @@ def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(request.config.getoption("--pictures") or tmp_path)
 
 
+@pytest.fixture(params=["nftables", "ipfilter"])
+def redirect(request: pytest.FixtureRequest) -> str:
+    """A test that takes it is about the decision, which is the same whoever moves the packets."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def make_site() -> Iterator[Callable[..., Site]]:
     """Builds a site; it is gone when the test ends. Not below pytest's own directory, which only root may enter."""
     with tempfile.TemporaryDirectory(prefix="cfo-site-") as name, contextlib.ExitStack() as stack:
         Path(name).chmod(0o755)
+        made: list[Site] = []
 
         def make(**settings: object) -> Site:
-            return stack.enter_context(Site(Path(name) / "site", **settings))  # type: ignore[arg-type]
+            made.append(Site(Path(name) / "site", **settings))  # type: ignore[arg-type]
+            return stack.enter_context(made[-1])
 
         yield make
+        assert [site.ipnat.refused for site in made if site.ipnat and site.ipnat.refused] == []
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ def served_and_told(site: Site, load: Load, fault: str) -> dict[str, Any]:
     after = time.monotonic()
     site.poll(lambda: len(load.requests(after)) > 60, 15.0, "sixty requests after the flip")
     assert [r for r in load.requests(after) if r.server != "standby"] == []
+    refused = [r for r in load.requests(at) if r.error == "connection refused"]
+    assert bool(refused) is (fault == "crash" and site.ipnat is not None), "ipfilter cannot withhold a refusal"
     seen = site.core.wait("ldap primary", 2)["long_plugin_output"]
     assert "suspicion: " in seen
     assert "probe of the primary: failed after " in seen

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from check_failover import control
 from tests.lab.load import Load
 from tests.lab.netns import CONTROLLER, CONTROLLER6, PRIMARY, SERVICE_ADDRESS, SERVICE_ADDRESS6, STANDBY, python_argv
 from tests.lab.site import BASE, HOST, ONCALL, ROOT, SERVERS, SIX, Site
@@ -20,9 +21,9 @@ MakeLoad = Callable[..., Load]
 
 
 @pytest.mark.parametrize("fault", ["crash", "hang", "blackhole", "apperror"])
-def test_from_fault_to_served_clients(make_site: MakeSite, make_load: MakeLoad, fault: str) -> None:
+def test_from_fault_to_served_clients(make_site: MakeSite, make_load: MakeLoad, fault: str, redirect: str) -> None:
     """Each fault ends in one flip, served clients, states that tell the story, and one SMS for each thing to tell."""
-    site = make_site()
+    site = make_site(redirect=redirect)
     load = make_load(site)
     assert site.sniffer()["primary"]["ok"] is None, "the primary was probed although it answered"
     flip = served_and_told(site, load, fault)
@@ -56,12 +57,13 @@ table inet watch {{
 """
 
 
-def test_no_healthy_server_and_then_one(make_site: MakeSite, make_load: MakeLoad) -> None:
+def test_no_healthy_server_and_then_one(make_site: MakeSite, make_load: MakeLoad, redirect: str) -> None:
     """With the standby dead as well nothing moves, the reason is told; as soon as it is back, it serves."""
-    site = make_site()
+    site = make_site(redirect=redirect)
     assert site.core is not None
     make_load(site)
     site.fault("crash", "standby")
+    control.ask(site.socket("sniffer"), {"verb": "probe", "service": "ldap", "target": "standby"})  # or within 30 s
     site.poll(lambda: site.sniffer()["standby"]["ok"] is False, 40.0, "the standby fails its probe")
     site.fault("crash")
     site.core.wait("ldap redirect", 2, text="no-healthy-server")
@@ -153,10 +155,10 @@ def test_each_service_on_its_own(make_site: MakeSite, make_load: MakeLoad) -> No
     assert {entry["service"] for entry in site.journal()} == {"ldap"}
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
-def test_restart_never_flips(make_site: MakeSite, make_load: MakeLoad, how: str) -> None:
+@pytest.mark.parametrize(("how", "redirect"), [("stop", "nftables"), ("kill", "nftables"), ("kill", "ipfilter")])
+def test_restart_never_flips(make_site: MakeSite, make_load: MakeLoad, how: str, redirect: str) -> None:
     """Redirector, sniffer and Nagios end and start again while the standby serves: it goes on, nobody notices."""
-    site = make_site(kannel=False)
+    site = make_site(redirect=redirect, kannel=False)
     assert site.core is not None
     load = make_load(site)
     site.fault("crash")
@@ -176,9 +178,9 @@ def test_restart_never_flips(make_site: MakeSite, make_load: MakeLoad, how: str)
     assert len([entry for entry in site.journal("fail-over", "fail-back") if entry["flipped"]]) == 1
 
 
-def test_hold_and_release(make_site: MakeSite, make_load: MakeLoad) -> None:
+def test_hold_and_release(make_site: MakeSite, make_load: MakeLoad, redirect: str) -> None:
     """A hold is a refusal with its reason; once released the core's standing order is carried out."""
-    site = make_site()
+    site = make_site(redirect=redirect)
     assert site.core is not None
     make_load(site)
     assert "held by" in site.ctl("hold", "ldap", "--reason", "disk swap")
@@ -190,9 +192,9 @@ def test_hold_and_release(make_site: MakeSite, make_load: MakeLoad) -> None:
     site.wait_target("standby")
 
 
-def test_fail_back_is_refused_until_it_is_safe(make_site: MakeSite, make_load: MakeLoad) -> None:
+def test_fail_back_is_refused_until_it_is_safe(make_site: MakeSite, make_load: MakeLoad, redirect: str) -> None:
     """Refused with the reason while the primary fails; done by hand when it passes; nothing moves by itself."""
-    site = make_site()
+    site = make_site(redirect=redirect)
     assert site.core is not None
     load = make_load(site)
     site.fault("crash")
@@ -281,11 +283,11 @@ def test_the_gateway_is_down(make_site: MakeSite, make_load: MakeLoad) -> None:
     assert len(site.kannel.received()) == len(texts) == 2
 
 
-def test_a_hundred_handlers(make_site: MakeSite, make_load: MakeLoad) -> None:
+def test_a_hundred_handlers(make_site: MakeSite, make_load: MakeLoad, redirect: str) -> None:
     """The event handler started a hundred times at once is one flip."""
     import subprocess
 
-    site = make_site(nagios=False, kannel=False)
+    site = make_site(redirect=redirect, nagios=False, kannel=False)
     make_load(site)
     handler = [str(site.plugins() / "eventhandlers" / "failover_event"), "--service", "ldap", "--state", "CRITICAL"]
     handler += ["--state-type", "HARD", "--socket", str(site.socket("redirector")), "--perfdata"]
@@ -312,9 +314,9 @@ def test_stale_is_unknown_and_moves_nothing(make_site: MakeSite) -> None:
     assert site.journal() == []
 
 
-def test_critical_without_facts_is_looked_at_first(make_site: MakeSite, make_load: MakeLoad) -> None:
+def test_critical_without_facts_is_looked_at_first(make_site: MakeSite, make_load: MakeLoad, redirect: str) -> None:
     """A CRITICAL that anybody submits for "primary" moves nothing while the primary passes its probe."""
-    site = make_site(kannel=False)
+    site = make_site(redirect=redirect, kannel=False)
     assert site.core is not None
     make_load(site)
     site.core.command(f"PROCESS_SERVICE_CHECK_RESULT;{HOST};ldap primary;2;CRITICAL: says a broken script")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from check_failover.config import Config, Controller
 from check_failover.model import CheckSpec, Endpoint, Service, Target
+from check_failover.places import PLACES
 from check_failover.redirector import RedirectError
 from check_failover.redirector.ipfilter_poke import segment
 from check_failover.redirector.ipfilter_rules import (
@@ -406,7 +407,8 @@ def test_the_start_scripts(name: str) -> None:
     subprocess.run(["/bin/sh", "-n", path], check=True)
     assert path.stat().st_mode & 0o111 == 0o111
     used = set(re.findall(rf"{name}_([a-z_]+)", path.read_text()))
-    assert {"enable", "config", "path"} <= used
+    assert {"enable", "path"} <= used
+    assert f'required_files="{PLACES["freebsd"]["config"]}"' in path.read_text()
     assert used.isdisjoint(RC_SUBR.split())
 
 

@@ -1,0 +1,50 @@
+"""Where things are on each system, where neither config nor command line says otherwise.
+
+Imports nothing that the event handler would have to wait for.
+"""
+
+from __future__ import annotations
+
+import sys
+
+LINUX = {
+    "config": "/etc/check_failover/config.toml",
+    "run_dir": "/run/check_failover",
+    "state_dir": "/var/lib/check_failover",
+    "command_file": "/var/lib/nagios4/rw/nagios.cmd",  # Debian's package
+    "nagios_cfg": "/etc/nagios4/nagios.cfg",
+}
+BSD = {
+    "run_dir": "/var/run/check_failover",
+    "state_dir": "/var/db/check_failover",
+    "command_file": "/var/spool/nagios/rw/nagios.cmd",  # FreeBSD's port
+}
+# how sys.platform begins -> what -> its place
+PLACES = {
+    "linux": LINUX,
+    "freebsd": BSD
+    | {
+        "config": "/usr/local/etc/check_failover/config.toml",
+        "nagios_cfg": "/usr/local/etc/nagios/nagios.cfg",
+        "ipnat": "/sbin/ipnat",
+        "ipnat_rules": "/etc/ipnat.rules",  # loaded at boot
+    },
+    "netbsd": BSD
+    | {
+        "config": "/usr/pkg/etc/check_failover/config.toml",
+        "nagios_cfg": "/usr/pkg/etc/nagios/nagios.cfg",
+        "ipnat": "/usr/sbin/ipnat",
+        "ipnat_rules": "/etc/ipnat.conf",
+    },
+    "sunos": LINUX
+    | {"run_dir": "/var/run/check_failover", "ipnat": "/usr/sbin/ipnat", "ipnat_rules": "/etc/ipf/ipnat.conf"},
+}
+
+
+def places(platform: str = sys.platform) -> dict[str, str]:
+    """The platform's; Linux's for one that is not known."""
+    return next((found for name, found in PLACES.items() if platform.startswith(name)), LINUX)
+
+
+HERE = places()
+REDIRECTOR_SOCKET = f"{HERE['run_dir']}/redirector.sock"
