@@ -14,7 +14,7 @@ from typing import Any
 
 from check_failover import story
 from check_failover.config import Config
-from check_failover.decide import Reason, items
+from check_failover.decide import items
 from check_failover.model import PassiveResult, Service, State, Target
 from check_failover.syncstate import duration
 from check_failover.transports import TRANSPORTS
@@ -38,8 +38,6 @@ class Report:
 
     def attempt(self, service: Service, entry: Mapping[str, Any], status: Mapping[str, Any]) -> None:
         """An attempt was made: its outcome, then the state it left."""
-        if entry["reason"] == Reason.ALREADY:
-            return
         if entry["flipped"]:
             self.state(service, status, outcome(service, entry))
             return

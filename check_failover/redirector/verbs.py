@@ -9,6 +9,7 @@ from typing import Any
 
 from check_failover.config import Config
 from check_failover.control import Message
+from check_failover.decide import Reason
 from check_failover.listening import RefusedError
 from check_failover.model import Detector, Facts, Service, Target
 from check_failover.peer import Peer
@@ -82,8 +83,7 @@ class Verbs:
             acted = self._steering.evidence(name, facts)
             if acted is None:
                 return {"flipped": False, "text": "nothing pending, or nothing new"}
-            self._report.attempt(service, acted, self.status(service))
-            return _answer(acted)
+            return _answer(self._reported(service, acted))
         if verb == "recovered":
             return {"text": self._steering.recovered(name)}
         if verb == "drilled":
@@ -106,8 +106,12 @@ class Verbs:
 
     def _do(self, order: Order) -> dict[str, Any]:
         """The journal's entry; reported as well."""
-        entry = self._steering.order(order)
-        self._report.attempt(order.service, entry, self.status(order.service))
+        return self._reported(order.service, self._steering.order(order))
+
+    def _reported(self, service: Service, entry: dict[str, Any]) -> dict[str, Any]:
+        """An order that found all done tells nothing: a core may give it a hundred times."""
+        if entry["reason"] != Reason.ALREADY:
+            self._report.attempt(service, entry, self.status(service))
         return entry
 
     def _downtime(self, message: Message, by: str, peer: Peer) -> Message:

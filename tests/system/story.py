@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.lab.load import Load
+from tests.lab.load import Load, Request
 from tests.lab.site import ONCALL, Site
 
 
@@ -19,6 +19,8 @@ def served_and_told(site: Site, load: Load, fault: str) -> dict[str, Any]:
     after = time.monotonic()
     site.poll(lambda: len(load.requests(after)) > 60, 15.0, "sixty requests after the flip")
     assert [r for r in load.requests(after) if r.server != "standby"] == []
+    if fault in ("hang", "blackhole"):
+        site.poll(lambda: freed(load, at), 10.0, "a client that only waited was reset and asked the standby")
     refused = [r for r in load.requests(at) if r.error == "connection refused"]
     assert bool(refused) is (fault == "crash" and site.ipnat is not None), "ipfilter cannot withhold a refusal"
     seen = site.core.wait("ldap primary", 2)["long_plugin_output"]
@@ -42,3 +44,8 @@ def served_and_told(site: Site, load: Load, fault: str) -> dict[str, Any]:
     assert len(flips) == 1
     assert flips[0]["facts"]["standby_ok"] is True
     return flips[0]
+
+
+def freed(load: Load, at: float) -> list[Request]:
+    """Kept sessions that were under way when the redirect moved. By themselves they would give up after 3 s."""
+    return [r for r in load.requests() if r.end > at and r.error == "connection reset" and r.server == "standby"]
