@@ -319,6 +319,21 @@ def test_what_the_handlers_are_told(calls: tuple[Icinga, Callable[[], list[list[
     assert re.fullmatch(r"\d{10}(\.\d+)?-1", sms["--event"])
 
 
+def test_fresh_news_is_not_called_stale(calls: tuple[Icinga, Callable[[], list[list[str]]]]) -> None:
+    """When "NAME traffic" changes, Icinga does not look itself at "NAME primary", on which it depends."""
+    core, _ = calls
+    core.submit("ldap primary", 2, "CRITICAL: gone", ttl=180)
+
+    def due() -> float:
+        (row,) = core.api("GET", f"/v1/objects/services/{HOST}!ldap primary?attrs=next_check")
+        return float(row["attrs"]["next_check"])
+
+    before = due()
+    for state in (0, 2):
+        core.submit("ldap traffic", state, "changed")
+        assert due() == before
+
+
 def test_every_option_of_a_plugin_is_in_its_command() -> None:
     """CheckCommands as in the ITL: all options that ``--help`` names, under the variable COMMAND_OPTION."""
     text = shipped("commands.conf")
