@@ -327,9 +327,7 @@ def test_who_may_say_what(controller: Controller) -> None:
         message = json.dumps({"verb": verb, "service": "tcp4", "reason": "x"})
         assert "not for user daemon" in say("daemon", message, groups="games,users")["error"]
         assert say("daemon", message, groups="games,operator,users")["ok"]
-        many = ",".join(
-            map(str, range(5000, 5300))
-        )  # more than one getsockopt takes: what the databases say of the user
+        many = ",".join(map(str, range(5000, 5300)))  # more than one getsockopt takes: the databases are asked
         assert "not for user daemon" in say("daemon", message, groups=many)["error"]
     assert say("nobody", order)["flipped"] is True
     assert controller.journal()[-1]["peer"]["uid"] == 65534
