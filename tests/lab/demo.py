@@ -23,7 +23,7 @@ from tests.lab.faults import FAULTS
 from tests.lab.load import Load, Request
 from tests.lab.netns import poll
 from tests.lab.site import BASE, Site
-from tests.lab.web import PASSWORD, USER, Web
+from tests.lab.web import PASSWORD, USER, Cgis, Web
 
 LIMIT = 110  # seconds for the whole run
 SETTLE = 3.0  # seconds of ordinary traffic before the fault: thresholds are learned
@@ -67,7 +67,7 @@ def _run(directory: Path, fault: str, *, keep: bool) -> int:
     with contextlib.ExitStack() as stack:
         site = stack.enter_context(Site(directory))
         assert site.core is not None
-        web = stack.enter_context(Web(directory / "web", site.core, port=WEB_PORT)) if keep else None
+        web = stack.enter_context(Cgis(directory / "web", site.core, port=WEB_PORT)) if keep else None
         load = stack.enter_context(Load(site.house, directory / "load", base=BASE, attribute="description"))
         with poll_phone(site) as phone:
             site.wait_healthy("standby")

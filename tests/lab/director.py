@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.daemon import Daemon
-from tests.lab.netns import end, poll
+from tests.lab.mariadb import Mariadb
 
-MARIADBD, INSTALL, CLIENT = "/usr/sbin/mariadbd", "/usr/bin/mariadb-install-db", "/usr/bin/mariadb"
+CLIENT = "/usr/bin/mariadb"
 PHP, CLI = "/usr/bin/php", "/usr/bin/icingacli"
 MODULES = Path("/usr/share/icingaweb2/modules")
 WANTED = ("director", "incubator", "reactbundle")
@@ -46,8 +46,8 @@ on f.checksum = c.file_checksum where c.config_checksum = unhex('{checksum}')
 
 class Director(Daemon):
     def __init__(self, directory: Path) -> None:
-        self.directory, self._socket = directory, directory / "mysql.sock"
-        self._process: subprocess.Popen[Any] | None = None
+        self.directory = directory
+        self._database = Mariadb(directory / "database", "director", user="root")
         for name, text in FILES.items():
             path = directory / "icingaweb2" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,26 +56,15 @@ class Director(Daemon):
         enabled.mkdir()
         for name in WANTED:
             (enabled / name).symlink_to(MODULES / name)
-        (directory / "database").mkdir()
 
     def start(self) -> None:
         """The database, and the Director's own schema in it."""
-        places = ["--no-defaults", f"--datadir={self.directory}/database", "--user=root"]
-        self._run(INSTALL, *places, "--auth-root-authentication-method=normal", "--skip-test-db")
-        with (self.directory / "mariadb.out").open("ab") as out:
-            self._process = subprocess.Popen(
-                [MARIADBD, *places, f"--socket={self._socket}", "--skip-networking"],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-            )  # fmt: skip
-        poll(self._socket.exists, 30.0, "the database has its socket")
-        self._sql("create database director character set utf8mb4", database="mysql")
+        self._database.start()
         self._cli("migration", "run")
         self._cli("zone", "create", "--json", json.dumps(ZONE))
 
     def stop(self) -> None:
-        if self._process is not None:
-            end(self._process, patience=10.0)
-            self._process = None
+        self._database.stop()
 
     def restore(self, basket: str) -> None:
         """As an administrator does it; AssertionError with what the Director did not like."""
@@ -87,12 +76,14 @@ class Director(Daemon):
         return self._sql(RENDERED.format(checksum=checksum))
 
     def _cli(self, *argv: str, input: str = "") -> str:
-        setting = f"pdo_mysql.default_socket={self._socket}"
+        setting = f"pdo_mysql.default_socket={self._database.socket}"
         environment = os.environ | {"ICINGAWEB_CONFIGDIR": str(self.directory / "icingaweb2")}
         return self._run(PHP, "-d", setting, CLI, "director", *argv, input=input, env=environment)
 
-    def _sql(self, statement: str, database: str = "director") -> str:
-        return self._run(CLIENT, "--no-defaults", f"--socket={self._socket}", "-N", "-r", "-e", statement, database)
+    def _sql(self, statement: str) -> str:
+        return self._run(
+            CLIENT, "--no-defaults", f"--socket={self._database.socket}", "-N", "-r", "-e", statement, "director"
+        )
 
     def _run(self, *argv: str, **more: Any) -> str:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, **more)

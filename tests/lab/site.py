@@ -79,6 +79,7 @@ state_dir = "{directory}/state"
 {monitoring}
 report_dir = "{directory}/reports"
 report_url = "/check_failover"
+{links}
 [sms]
 gateway = "kannel"
 url = "{sms_url}"
@@ -227,6 +228,7 @@ class Site:
             "redirect": "nftables",
             "controller": self.ipnat.config if self.ipnat else "",
             "monitoring": self._monitoring(),
+            "links": "",
             "service": "",
             "policy": "",
         }

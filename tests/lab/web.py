@@ -1,7 +1,8 @@
-"""Nagios's own web interface on a private apache2, and a headless Chromium to look at it.
+"""A core's web interface on a private apache2, and a headless Chromium to look at it: here Nagios's own.
 
 The CGIs need no network, only the core's files, so the web server may run in the controller's namespace (tests) or on
 the machine's loopback (``make demo KEEP=1``, where a person wants to open it). Login ``nagiosadmin`` / ``demo``.
+Icinga Web 2: ``tests.lab.icingaweb``.
 """
 
 from __future__ import annotations
@@ -42,26 +43,28 @@ Group {user}
 StartServers 1
 {modules}
 TypesConfig /etc/mime.types
+<Directory />
+    Options FollowSymLinks
+    AuthType Basic
+    AuthName "Monitoring"
+    AuthBasicProvider file
+    AuthUserFile {directory}/htpasswd
+    Require valid-user
+    DirectoryIndex index.php index.html
+</Directory>
+{pages}"""
+PHP = '<FilesMatch "\\.php$">\n    SetHandler application/x-httpd-php\n</FilesMatch>\n'
+WANTED = ("mpm_prefork", "authn_core", "authn_file", "authz_core", "authz_user", "auth_basic", "alias", "cgi", "dir")
+WANTED += ("env", "mime", "rewrite")
+
+CGIS = """\
 Alias /nagios4/stylesheets /etc/nagios4/stylesheets
 ScriptAlias /nagios4/cgi-bin /usr/lib/cgi-bin/nagios4
 Alias /nagios4 /usr/share/nagios4/htdocs
 Alias /check_failover {reports}
 RedirectMatch ^/$ /nagios4/
 SetEnv NAGIOS_CGI_CONFIG {directory}/cgi.cfg
-<Directory />
-    Options FollowSymLinks
-    AuthType Basic
-    AuthName "Nagios"
-    AuthBasicProvider file
-    AuthUserFile {directory}/htpasswd
-    Require valid-user
-    DirectoryIndex index.php index.html
-</Directory>
 """
-PHP = '<FilesMatch "\\.php$">\n    SetHandler application/x-httpd-php\n</FilesMatch>\n'
-WANTED = ("mpm_prefork", "authn_core", "authn_file", "authz_core", "authz_user", "auth_basic", "alias", "cgi", "dir")
-WANTED += ("env", "mime")
-
 CGI_CONFIG = """\
 main_config_file={nagios}
 physical_html_path=/usr/share/nagios4/htdocs
@@ -84,27 +87,30 @@ enable_page_tour=0
 
 
 class Web(Daemon):
-    """The web interface of one private Nagios. Runs as the core's user, so that cmd.cgi may write to the FIFO."""
+    """A web server that runs as the core's user and shows ``pages`` (lines of apache's config) below ``path``."""
 
-    def __init__(self, directory: Path, nagios: Nagios, port: int = 8080, argv_prefix: Sequence[str] = ()) -> None:
+    path = "/"
+    browser: tuple[str, ...] = ()  # further options for Chromium
+
+    def __init__(
+        self, directory: Path, user: str, pages: str, port: int = 8080, argv_prefix: Sequence[str] = ()
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.port, self._prefix = directory, port, tuple(argv_prefix)
         self._process: subprocess.Popen[Any] | None = None
-        shutil.chown(directory, nagios.user, nagios.user)
+        shutil.chown(directory, user, user)
         hashed = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()  # htpasswd -s
         (directory / "htpasswd").write_text(f"{USER}:{{SHA}}{hashed}\n")
-        (directory / "cgi.cfg").write_text(CGI_CONFIG.format(nagios=nagios.config))
         modules = [f"LoadModule {name}_module {MODULES}/mod_{name}.so" for name in WANTED]
         php = sorted(MODULES.glob("libphp*.so"))
         if php:
             modules.append(f"LoadModule php_module {php[-1]}\n{PHP}")
-        reports = nagios.directory.parent / "reports"
-        values = {"directory": directory, "port": port, "user": nagios.user, "reports": reports}
-        (directory / "apache.conf").write_text(CONFIG.format(**values, modules="\n".join(modules)))
+        values = {"directory": directory, "port": port, "user": user, "modules": "\n".join(modules), "pages": pages}
+        (directory / "apache.conf").write_text(CONFIG.format(**values))
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/nagios4/"
+        return f"http://127.0.0.1:{self.port}{self.path}"
 
     def start(self) -> None:
         with (self.directory / "apache.out").open("ab") as out:
@@ -123,7 +129,7 @@ class Web(Daemon):
                 raise AssertionError(f"apache2 ended at its start:\n{said}")
             return (self.directory / "apache.pid").exists()
 
-        poll(there, 10.0, "apache2 serves the CGIs")
+        poll(there, 10.0, "apache2 serves")
 
     def stop(self) -> None:
         if self._process is not None:
@@ -135,14 +141,24 @@ class Web(Daemon):
         """The page at ``path`` ("cgi-bin/status.cgi?host=all") as the logged-in administrator."""
         return self._curl(self.url + path)
 
-    def submit(self, fields: Mapping[str, str]) -> str:
-        """Fill in and send cmd.cgi's form as a browser does: get it, keep its cookie and hidden fields, post it."""
-        jar = self.directory / "cookies"
-        query = urllib.parse.urlencode({k: fields[k] for k in ("cmd_typ", "host", "service") if k in fields})
-        form = self._curl(f"{self.url}cgi-bin/cmd.cgi?{query}", "-c", str(jar))
-        hidden = re.findall(r"<input type='hidden' name='(\w+)' value='([^']*)'", form, re.IGNORECASE)
+    def wait(self, path: str, *texts: str, deadline: float = 30.0) -> str:
+        """The page once it says all this."""
+        seen = [""]
+
+        def says() -> bool:
+            seen.append(self.fetch(path))
+            return all(text in seen[-1] for text in texts)
+
+        poll(says, deadline, f"{texts} in the web interface", every=0.1)
+        return seen[-1]
+
+    def submit(self, path: str, fields: Mapping[str, str]) -> str:
+        """Fill in and send a form as a browser does: get it, keep its cookie and hidden fields, post it."""
+        jar = str(self.directory / "cookies")
+        form = self._curl(self.url + path, "-c", jar)
+        hidden = re.findall(r"<input type=.hidden. name=['\"](\w+)['\"] value=['\"]([^'\"]*)", form, re.IGNORECASE)
         body = urllib.parse.urlencode({**dict(hidden), **fields})
-        return self._curl(f"{self.url}cgi-bin/cmd.cgi", "-b", str(jar), "--data", body)
+        return self._curl(self.url + path, "-b", jar, "--data", body)
 
     def _curl(self, url: str, *options: str) -> str:
         """HTTP from inside the namespace, by this interpreter's own urllib (no curl on a minimal machine)."""
@@ -159,13 +175,26 @@ class Web(Daemon):
             argv = [*self._prefix, CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
             argv += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
             argv += ["--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}"]
-            argv += [f"--window-size={width},{height}"]
-            shot = subprocess.run(
-                [*argv, f"--screenshot={picture}", url], capture_output=True, text=True, timeout=60, check=False
-            )
+            argv += [f"--window-size={width},{height}", *self.browser, "--dump-dom", f"--screenshot={picture}", url]
+            shot = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
             assert picture.exists(), f"chromium: {shot.stderr[-1500:]}"
-            dom = subprocess.run([*argv, "--dump-dom", url], capture_output=True, text=True, timeout=60, check=False)
-        return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", dom.stdout)).replace("&nbsp;", " ")
+        return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shot.stdout)).replace("&nbsp;", " ")
+
+
+class Cgis(Web):
+    """The web interface of one private Nagios; as its user cmd.cgi may write to the FIFO."""
+
+    path = "/nagios4/"
+
+    def __init__(self, directory: Path, nagios: Nagios, port: int = 8080, argv_prefix: Sequence[str] = ()) -> None:
+        pages = CGIS.format(directory=directory, reports=nagios.directory.parent / "reports")
+        super().__init__(directory, nagios.user, pages, port, argv_prefix)
+        (directory / "cgi.cfg").write_text(CGI_CONFIG.format(nagios=nagios.config))
+
+    def command(self, fields: Mapping[str, str]) -> str:
+        """cmd.cgi's form, filled in and sent."""
+        query = urllib.parse.urlencode({k: fields[k] for k in ("cmd_typ", "host", "service") if k in fields})
+        return self.submit(f"cgi-bin/cmd.cgi?{query}", fields)
 
 
 def _read(path: Path) -> str:

@@ -36,14 +36,21 @@ def redirect(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_site() -> Iterator[Callable[..., Site]]:
-    """Builds a site; it is gone when the test ends. Not below pytest's own directory, which only root may enter."""
-    with tempfile.TemporaryDirectory(prefix="cfo-site-") as name, contextlib.ExitStack() as stack:
+def place() -> Iterator[Path]:
+    """A directory that everybody may enter; pytest's own are for root alone."""
+    with tempfile.TemporaryDirectory(prefix="cfo-site-") as name:
         Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def make_site(place: Path) -> Iterator[Callable[..., Site]]:
+    """Builds a site; it is gone when the test ends."""
+    with contextlib.ExitStack() as stack:
         made: list[Site] = []
 
         def make(**settings: object) -> Site:
-            made.append(Site(Path(name) / "site", **settings))  # type: ignore[arg-type]
+            made.append(Site(place / "site", **settings))  # type: ignore[arg-type]
             return stack.enter_context(made[-1])
 
         yield make

@@ -226,7 +226,7 @@ def test_fail_back_is_refused_until_it_is_safe(make_site: MakeSite, make_load: M
 
 def test_fail_back_from_the_web_interface(make_site: MakeSite, make_load: MakeLoad) -> None:
     """OK submitted for "ldap fail-back" in Nagios's own web interface orders it, once; its page is a click away."""
-    from tests.lab.web import Web
+    from tests.lab.web import Cgis
 
     site = make_site(kannel=False)
     assert site.core is not None
@@ -234,7 +234,7 @@ def test_fail_back_from_the_web_interface(make_site: MakeSite, make_load: MakeLo
     reports = python_argv("check_failover.admin.ctl", "reports", "--follow", "--config", str(site.config))
     as_nobody_special = ("/usr/sbin/runuser", "-u", site.core_user, "--", *reports)
     site.house.start("controller", *as_nobody_special, log=site.directory / "reports.log", cwd=ROOT)
-    with Web(site.directory / "web", site.core, port=8981, argv_prefix=site.house.argv("controller")) as web:
+    with Cgis(site.directory / "web", site.core, port=8981, argv_prefix=site.house.argv("controller")) as web:
         site.fault("crash")
         site.wait_target("standby")
         site.core.wait("ldap redirect", 1, text="on the standby")
@@ -251,7 +251,7 @@ def test_fail_back_from_the_web_interface(make_site: MakeSite, make_load: MakeLo
         assert "ldap: primary -&gt; standby" in web.fetch(f"../check_failover/{name}")
         site.heal("crash")
         site.core.wait("ldap fail-back", 1, 20.0, text="ready to fail back")
-        web.submit(SUBMIT)
+        web.command(SUBMIT)
         site.wait_target("primary")
         site.core.wait("ldap fail-back", 0, text="nothing to fail back")
     backs = site.journal("fail-back")
