@@ -77,7 +77,6 @@ def _commands(objects: list[Object]) -> dict[str, Any]:
             "object_type": "object",
             "methods_execute": EXECUTE[found.type],
             "command": program.removeprefix("PluginDir + /"),
-            "timeout": 60,
             "arguments": {key: _argument(value) for key, value in options.items()},
             "vars": variables,
             "fields": [],
@@ -156,7 +155,7 @@ def _add_service(made: dict[str, dict[str, Any]], config: Config, service: Servi
     if service.check.type == "plugin":
         check = f"failover_plugin_{name}"
         words = [word.replace("$", "$$") for word in arguments(service.check.options, service.standby)]
-        own = {"object_name": check, "object_type": "object", "methods_execute": "PluginCheck", "timeout": 60}
+        own = {"object_name": check, "object_type": "object", "methods_execute": "PluginCheck"}
         numbered = {
             f"({number:02})": {"value": w, "order": number, "skip_key": True} for number, w in enumerate(words[1:])
         }

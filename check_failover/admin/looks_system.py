@@ -128,6 +128,11 @@ def files(scene: Scene) -> Iterator[Finding]:
     yield from bad or [Finding("ok", "state", f"{state_dir} can be written by {user.name if user else 'its daemon'}")]
     for path, reader in sorted(_secrets(scene).items()):
         yield from _secret(Path(path), reader)
+    reports = scene.config.monitoring.get("report_dir")
+    if reports is not None and not Path(reports).is_dir():
+        yield Finding(
+            "warning", "reports", f"{reports} is no directory", "make it, as nagios-conf/reports/README.md says"
+        )
 
 
 def _secrets(scene: Scene) -> dict[str, Who | None]:

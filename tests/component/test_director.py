@@ -86,7 +86,9 @@ def test_the_director_takes_it_and_deploys_the_same(place: Path) -> None:
     with Director(place / "director") as director:
         for text in ((ROOT / "nagios-conf/icinga2/director-basket.json").read_text(), basket(config)):
             director.restore(text)
+            once = director.count("director_datafield")
             director.restore(text)
+            assert director.count("director_datafield") == once
         rendered = director.rendered()
     theirs = seen(rendered, SINGLE + GLOBAL, place / "theirs", "127.0.3.1")
     ours = seen(icinga2(config), SINGLE, place / "ours", "127.0.3.2")

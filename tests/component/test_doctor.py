@@ -144,6 +144,18 @@ def test_a_password_for_everybody(site: Site, usual: list[str]) -> None:
         assert f"{mode:04o}" in line
 
 
+def test_no_place_for_reports(site: Site, usual: list[str]) -> None:
+    """A link that leads nowhere; a fail-over works all the same."""
+    path = site.directory / "reports"
+    path.rename(path.with_suffix(".away"))
+    try:
+        code, (line,) = new(site, usual)
+    finally:
+        path.with_suffix(".away").rename(path)
+    assert code == 1
+    assert line.startswith(f"warning  reports: {path} is no directory: ")
+
+
 def test_a_daemon_is_away(site: Site, usual: list[str]) -> None:
     site.stop("redirector")
     try:

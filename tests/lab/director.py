@@ -75,6 +75,9 @@ class Director(Daemon):
         checksum = next(word for word in self._cli("config", "render").split() if len(word) == 40)
         return self._sql(RENDERED.format(checksum=checksum))
 
+    def count(self, table: str) -> int:
+        return int(self._sql(f"select count(*) from {table}"))
+
     def _cli(self, *argv: str, input: str = "") -> str:
         setting = f"pdo_mysql.default_socket={self._database.socket}"
         environment = os.environ | {"ICINGAWEB_CONFIGDIR": str(self.directory / "icingaweb2")}
