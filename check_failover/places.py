@@ -13,6 +13,7 @@ LINUX = {
     "state_dir": "/var/lib/check_failover",
     "command_file": "/var/lib/nagios4/rw/nagios.cmd",  # Debian's package
     "nagios_cfg": "/etc/nagios4/nagios.cfg",
+    "plugins": "/usr/lib/nagios/plugins",
 }
 BSD = {
     "run_dir": "/var/run/check_failover",
@@ -26,6 +27,7 @@ PLACES = {
     | {
         "config": "/usr/local/etc/check_failover/config.toml",
         "nagios_cfg": "/usr/local/etc/nagios/nagios.cfg",
+        "plugins": "/usr/local/libexec/nagios",
         "ipnat": "/sbin/ipnat",
         "ipnat_rules": "/etc/ipnat.rules",  # loaded at boot
     },
@@ -33,6 +35,7 @@ PLACES = {
     | {
         "config": "/usr/pkg/etc/check_failover/config.toml",
         "nagios_cfg": "/usr/pkg/etc/nagios/nagios.cfg",
+        "plugins": "/usr/pkg/libexec/nagios",
         "ipnat": "/usr/sbin/ipnat",
         "ipnat_rules": "/etc/ipnat.conf",
     },

@@ -33,12 +33,16 @@ WAYS = {
         "member": "usermod -aG {group} {user}",
         "group": "groupadd --system {group}",
         "state": "systemd-tmpfiles --create check_failover.conf, or mkdir and chown",
+        "reach": "SupplementaryGroups= of the daemon's unit",
+        "verify": "nagios4 -v",
     },
     "freebsd": {
         "order": "service {daemon} {verb}",
         "member": "pw groupmod {group} -m {user}",
         "group": "pw groupadd {group}",
         "state": "install -d, see nagios-conf/freebsd/README.md, section 2",
+        "reach": "take the daemon's user into the file's group",
+        "verify": "nagios -v",
         "devices": "add path 'bpf*' mode 0660 group check_failover in /etc/devfs.rules, service devfs restart",
     },
     "netbsd": {
@@ -46,6 +50,8 @@ WAYS = {
         "member": "usermod -G {group} {user}",
         "group": "groupadd {group}",
         "state": "install -d, see nagios-conf/freebsd/README.md, section 2",
+        "reach": "take the daemon's user into the file's group",
+        "verify": "nagios -v",
         "devices": "chgrp check_failover /dev/bpf && chmod 660 /dev/bpf",
     },
 }

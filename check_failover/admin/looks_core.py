@@ -108,7 +108,7 @@ def command_file(scene: Scene) -> Iterator[Finding]:
         return
     for daemon in (scene.redirector, scene.sniffer):
         if daemon.status is not None:
-            yield from may("command file", daemon.user, path, WRITE, "SupplementaryGroups= of the daemon's unit")
+            yield from may("command file", daemon.user, path, WRITE, way("reach"))
 
 
 def nagios(scene: Scene) -> Iterator[Finding]:
@@ -131,7 +131,7 @@ def nagios(scene: Scene) -> Iterator[Finding]:
         parsed.parse()
     except Exception as error:  # whatever pynag makes of a damaged file
         said = " ".join(str(error).split()) or type(error).__name__
-        yield Finding("unknown", "nagios.cfg", f"{path}: pynag cannot read it: {said}", f"nagios4 -v {path}")
+        yield Finding("unknown", "nagios.cfg", f"{path}: pynag cannot read it: {said}", f"{way('verify')} {path}")
         return
     yield from _settings(scene.config, path, dict(parsed.maincfg_values))
     for service in scene.config.services:

@@ -18,6 +18,7 @@ from check_failover.admin.objects import nagios
 from check_failover.checks.external import arguments
 from check_failover.config import Config
 from check_failover.model import Service
+from check_failover.places import HERE
 
 STATES, TYPES = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), ("SOFT", "HARD")
 NOTICES = ("DOWNTIMESTART", "DOWNTIMEEND", "DOWNTIMECANCELLED")
@@ -56,7 +57,7 @@ PROBE = {"nrpe": "{nrpe} -c failover_$ARG1$_$ARG2$", "ssh": "{ssh} probe $ARG1$ 
 PLUGIN = {"nrpe": "{nrpe} -c failover_%s_standby", "ssh": "{ssh} probe %s standby"}
 
 
-PLUGINS_HERE = "/usr/lib/nagios/plugins"
+PLUGINS_HERE = HERE["plugins"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from check_failover.admin import finding, looks_bsd
-from check_failover.admin.finding import Daemon, Scene, Who
+from check_failover.admin.finding import Daemon, Scene, Who, way
 from check_failover.config import Config, Controller
 from check_failover.model import CheckSpec, Endpoint, Service
 
@@ -159,6 +159,14 @@ def test_the_packet_filter_devices(look: Look, tmp_path: Path) -> None:
     assert found[0].endswith(
         "add path 'bpf*' mode 0660 group check_failover in /etc/devfs.rules, service devfs restart"
     )
+
+
+def test_every_system_has_every_way() -> None:
+    """What the doctor advises is said for each system; bpf's devices are the BSDs' alone."""
+    ways = {name: set(rows) for name, rows in finding.WAYS.items()}
+    assert ways["freebsd"] == ways["netbsd"] == ways["linux"] | {"devices"}
+    assert way("order", "freebsd14", verb="start", daemon="failover-sniffer") == "service failover_sniffer start"
+    assert way("order", "linux", verb="start", daemon="failover-sniffer") == "systemctl start failover-sniffer"
 
 
 def test_netbsd(look: Look) -> None:
