@@ -76,6 +76,7 @@ class Sentry:
         self._unprobed: str | None = None  # why the last look came to nothing
         self._next_look = now
         self._reported = float("-inf")
+        self._state: State | None = None  # in the last result
         self._kept: int | None = None
         self._told: list[str] = []  # of the last failed verdict, for as long as it explains how things are
         self._evidence: tuple[float, Facts] = (float("-inf"), Facts())
@@ -119,10 +120,22 @@ class Sentry:
         """A probe ended."""
         self.health[target].note(probe, now)
         if self._investigation is None:
+            if target is Target.PRIMARY and self._back_or_gone():
+                self._report(now)
             return
         self._investigation.outcome(target, probe, now)
         self._conclude(now)
         self._start_probes(now)
+
+    def _back_or_gone(self) -> bool:
+        """Whether the core should hear of the primary while the standby serves: at once when it fails, and when it has
+        passed as often as a fail-back asks for, so that one that comes and goes does not page each time."""
+        if self.target is Target.PRIMARY or self.blind is not None or self.condition is Condition.FAILED:
+            return False
+        health = self.health[Target.PRIMARY]
+        if health.ok:
+            return self._state is not State.OK and health.passes >= self.service.policy.fail_back_passes
+        return self._state is not State.CRITICAL
 
     def flipped(self, target: Target, now: float) -> None:
         """The redirect moved, or was found elsewhere than believed."""
@@ -304,6 +317,7 @@ class Sentry:
             text = f"standby serves; primary {self.service.primary}: {health.text}"
         else:
             text = f"{self.target} {self.service.server(self.target)} answers, {stats.request_rate:g} requests/s"
+        self._state = state
         line = f"{state.name}: {text}".replace("|", "/")
         name, host = f"{self.service.name} primary", self.service.host
         self._outlet.report(PassiveResult(host, name, state, line, time.time(), self._details(), perfdata))

@@ -489,6 +489,25 @@ class TestFlipped:
         scene.wait(4.0)
         assert scene.sentry.status(scene.now)["primary"]["passes"] == 0
 
+    def test_the_primary_that_comes_back_is_told(self) -> None:
+        """Once it has passed as often as a fail-back asks for; at once when it fails; not when it comes and goes."""
+        scene = Scene()
+        scene.servers[PRIMARY] = refuses
+        scene.sentry.flipped(STANDBY, scene.now)
+        scene.wait(10.0)
+        assert scene.results[-1].state is State.CRITICAL
+        told = len(scene.results)
+        for answer in (good, refuses) * 3:
+            scene.servers[PRIMARY] = answer
+            scene.wait(3.0)
+        assert len(scene.results) == told
+        scene.servers[PRIMARY] = good
+        scene.wait(3.0 * scene.service.policy.fail_back_passes + 0.5)
+        assert [result.state for result in scene.results[told:]] == [State.OK]
+        scene.servers[PRIMARY] = refuses
+        scene.wait(3.5)
+        assert [result.state for result in scene.results[told:]] == [State.OK, State.CRITICAL]
+
     def test_a_standby_that_fails_too_is_critical_and_orders_nothing(self) -> None:
         """A person decides about the way back, even then."""
         scene = Scene()
