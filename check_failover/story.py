@@ -78,7 +78,7 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
     lines = []
     if facts.get("requests"):
         unanswered = facts["requests"] - facts["replies"]
-        lines.append(f"{facts['detector']}: no useful reply to {unanswered} of {facts['requests']} requests")
+        lines.append(f"seen: no useful reply to {unanswered} of {facts['requests']} requests ({facts['detector']})")
     probed = []
     if facts.get("probes"):
         probed.append(f"the primary failed {facts['probes_failed']} of {facts['probes']} probes")

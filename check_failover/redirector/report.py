@@ -117,7 +117,7 @@ def told(service: Service, status: Mapping[str, Any], report_url: str | None = N
     if on_standby:
         lines.append(story.way_back(service.name))
     elif status["pending"]:
-        lines.append(f"tried again when that has changed; now, by hand: failoverctl fail-over {service.name}")
+        lines.append("done by itself when that has changed and the fault still stands; see failoverctl status")
     return lines
 
 

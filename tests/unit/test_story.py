@@ -40,7 +40,7 @@ def test_what_was_done_and_on_which_facts() -> None:
     assert lines[0].endswith(" ldap: primary -> standby (gone)")
     assert lines[1:] == [
         "ordered by nagios, took 20 ms, 3 open connections reset",
-        "refused: no useful reply to 8 of 8 requests",
+        "seen: no useful reply to 8 of 8 requests (refused)",
         "the primary failed 2 of 2 probes, the standby passed its probe",
         "the standby's data was 7 s old",
         "more: failoverctl history --show 7",
@@ -64,7 +64,7 @@ def test_a_flip_that_failed() -> None:
         ({}, None, "tcp 192.0.2.10:389: primary 10.0.0.11:389, standby 10.0.0.12:1389"),
         ({"target": "standby", "flip": FLIP, "last": REFUSED}, "primary -> standby", way_back("ldap")),
         ({"last": REFUSED}, "refused, hold", "more: failoverctl history --show 9"),
-        ({"last": REFUSED, "pending": "hold"}, "refused, hold", "now, by hand: failoverctl fail-over ldap"),
+        ({"last": REFUSED, "pending": "hold"}, "refused, hold", "when that has changed and the fault still stands"),
         ({"target": "standby"}, None, way_back("ldap")),
     ],
 )
