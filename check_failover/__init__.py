@@ -11,7 +11,7 @@ The ground, which every wing may import and which imports no wing:
 - ``model``    records and enums that cross rooms
 - ``decide``   (facts, policy, situation) -> decision; tables that read as the policy
 - ``damping``  how often an automatic fail-back may happen
-- ``config``   load, validate, freeze the config
+- ``config``   load, validate, freeze the config; ``config_shape``: by its JSON schema, with faults in words
 - ``places``   where things are on each system
 - ``control``  the language of the two daemons' sockets, client's end; ``listening``: the daemons'; ``peer``: who asks
 - ``capabilities``  a daemon's privilege is not handed down to what it starts

@@ -1,22 +1,21 @@
 """Load the config (Linux: /etc/check_failover/config.toml): parse, validate, freeze.
 
-Every fault is one ``ConfigError`` line: file, path to the key, what is wrong and what the key means. jsonschema does
-the shape; what a schema cannot say (addresses, doubles, families) is checked here. jsonschema costs 150 ms and 11 MiB,
-so only programs that read the config import this module; the event handler does not.
+Every fault is one ``ConfigError`` line: file, path to the key, what is wrong and what the key means. ``config_shape``
+does the shape; what a schema cannot say (addresses, doubles, families) is checked here. jsonschema costs 150 ms and
+11 MiB, so only programs that read the config import this module; the event handler does not.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from check_failover import config_shape
 from check_failover.model import CheckSpec, Endpoint, Policy, Service, SyncSpec
 from check_failover.places import HERE
 
@@ -78,52 +77,19 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
     path = Path(path)
     try:
         raw = tomllib.loads(path.read_bytes().decode())
+    except PermissionError as error:
+        hint = "is this user in the group check_failover?"
+        raise ConfigError(f"{path}: cannot read: {error.strerror}: {hint}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
-    _validate(path, raw)
+    wrong = config_shape.problem(raw)
+    if wrong is not None:
+        raise ConfigError(f"{path}: {wrong}")
     return _freeze(path, raw)
-
-
-def schema() -> dict[str, Any]:
-    """The JSON schema beside this module (draft 2020-12)."""
-    text = resources.files("check_failover").joinpath("config.schema.json").read_text("utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
-
-
-def _validate(path: Path, raw: dict[str, Any]) -> None:
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    rules = schema()
-    errors = list(Draft202012Validator(rules).iter_errors(raw))
-    # Keys of a check whose own rules fail count as unevaluated too: what is really wrong with them comes first.
-    error = best_match([e for e in errors if e.validator != "unevaluatedProperties"] or errors)
-    if error is None:
-        return
-    meaning = _meaning(rules, error.absolute_schema_path)
-    unknown = re.match(
-        r"(?:Additional|Unevaluated) properties are not allowed \((.*) (?:was|were) unexpected\)", error.message
-    )
-    message = f"unknown key {unknown[1]}" if unknown else error.message
-    raise ConfigError(f"{path}: {error.json_path}: {message}" + (f" ({meaning})" if meaning else ""))
-
-
-def _meaning(rules: dict[str, Any], steps: Iterable[str | int]) -> str | None:
-    """The description nearest to the failing rule, looked for along its way through the schema."""
-    node: Any = rules
-    meaning: str | None = None
-    for step in steps:
-        if "$ref" in node and step not in node:  # jsonschema leaves "$ref" out of its path
-            node = rules["$defs"][node["$ref"].removeprefix("#/$defs/")]
-        node = node[step]
-        if isinstance(node, dict) and isinstance(node.get("description"), str):
-            meaning = node["description"]
-    return meaning
 
 
 def _freeze(path: Path, raw: dict[str, Any]) -> Config:
@@ -173,6 +139,8 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         raise ConfigError(f"{where}.standby: the same as the primary ({primary}); there is nothing to fail over to")
     if address in (primary, standby):
         raise ConfigError(f"{where}.address: the service address must not be a server's own ({address})")
+    if table["protocol"] == "udp" and table["check"]["type"] in ("ldap", "http"):
+        raise ConfigError(f"{where}.protocol: {table['check']['type']} is spoken over tcp, not udp")
     source_nat = table.get("source_nat")
     if source_nat is not None:
         nat = _endpoint(f"{where}.source_nat", source_nat, port)
@@ -193,17 +161,22 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         source_nat=source_nat,
         sync=_sync(where, table["sync"], primary, standby) if "sync" in table else None,
         primary_host=table.get("primary_host"),
-        test_client=_test_client(where, table.get("test_client"), address),
+        test_client=_test_client(where, table.get("test_client"), (address, primary, standby)),
         dialect=table.get("dialect"),
     )
 
 
-def _test_client(where: str, text: str | None, address: Endpoint) -> str | None:
+def _test_client(where: str, text: str | None, taken: tuple[Endpoint, ...]) -> str | None:
     if text is None:
         return None
+    address = taken[0]
     client = _endpoint(f"{where}.test_client", text, address.port)
     if client.port != address.port or client.family != address.family:
         raise ConfigError(f"{where}.test_client: want one IPv{address.family} address without a port, not {text}")
+    if client.address in [endpoint.address for endpoint in taken]:
+        raise ConfigError(
+            f"{where}.test_client: {text} is a server's or the service's own address; give one of nobody's"
+        )
     return client.address
 
 

@@ -12,8 +12,10 @@ probe says; proxies, netrc and CA settings of the environment count for nothing.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ipaddress
+import re
 import socket
 import ssl
 import threading
@@ -183,10 +185,10 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _statuses(text: str) -> list[int]:
-    numbers = [int(part) for part in text.split(",")]
-    if not all(100 <= number <= 599 for number in numbers):
-        raise ValueError(text)
-    return numbers
+    parts = text.split(",")
+    if not all(re.fullmatch("[1-5][0-9][0-9]", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of statuses such as 200,401")
+    return [int(part) for part in parts]
 
 
 OPTIONS: dict[str, dict[str, object]] = {

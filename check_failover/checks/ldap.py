@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ldap3
-from ldap3.core.exceptions import LDAPException, LDAPSocketOpenError
+from ldap3.core.exceptions import LDAPException, LDAPInvalidDnError, LDAPInvalidFilterError, LDAPSocketOpenError
+from ldap3.operation.search import parse_filter
+from ldap3.utils.dn import safe_dn
 
 from check_failover.checks import ProbeError, probing, tls
 from check_failover.checks.plugin import clean
@@ -51,6 +53,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     server_name.
     """
     began = time.monotonic()
+    _refuse_nonsense(options)
     connection = _connection(server, options, timeout)
     try:
         text = _ask(connection, options, began + timeout)
@@ -63,6 +66,19 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     finally:
         _close(connection)
     return Probe(True, time.monotonic() - began, text)
+
+
+def _refuse_nonsense(options: Mapping[str, object]) -> None:
+    """A question that nobody can be asked is no server's fault."""
+    search_filter = str(options.get("filter", DEFAULT_FILTER))
+    try:
+        if options["base"]:  # "" is the root DSE
+            safe_dn(str(options["base"]))
+        parse_filter(search_filter, None, True, False, None, False)  # type: ignore[no-untyped-call]
+    except LDAPInvalidDnError as error:
+        raise ProbeError(f"base: {options['base']!r} is not a DN: {error}") from None
+    except LDAPInvalidFilterError as error:
+        raise ProbeError(f"filter: {search_filter!r} is not a search filter: {error}") from None
 
 
 def _connection(server: Endpoint, options: Mapping[str, object], timeout: float) -> ldap3.Connection:

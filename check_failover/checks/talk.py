@@ -13,7 +13,8 @@ from check_failover.model import Probe
 
 MAX_ANSWER = 65536  # bytes looked at
 MAX_TEXT = 160  # characters of a probe's text
-_ESCAPES = {"\\r": "\r", "\\n": "\n", "\\t": "\t", "\\0": "\0", "\\\\": "\\"}
+_ESCAPES = {rb"\r": b"\r", rb"\n": b"\n", rb"\t": b"\t", rb"\0": b"\0", rb"\\": b"\\"}
+_ESCAPED = re.compile(rb"\\x([0-9A-Fa-f]{2})|\\[rnt0\\]")
 # Errors of this machine, not of the server: out of descriptors, memory or local ports, no such protocol here, forbidden
 # by our own firewall, a datagram that cannot be one.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
@@ -39,11 +40,7 @@ def failed(began: float, error: BaseException) -> Probe:
 
 def unescape(text: str) -> bytes:
     r"""``\r``, ``\n``, ``\t``, ``\0``, ``\\`` and ``\xNN`` as bytes; the rest in UTF-8."""
-    parts = re.split(r"(\\x[0-9A-Fa-f]{2}|\\[rnt0\\])", text)
-    return b"".join(
-        bytes([int(part[2:], 16)]) if part.startswith("\\x") and len(part) == 4 else _ESCAPES.get(part, part).encode()
-        for part in parts
-    )
+    return _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]) if found[1] else _ESCAPES[found[0]], text.encode())
 
 
 def unexpected(answer: bytes, expect: bytes) -> str:

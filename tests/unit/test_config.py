@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from check_failover.config import ConfigError, load, schema
+from check_failover.config import ConfigError, load
+from check_failover.config_shape import schema
 from check_failover.model import Endpoint
 
 GOOD = Path(__file__).parent.parent / "fixtures" / "config" / "good.toml"
@@ -14,7 +15,16 @@ GOOD = Path(__file__).parent.parent / "fixtures" / "config" / "good.toml"
 # what is replaced in the good file, by what, and the message that follows the file's name
 BROKEN = [
     ('redirect = "nftables"', 'redirect = "iptables"', "$.controller.redirect: 'iptables' is not one of"),
-    ('client_interface = "cl0"', 'client_interfaces = "cl0"', "$.controller: unknown key 'client_interfaces'"),
+    (
+        'client_interface = "cl0"',
+        'client_interfaces = "cl0"',
+        "$.controller: unknown key 'client_interfaces', is it 'client_interface'? (",
+    ),
+    (
+        'gateway = "kannel"',
+        'gateway = "kannel"\npasword_file = "/p"',
+        "$.sms: unknown key 'pasword_file', is it 'passw",
+    ),
     (
         'port = 389\nprimary = "10',
         'port = 99999\nprimary = "10',
@@ -41,10 +51,17 @@ BROKEN = [
         "$.service[0].address: the service address has no port of its own",
     ),
     ('name = "ldap6"', 'name = "ldap"', "$.service[1].name: 'ldap' is service 0 too"),
-    ('name = "ldap6"', 'name = "a b"', "$.service[1].name: 'a b' does not match"),
+    ('name = "ldap6"', 'name = "a b"', "$.service[1].name: 'a b' does not match: want a letter, then at most 14"),
     ('address = "2001:db8::10"', 'address = "fe80::1%cl0"', "$.service[1].address: fe80::1%cl0 has a scope"),
     ('base = "dc=example,dc=org"', "", "$.service[0].check: 'base' is a required property"),
-    ('base = "dc=example,dc=org"', 'bse = "x"\nbase = ""', "$.service[0].check: unknown key 'bse'"),
+    ('base = "dc=example,dc=org"', 'bse = "x"\nbase = ""', "$.service[0].check: unknown key 'bse', is it 'base'?"),
+    ('base = "dc=example,dc=org"', 'base = "example"', "$.service[0].check.base: 'example' does not match: want a DN"),
+    ('protocol = "tcp"', 'protocol = "udp"', "$.service[0].protocol: ldap is spoken over tcp, not udp"),
+    (
+        'primary = "10.0.0.11"',
+        'primary = "10.0.0.11"\ntest_client = "10.0.0.12"',
+        "$.service[0].test_client: 10.0.0.12 is a server's or the service's own address",
+    ),
     (
         'type = "tcp"',
         'type = "tcp"\ntls = "yes"',
@@ -96,7 +113,7 @@ BROKEN = [
     (
         'host = "ldap.example.org"\nprotocol = "tcp"\naddress = "192',
         'host = "a;b"\nprotocol = "tcp"\naddress = "192',
-        "$.service[0].host: 'a;b' does not match",
+        "$.service[0].host: 'a;b' does not match: want the name of a Nagios object, without spaces (",
     ),
     ("hold_down = 60", "damping_half_life = 0", "$.service[0].policy.damping_half_life: 0 is less than or equal to"),
     ('gateway = "kannel"', 'gateway = "pigeon"', "$.sms.gateway: 'pigeon' is not one of"),
@@ -143,6 +160,20 @@ def test_files_that_are_no_config(tmp_path: Path, content: bytes, message: str) 
     path = tmp_path / "config.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message.replace("$", r"\$")):
+        load(path)
+
+
+def test_one_table_for_all_services_is_told_shortly(tmp_path: Path) -> None:
+    """[service] in place of [[service]]: what is wrong stands in the line, not the whole table."""
+    path = tmp_path / "config.toml"
+    table = 'name = "ldap"\nhost = "h"\nprotocol = "tcp"\naddress = "192.0.2.10"\nport = 389\n'
+    path.write_text("[service]\n" + table)
+    with pytest.raises(
+        ConfigError, match=r"\$\.service: a table is not of type 'array' \(.* one \[\[service\]\] table"
+    ):
+        load(path)
+    path.write_text("[[services]]\n" + table)
+    with pytest.raises(ConfigError, match=r"\$: unknown key 'services', is it 'service'\?$"):
         load(path)
 
 

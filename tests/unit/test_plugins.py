@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from check_failover.checks import plugin
 from check_failover.checks.plugin import Outcome, Perf, number, render
+from check_failover.checks.talk import unescape
 from check_failover.control import Message
 from check_failover.listening import Server
 from check_failover.model import State
@@ -42,6 +44,28 @@ def proper(done: subprocess.CompletedProcess[str], state: State) -> str:
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == state, done.stdout + done.stderr
     return first_line(done.stdout, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "said"),
+    [
+        ("http", ["--status", "99999"], "argument --status: '99999' is not a list of statuses such as 200,401"),
+        ("http", ["--status", "200,x"], "argument --status: '200,x' is not a list of statuses such as 200,401"),
+        ("ldap", ["--base", "example"], "base: 'example' is not a DN"),
+        ("ldap", ["--base", "dc=example", "--filter", "(uid=joe"], "filter: '(uid=joe' is not a search filter"),
+        ("ldap", ["--base", "dc=example", "--filter", "uid"], "filter: 'uid' is not a search filter"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_unknown(name: str, argv: list[str], said: str) -> None:
+    """It is the caller's mistake, and no server's fault."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = run(name, "-H", "127.0.0.1", "-p", str(silent.getsockname()[1]), *argv, "-t", "1")
+        assert said in proper(done, State.UNKNOWN) + done.stdout
+
+
+def test_escapes_become_bytes() -> None:
+    """What is none stays as it is."""
+    assert unescape(r"\x41\r\n\0\xff\\n \q\xZZ\x4") == b"A\r\n\0\xff\\n \\q\\xZZ\\x4"
 
 
 @pytest.mark.parametrize(

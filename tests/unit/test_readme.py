@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from check_failover.admin.ctl import _parser
-from check_failover.config import schema
+from check_failover.config_shape import schema
 from check_failover.decide import Reason
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,78 @@
+"""The config's shape: tables, keys and values as config.schema.json has them, each fault told as one line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+
+_LONG = 60  # characters of a table that help nobody in an error
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema beside this module (draft 2020-12). "form" is ours: a pattern in words."""
+    text = resources.files("check_failover").joinpath("config.schema.json").read_text("utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def problem(raw: dict[str, Any]) -> str | None:
+    """What is wrong with a config, with the path to the key and what the key means; None: nothing."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    rules = schema()
+    errors = list(Draft202012Validator(rules).iter_errors(raw))
+    # Keys of a check whose own rules fail count as unevaluated too: what is really wrong with them comes first.
+    error = best_match([e for e in errors if e.validator != "unevaluatedProperties"] or errors)
+    if error is None:
+        return None
+    meaning = _meaning(rules, error.absolute_schema_path)
+    return f"{error.json_path}: {_wrong(rules, error)}" + (f" ({meaning})" if meaning else "")
+
+
+def _wrong(rules: dict[str, Any], error: ValidationError) -> str:
+    """jsonschema's words, where they are for people."""
+    unknown = re.match(
+        r"(?:Additional|Unevaluated) properties are not allowed \((.*) (?:was|were) unexpected\)", error.message
+    )
+    here, found = cast("dict[str, Any]", error.schema), cast("Any", error.instance)
+    if unknown is not None:
+        known = _keys(rules, here, found)
+        near = difflib.get_close_matches(unknown[1].split(", ")[0].strip("'"), sorted(known), 1)
+        return f"unknown key {unknown[1]}" + (f", is it {near[0]!r}?" if near else "")
+    if error.validator == "pattern" and "form" in here:
+        return f"{found!r} does not match: want {here['form']}"
+    shown = repr(found)
+    return error.message.replace(shown, "a table") if len(shown) > _LONG else error.message
+
+
+def _keys(rules: dict[str, Any], node: dict[str, Any], table: Mapping[str, Any]) -> set[str]:
+    """The keys that a table may have: of its own rules and of those for its ``type``, ``gateway`` or ``transport``."""
+    if "$ref" in node:
+        node = node | rules["$defs"][node["$ref"].removeprefix("#/$defs/")]
+    found = set(node.get("properties", {}))
+    for part in node.get("allOf", []):
+        wanted = part.get("if", {}).get("properties", {})
+        if all(table.get(key) == rule.get("const") for key, rule in wanted.items()):
+            found |= _keys(rules, part.get("then", part), table)
+    return found
+
+
+def _meaning(rules: dict[str, Any], steps: Iterable[str | int]) -> str | None:
+    """The description nearest to the failing rule, looked for along its way through the schema."""
+    node: Any = rules
+    meaning: str | None = None
+    for step in steps:
+        if "$ref" in node and step not in node:  # jsonschema leaves "$ref" out of its path
+            node = rules["$defs"][node["$ref"].removeprefix("#/$defs/")]
+        node = node[step]
+        if isinstance(node, dict) and isinstance(node.get("description"), str):
+            meaning = node["description"]
+    return meaning
