@@ -16,9 +16,9 @@ LINES, LINE = 14, 160  # of one service's further lines: how many, and bytes of 
 
 # What a flip did for clients, as the journal has it.
 _REPAIRS = {
-    "freed": "{} open connections reset",
-    "forgotten": "{} in the making sent on",
-    "left": "{} open connections left to finish",
+    "freed": "open connections reset: {}",
+    "forgotten": "forgotten, in the making or closed: {}",
+    "left": "open connections left to finish: {}",
 }
 
 

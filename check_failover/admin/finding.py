@@ -157,6 +157,17 @@ def may(about: str, user: Who | None, path: Path, wanted: int, do: str) -> Itera
         yield Finding("missing", about, f"{path}: {error.strerror}", do)
 
 
+def absent(path: str | Path) -> bool:
+    """Whether it is known that nothing is there."""
+    try:
+        Path(path).stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def describe(mode: os.stat_result) -> str:
     """``0640 root:check_failover``."""
     try:

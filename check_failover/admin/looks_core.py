@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import control
-from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, describe, may, way, who
+from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, absent, describe, may, way, who
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service
@@ -50,6 +50,9 @@ def daemons(scene: Scene) -> Iterator[Finding]:
     if scene.redirector.status is not None:
         do = f"{way('member', group='check_failover', user=controller.core_user)}, and restart the core"
         yield from may("event handler", who(controller.core_user), controller.redirector_socket, WRITE, do)
+    if who(controller.core_user) is None:
+        do = "set [controller] core_user to the user that Nagios or Icinga runs as"
+        yield Finding("missing", "core_user", f"no user {controller.core_user} here: nobody may order a fail-over", do)
     try:
         people = grp.getgrnam(controller.operators).gr_mem
         more = ", ".join(people) or f"nobody else ({way('member', group=controller.operators, user='YOU')})"
@@ -80,7 +83,8 @@ def servers(scene: Scene) -> Iterator[Finding]:
             yield Finding("missing", f"{service.name} sniffer", f"blind: {status['blind']}", do)
         health = status["standby"]
         if health["ok"] is None:
-            yield Finding("warning", about, "not probed yet", "wait a minute and look again")
+            do = "mend that, or, just after a start, look again in a minute"
+            yield Finding("warning", about, health["text"], do)
         elif health["ok"]:
             yield Finding("ok", about, f"passed its last probe: {health['text']}")
         else:
@@ -136,7 +140,12 @@ def nagios(scene: Scene) -> Iterator[Finding]:
     yield from _settings(scene.config, path, dict(parsed.maincfg_values))
     for service in scene.config.services:
         yield from _objects(service, parsed.data.get("all_service", []))
-    yield from _handler(scene.config, parsed.data.get("all_command", []), parsed.get_resources() or ())
+    try:
+        resources = parsed.get_resources() or ()
+    except OSError as error:
+        yield Finding("unknown", "event handler", f"{error.filename}: {error.strerror}", "run it as root")
+        return
+    yield from _handler(scene.config, parsed.data.get("all_command", []), resources)
 
 
 def _settings(config: Config, path: Path, values: Mapping[str, str]) -> Iterator[Finding]:
@@ -231,6 +240,9 @@ def sms(scene: Scene) -> Iterator[Finding]:
         if options is None:
             continue
         secret = options.get("password_file")
+        if secret is not None and absent(secret):
+            yield Finding("missing", about, f"{secret} is not there", "write the gateway's password into it")
+            continue
         if secret is not None and not os.access(secret, os.R_OK):
             yield Finding("unknown", about, f"{secret} cannot be read", "run it as root")
             continue

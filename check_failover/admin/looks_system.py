@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from check_failover.admin import looks_bsd
-from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, Who, describe, may, output, way, who
+from check_failover.admin.finding import (
+    EXECUTE,
+    READ,
+    WRITE,
+    Finding,
+    Scene,
+    Who,
+    absent,
+    describe,
+    may,
+    output,
+    way,
+    who,
+)
 from check_failover.model import Target
 
 PROC = Path("/proc/sys/net")
@@ -39,7 +53,12 @@ def redirect(scene: Scene) -> Iterator[Finding]:
 
 
 def network(scene: Scene) -> Iterator[Finding]:
-    """Forwarding, routes and what may drop packets on the way."""
+    """Interfaces, forwarding, routes and what may drop packets on the way."""
+    here = [name for _, name in socket.if_nameindex()]
+    for name in scene.config.controller.client_interfaces:
+        if name not in here:
+            do = f"set [controller] client_interface to one of: {', '.join(here)}"
+            yield Finding("missing", "client_interface", f"no interface {name} here", do)
     if sys.platform == "linux":
         yield from _forwarding_linux(scene)
         yield from _routes(scene)
@@ -150,6 +169,8 @@ def _secrets(scene: Scene) -> dict[str, Who | None]:
 
 def _secret(path: Path, reader: Who | None) -> Iterator[Finding]:
     do = f"chown root:check_failover {path} && chmod 640 {path}"
+    if absent(path):
+        do = f"write the password into it, then {do}"
     bad = list(may("password", reader, path, READ, do))
     yield from bad
     if bad:

@@ -63,8 +63,8 @@ def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
         lines.append(f"  sniffer: blind: {sniffer['blind']}")
     for server in ("primary", "standby"):
         health = sniffer[server]
-        word = {True: "passes", False: "fails", None: "not probed"}[health["ok"]]
-        lines.append(f"  {server}: {word}: {health['text']}" if health["ok"] is not None else f"  {server}: {word} yet")
+        word = {True: "passes: ", False: "fails: ", None: ""}[health["ok"]]
+        lines.append(f"  {server}: {word}{health['text']}")
     return lines
 
 

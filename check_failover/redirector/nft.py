@@ -98,4 +98,5 @@ def _first_line(errors: str) -> str:
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     if not lines:
         return "failed without a word (is CAP_NET_ADMIN there?)"
-    return lines[0].removeprefix("internal:0:0-0: ").removeprefix("Error: ")
+    said = lines[0].removeprefix("internal:0:0-0: ").removeprefix("Error: ")
+    return f"{said} (is CAP_NET_ADMIN there?)" if "not permitted" in said else said

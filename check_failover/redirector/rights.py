@@ -36,7 +36,14 @@ def refused(controller: Controller, verb: str, peer: Peer) -> str | None:
     """Why ``peer`` may not say ``verb``; None when it may."""
     if peer.uid == 0 or RIGHTS[verb] & {_EVERYONE, *_roles(controller, peer)}:
         return None
-    return f"not for user {user_name(peer.uid)}; allowed are: {', '.join(sorted(RIGHTS[verb]))} and root"
+    names = {
+        _CORE: controller.core_user,
+        _SNIFFER: controller.sniffer_user,
+        _PAIR: controller.pair_user,
+        _OPERATORS: f"the group {controller.operators}",
+    }
+    allowed = ", ".join(names[role] for role in sorted(RIGHTS[verb]))
+    return f"not for user {user_name(peer.uid)}; allowed are: {allowed} and root"
 
 
 def by_hand(controller: Controller, peer: Peer) -> bool:

@@ -118,6 +118,8 @@ class Steering:
         name, decision = order.service.name, self._decided(order)
         entry = self._memory.entry(name, order.verb, order.by, decision.text, order.facts, order.peer)
         entry["reason"] = str(decision.reason)
+        if not decision.flip:
+            entry["line"] = f"{name}: {order.verb} refused, {decision.reason}: {decision.text}"
         if decision.flip:
             self._flip(order, decision, entry)
         elif decision.reason is Reason.ALREADY and order.drain and order.deadline is not None:

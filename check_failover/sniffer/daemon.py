@@ -65,7 +65,10 @@ class Loop:
         self._asker = ThreadPoolExecutor(1, thread_name_prefix="redirector")
         transport = TRANSPORTS[config.monitoring["transport"]](config.monitoring)
         directory = config.controller.state_dir / "sniffer"
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ControlError(f"{directory}: cannot make: {error.strerror}: check space and rights") from None
         self._outbox = Outbox(transport, directory / "results.kept", on_failure=lambda: self.call(lambda: None))
         self._emergency = Emergency(config.monitoring.get("core_deadline"))
         self._evidence = Evidence(directory / "evidence")
@@ -180,7 +183,9 @@ class Loop:
         try:
             probe = self._probes[service.name](service.server(target), service.check.options, timeout)
         except ProbeError as error:
-            log.error("%s: cannot probe the %s: %s", service.name, target, error)
+            why = str(error)
+            log.error("%s: cannot probe the %s: %s", service.name, target, why)
+            self.call(lambda: self.sentries[service.name].health[target].unasked(why))
             return None
         if not probe.passed:
             log.info("%s: probe of the %s failed: %s", service.name, target, probe.text)

@@ -29,6 +29,11 @@ class Health:
         if probe.passed:
             self.took.append(probe.seconds)
 
+    def unasked(self, why: str) -> None:
+        """A probe could not be made: nothing new is known, but whom it concerns can read why."""
+        if self.ok is None:
+            self.text = f"cannot be probed: {why}"
+
     def usual(self) -> float:
         """The median of what passed probes took; 0: none is known."""
         return sorted(self.took)[len(self.took) // 2] if self.took else 0.0

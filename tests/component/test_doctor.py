@@ -183,6 +183,46 @@ def test_nagios_is_stopped(site: Site, usual: list[str]) -> None:
         assert why in line
 
 
+def test_what_the_config_names_is_not_there(site: Site, usual: list[str]) -> None:
+    """Interface, core's user, password file: each by a line that says what to write where."""
+    text = site.config.read_text()
+    assert site.kannel is not None
+    for old, wrong, begin, do in (
+        ('"cl0"', '"eth7"', "missing  client_interface: no interface eth7 here: ", "cl0"),
+        (
+            "[controller]",
+            '[controller]\ncore_user = "nobodys"',
+            "missing  core_user: no user nobodys here",
+            "core_user",
+        ),
+        (str(site.kannel.password_file), "/nowhere/pw", "missing  password: /nowhere/pw: No such file", "then chown"),
+        (str(site.kannel.password_file), "/nowhere/pw", "missing  SMS gateway: /nowhere/pw is not there", "write"),
+    ):
+        assert old in text
+        site.config.write_text(text.replace(old, wrong))
+        try:
+            code, lines = new(site, usual)
+        finally:
+            site.config.write_text(text)
+        assert code == 2
+        (line,) = [line for line in lines if line.startswith(begin)]
+        assert do in line
+
+
+def test_somebody_who_may_not_read_what_nagios_may(site: Site) -> None:
+    """resource.cfg holds passwords, so that most people may not read it."""
+    assert site.core is not None
+    copy, resource = site.core.directory / "copy.cfg", site.core.directory / "hidden.cfg"
+    resource.write_text("$USER1$=/usr/lib/nagios/plugins\n")
+    resource.chmod(0o600)
+    copy.write_text(site.core.config.read_text().replace("resource.cfg", resource.name))
+    copy.chmod(0o644)
+    who = ("/usr/bin/setpriv", "--reuid=nobody", "--clear-groups", "/usr/bin/env", f"PYTHONPATH={ROOT}")
+    argv = python_argv("check_failover.admin.ctl", "doctor", "--config", str(site.config))
+    text = site.house.run("controller", *who, *argv, "--nagios-cfg", str(copy), check=False)
+    assert f"unknown  event handler: {resource}: Permission denied: run it as root" in text, text
+
+
 def test_the_gateway_is_away(site: Site, usual: list[str]) -> None:
     text = site.config.read_text()
     assert site.kannel is not None

@@ -314,7 +314,10 @@ def test_who_may_say_what(controller: Controller) -> None:
     assert say("daemon", json.dumps({"verb": "status"}))["ok"]
     for verb in ("fail-over", "fail-back", "hold", "release", "evidence", "forget", "recovered"):
         refused = say("daemon", json.dumps({"verb": verb, "service": "tcp4", "facts": FACTS}))
-        assert "not for user daemon" in refused["error"], verb
+        assert "not for user daemon; allowed are: " in refused["error"], verb
+    assert say("daemon", json.dumps({"verb": "hold", "service": "tcp4"}))["error"].endswith(
+        "the group operator and root"
+    )
     for verb in ("hold", "release", "evidence", "forget"):
         assert "not for user nobody" in say("nobody", json.dumps({"verb": verb, "service": "tcp4"}))["error"]
     assert (

@@ -39,7 +39,7 @@ def test_what_was_done_and_on_which_facts() -> None:
     lines = done(FLIP)
     assert lines[0].endswith(" ldap: primary -> standby (gone)")
     assert lines[1:] == [
-        "ordered by nagios, took 20 ms, 3 open connections reset",
+        "ordered by nagios, took 20 ms, open connections reset: 3",
         "seen: no useful reply to 8 of 8 requests (refused)",
         "the primary failed 2 of 2 probes, the standby passed its probe",
         "the standby's data was 7 s old",
