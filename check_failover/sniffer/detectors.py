@@ -4,8 +4,9 @@ Their clocks run only while there is demand: an idle night is no failure (DESIGN
 
 - a refused SYN (RST, ICMP unreachable): at once
 - a SYN without an answer and no packet at all from the server since: SRTT + 4 RTTVAR
-- a request without a reply: 4 * p99 of that operation; bytes from the server on the same connection are progress. Not
-  while the same operation, asked later, is answered to nearly everybody: then it is one slow query
+- a request without a reply: 4 * p99 of that operation, 4 * p50 where ten in a row have none; bytes from the server on
+  the same connection are progress. Not while the same operation, asked later, is answered to nearly everybody: then it
+  is one slow query
 - retransmissions of data: at least half of the active flows within 800 ms (Blink, NSDI 2019), or two on one flow while
   the server says nothing to anyone. What the server has acknowledged does not count: that client's own way is lossy
 - error replies: the first one asks for a look, 20 % of the last 100 are a suspicion
@@ -21,7 +22,7 @@ from collections import deque
 from itertools import takewhile
 
 from check_failover.model import Detector, Suspicion
-from check_failover.sniffer.flows import WINDOW, FlowKey, Request
+from check_failover.sniffer.flows import WINDOW, Flow, FlowKey, Request
 from check_failover.sniffer.flowtable import FlowTable
 from check_failover.sniffer.thresholds import ENCRYPTED_WAIT, Errors, Gaps, Quiet, RoundTrip, Scale
 
@@ -53,7 +54,13 @@ class Detectors:
     def opened(self, key: FlowKey, request: Request, now: float) -> None:
         """A request that wants a reply."""
         self.recent.append(request)
+        self.gaps.setdefault(request.operation, Gaps()).unheard += 1
         self._push(now + self._wait(request, now), key, request)
+
+    def heard(self, flow: Flow) -> None:
+        """The server said something on this connection, if only a part of an answer."""
+        for request in flow.open.values():
+            self.gaps[request.operation].unheard = 0
 
     def _push(self, due: float, key: FlowKey, request: Request) -> None:
         self._count += 1
@@ -202,7 +209,7 @@ class Detectors:
         self.recent.clear()
         self.errors = Errors()
         self._raised.clear()
-        self.server_spoke = now
+        self._hear_anew(now)
         for detector in self._scales:
             self._scales[detector] = Scale()
 
@@ -211,4 +218,9 @@ class Detectors:
         for *_, request in self._heap:
             request.counts = request.counts and request.answered is True
         self._heap.clear()
+        self._hear_anew(now)
+
+    def _hear_anew(self, now: float) -> None:
         self.server_spoke = now
+        for gaps in self.gaps.values():
+            gaps.unheard = 0

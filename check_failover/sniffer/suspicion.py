@@ -167,6 +167,7 @@ class Watch:
 
     def _replied(self, flow: Flow, p: Packet) -> Suspicion | None:
         flow.heard = p.now
+        self._detect.heard(flow)
         new, missing = p.payload, p.length - len(p.payload)
         if p.proto == TCP:
             segment = flow.server.take(p.seq, p.payload, p.length)

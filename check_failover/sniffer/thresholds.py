@@ -7,6 +7,7 @@ from collections import deque
 KNOWN = 100  # replies until an operation's p99 is trusted
 UNKNOWN_WAIT = 0.3  # seconds until then
 MIN_WAIT = 0.1  # seconds
+MANY = 10  # requests in a row without a reply: these are not all the slow ones
 ENCRYPTED_WAIT = 2.0  # seconds: nobody can see what was asked
 SYN_MIN, SYN_MAX = 0.1, 0.5  # seconds
 _RING = 512
@@ -22,11 +23,12 @@ _BURST = 1.0  # seconds: shorter gaps are part of one conversation
 class Gaps:
     """Reply times of one operation: p50 and p99 over the last 512."""
 
-    __slots__ = ("_p50", "_p99", "_ring", "count")
+    __slots__ = ("_p50", "_p99", "_ring", "count", "unheard")
 
     def __init__(self) -> None:
         self._ring: deque[float] = deque(maxlen=_RING)
         self.count = 0
+        self.unheard = 0  # requests since the server last said anything to one of this operation
         self._p50 = self._p99 = 0.0
 
     def add(self, seconds: float) -> None:
@@ -46,10 +48,14 @@ class Gaps:
         return self._p99 if self.count else None
 
     def wait(self) -> float:
-        """Seconds without a reply that are suspicious: max(100 ms, 4 * p99), 300 ms until 100 replies are known."""
+        """Seconds without a reply that are suspicious: max(100 ms, 4 * p99), 300 ms until 100 replies are known.
+
+        Where ``MANY`` in a row wait, p50 is the measure: one client with slow questions, two of a hundred, lifts p99 to
+        seconds, and must not make us deaf to a server that answers nobody.
+        """
         if self.count < KNOWN:
             return UNKNOWN_WAIT  # the largest of a few says nothing: one slow reply must not make us deaf
-        return max(MIN_WAIT, 4 * self._p99)
+        return max(MIN_WAIT, 4 * (self._p50 if self.unheard >= MANY else self._p99))
 
 
 class RoundTrip:

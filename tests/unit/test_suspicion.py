@@ -451,6 +451,37 @@ class TestUnansweredRequest:
         stage.wait(2.0)
         assert stage.first(UNANSWERED).now - begun == pytest.approx(0.8)
 
+    @pytest.mark.parametrize("slow", [1.0, 20.0])
+    def test_one_client_with_slow_questions_does_not_make_it_deaf(self, slow: float) -> None:
+        """Two of a hundred searches take seconds, that is what p99 tells; ten in a row without a reply are no chance."""
+        stage = Stage()
+        busy, reports = learn(stage), Talk(stage, 39001).connect()
+        for number in range(10):
+            reports.ask(made.search(number + 1))
+            repeatedly(stage, slow, slow / 40, lambda n: busy.serve(made.search(1000 + n), made.result(1000 + n)))
+            reports.answer(made.result(number + 1))
+        busy.serve(made.search(2000), made.result(2000))
+        assert stage.watch._detect.gaps["search"].wait() > 3 * slow
+        assert stage.found == []
+        begun = stage.now
+        repeatedly(stage, 0.3, 0.01, lambda n: Talk(stage, 42000 + n).connect().ask(made.search(1)))
+        assert stage.first(UNANSWERED).now - begun < 0.25
+
+    def test_ten_at_once_that_are_answered_one_by_one(self) -> None:
+        """Slow questions of ten clients while the server is at work on them: each reply is a sign of life."""
+        stage = Stage()
+        busy = learn(stage)
+        for number in range(128):
+            busy.serve(made.search(1000 + number), made.result(1000 + number), 0.002 if number % 20 else 0.5)
+        stage.found.clear()
+        clients = [Talk(stage, 42000 + n).connect() for n in range(20)]
+        for talk in clients:
+            talk.ask(made.search(1))
+        for talk in clients:
+            stage.wait(0.05)
+            talk.answer(made.result(1))
+        assert stage.found == []
+
     def test_every_client_hangs(self) -> None:
         """All of them are in the count."""
         stage = Stage()
