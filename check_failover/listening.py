@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import select
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -22,7 +25,7 @@ Handler: TypeAlias = Callable[[Message, Peer], Message]
 Authorise: TypeAlias = Callable[[str, Peer], str | None]  # (verb, peer) -> None, or why not
 
 SERVER_DEADLINE = 5.0  # seconds a client may take to send its request line
-MAX_CLIENTS = 128
+MAX_CLIENTS = 128  # connections of one user, subscriptions among them: nobody takes the places of the others
 log = logging.getLogger(__name__)
 
 
@@ -36,7 +39,7 @@ class Server:
     ``handle`` runs in the connection's thread, after ``authorise`` agreed; it may raise RefusedError. ``hello`` is the
     first line of a subscription; it is called under the server's lock, so that no event falls between it and the first
     event, and must take no lock of its own. ``publish`` writes an event to every subscriber and drops those that do
-    not keep up.
+    not keep up. A connection belongs to its thread, which closes it; the others only shut it down.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Server:
         self.path, self.verbs, self.handle, self.authorise, self.hello = path, verbs, handle, authorise, hello
         self._subscribers: list[socket.socket] = []
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(MAX_CLIENTS)
+        self._clients: Counter[int] = Counter()  # user -> connections
         self._closing = False
         self._thread: threading.Thread | None = None
         self._sock = _listen(path)
@@ -71,9 +74,8 @@ class Server:
             self._thread.join(SERVER_DEADLINE)
         self._sock.close()
         with self._lock:
-            for sock in self._subscribers:
-                sock.close()
-            self._subscribers.clear()
+            for sock in list(self._subscribers):
+                self._cut(sock)
 
     def publish(self, event: Message) -> None:
         """Send an event line to all subscribers; one whose buffer is full is cut off and will subscribe again."""
@@ -83,8 +85,12 @@ class Server:
                 try:
                     sock.sendall(line)
                 except OSError:  # gone, or its buffer is full: half a line is worse than none
-                    self._subscribers.remove(sock)
-                    sock.close()
+                    self._cut(sock)
+
+    def _cut(self, sock: socket.socket) -> None:
+        self._subscribers.remove(sock)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while not self._closing:
@@ -95,29 +101,57 @@ class Server:
                     return
                 threading.Event().wait(0.05)  # out of descriptors: let the running ones finish
                 continue
-            if not self._slots.acquire(blocking=False):
+            uid = self._admitted(sock)
+            if uid is None:
                 sock.close()
                 continue
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(sock, uid), daemon=True).start()
+            except RuntimeError:  # no room for one more thread: this client asks again, the daemon goes on
+                log.exception("control socket %s", self.path.name)
+                self._left(sock, uid)
 
-    def _serve(self, sock: socket.socket) -> None:
-        keep = False
+    def _admitted(self, sock: socket.socket) -> int | None:
+        """Whose connection this is; None: of somebody who has enough of them."""
+        try:
+            uid = peer_of(sock).uid
+        except (ControlError, OSError):
+            uid = -1  # gone already, or ``_answer`` says why nobody is let in
+        with self._lock:
+            if self._clients[uid] >= MAX_CLIENTS:
+                return None
+            self._clients[uid] += 1
+        return uid
+
+    def _left(self, sock: socket.socket, uid: int) -> None:
+        with self._lock:
+            self._clients[uid] -= 1
+            if sock in self._subscribers:
+                self._subscribers.remove(sock)
+        sock.close()
+
+    def _serve(self, sock: socket.socket, uid: int) -> None:
         try:
             sock.settimeout(SERVER_DEADLINE)
-            reply, keep = self._answer(sock)
-            if keep and self.hello is not None:
-                with self._lock:
-                    sock.sendall(json.dumps({"ok": True, **self.hello()}).encode() + b"\n")
-                    sock.setblocking(False)
-                    self._subscribers.append(sock)
+            reply, stays = self._answer(sock)
+            if stays and self.hello is not None:
+                self._subscribe(sock, self.hello)
             else:
                 sock.sendall(json.dumps(reply).encode() + b"\n")
         except OSError:
-            keep = False  # the client went away: nobody to tell
+            pass  # the client went away: nobody to tell
         finally:
-            if not keep:
-                sock.close()
-            self._slots.release()
+            self._left(sock, uid)
+
+    def _subscribe(self, sock: socket.socket, hello: Callable[[], Message]) -> None:
+        """Until the subscriber goes, which has nothing more to say, or is cut off."""
+        with self._lock:
+            sock.sendall(json.dumps({"ok": True, **hello()}).encode() + b"\n")
+            sock.setblocking(False)
+            self._subscribers.append(sock)
+        end = select.poll()
+        end.register(sock, select.POLLIN)
+        end.poll()
 
     def _answer(self, sock: socket.socket) -> tuple[Message, bool]:
         try:
@@ -140,8 +174,9 @@ class Server:
 
 
 def _request_line(sock: socket.socket) -> bytes:
-    buffer = bytearray()
+    buffer, end = bytearray(), time.monotonic() + SERVER_DEADLINE
     while not buffer.endswith(b"\n"):
+        sock.settimeout(max(0.001, end - time.monotonic()))
         try:
             chunk = sock.recv(4096)
         except TimeoutError:
@@ -151,11 +186,19 @@ def _request_line(sock: socket.socket) -> bytes:
         buffer += chunk
         if len(buffer) > MAX_LINE:
             raise ControlError("bogus message: too long")
+    sock.settimeout(SERVER_DEADLINE)
     return bytes(buffer)
 
 
 def _no(text: str) -> Message:
     return {"ok": False, "error": text}
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ControlError(f"{path}: not our socket, and cannot be removed: {error.strerror}: remove it") from None
 
 
 def _listen(path: Path) -> socket.socket:
@@ -166,7 +209,7 @@ def _listen(path: Path) -> socket.socket:
         try:
             probe.connect(str(path))
         except OSError:
-            path.unlink(missing_ok=True)
+            _remove(path)
         else:
             raise ControlError(f"{path}: another daemon already listens here; stop it first")
         finally:

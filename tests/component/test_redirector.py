@@ -336,6 +336,35 @@ def test_who_may_say_what(controller: Controller) -> None:
     assert controller.journal()[-1]["peer"]["uid"] == 65534
 
 
+GREEDY = """
+import json, os, socket, sys, time
+kept = []
+for text in ('{"verb": "subscribe"}\\n', '{"verb": "status"'):
+    for _ in range(1200):
+        sock = socket.socket(socket.AF_UNIX)
+        try: sock.connect(sys.argv[1]); sock.sendall(text.encode())
+        except OSError: continue
+        kept.append(sock)
+print("holds on", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_greedy_looker_stops_nobody(controller: Controller) -> None:
+    """Who may only look takes all he can get, subscriptions and half lines: others are served, and it flips."""
+    controller.start()
+    (controller.directory / "run").chmod(0o755)
+    controller.socket.chmod(0o666)
+    log = controller.directory / "greedy.log"
+    limit = ("/usr/bin/prlimit", "--nofile=4096")
+    argv = (*limit, "/usr/bin/setpriv", "--reuid=daemon", "--clear-groups", sys.executable, "-c", GREEDY)
+    controller.house.start("controller", *argv, str(controller.socket), log=log, cwd=Path("/"))
+    poll(lambda: "holds on" in log.read_text(), 30.0, "all places of that user are taken")
+    reply = controller.flip("tcp4")
+    assert reply["flipped"], reply
+    assert controller.ask("tcp4").startswith("standby")
+
+
 def test_least_privilege(controller: Controller) -> None:
     """As an ordinary user with CAP_NET_ADMIN and CAP_NET_RAW alone it does all of its work."""
     shutil.chown(controller.directory / "run", "daemon")

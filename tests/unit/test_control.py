@@ -112,6 +112,54 @@ def test_a_subscriber_that_does_not_read_is_dropped(server: Server) -> None:
         assert server._subscribers == []
 
 
+def test_a_subscriber_that_goes_leaves_nothing(server: Server) -> None:
+    """Without a flip for months, too: each one that stayed would cost a descriptor, until there is none for a flip."""
+    for _ in range(2 * listening.MAX_CLIENTS):
+        sock, _hello = control.subscribe(server.path)
+        sock.close()
+        poll(lambda: not server._subscribers, 5, "it is forgotten")
+    poll(lambda: server._clients.total() == 0, 5, "all places free again")
+
+
+def test_a_slow_writer_has_one_deadline(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the whole line, not for each byte of it."""
+    monkeypatch.setattr(listening, "SERVER_DEADLINE", 0.5)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(server.path))
+
+        def cut() -> bool:
+            try:
+                return not sock.send(b" ")
+            except OSError:
+                return True
+
+        poll(cut, 5, "it is cut off")
+
+
+def test_no_room_for_one_more_thread(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This client asks again; the daemon does not live on without its socket."""
+    start = threading.Thread.start
+    failures = iter([True])
+
+    def refuse(thread: threading.Thread) -> None:
+        if next(failures, False):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(control.UnreachableError):
+        control.ask(server.path, {"verb": "status"})
+    assert control.ask(server.path, {"verb": "status"})["ok"] is True
+
+
+def test_what_stands_in_the_sockets_place_is_one_clear_line(tmp_path: Path) -> None:
+    """A directory, or somebody else's file in a directory with the sticky bit."""
+    path = tmp_path / "x.sock"
+    path.mkdir()
+    with pytest.raises(ControlError, match=r"x\.sock: not our socket, and cannot be removed: .*: remove it"):
+        Server(path, control.SNIFFER_VERBS, answer, authorise)
+
+
 def test_fifty_clients_at_once_are_all_answered(server: Server) -> None:
     """The core may start many handlers in the same moment."""
     replies: list[Message] = []
@@ -166,7 +214,7 @@ def test_a_handler_that_breaks_answers_all_the_same(tmp_path: Path) -> None:
     made.start()
     with pytest.raises(ControlError, match="internal error: KeyError"):
         control.ask(made.path, {"verb": "status"})
-    poll(lambda: made._slots._value == listening.MAX_CLIENTS, 5, "all slots free again")
+    poll(lambda: made._clients.total() == 0, 5, "all places free again")
     made.close()
 
 

@@ -453,7 +453,7 @@ class TestUnansweredRequest:
 
     @pytest.mark.parametrize("slow", [1.0, 20.0])
     def test_one_client_with_slow_questions_does_not_make_it_deaf(self, slow: float) -> None:
-        """Two of a hundred searches take seconds, that is what p99 tells; ten in a row without a reply are no chance."""
+        """Two of a hundred searches take seconds: that is p99 tells; ten in a row without a reply are no chance."""
         stage = Stage()
         busy, reports = learn(stage), Talk(stage, 39001).connect()
         for number in range(10):
