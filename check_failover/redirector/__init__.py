@@ -41,6 +41,9 @@ class Redirect(Protocol):
     def current(self, service: Service) -> Target | None:
         """The target as the kernel has it; None: no such rule, or one that points to neither server."""
 
+    def whole(self) -> bool:
+        """Whether everything else of ours is in the kernel: what ``current`` does not look at."""
+
     def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
         """Flip in one step, never without a rule. With ``drain`` open connections stay where they are."""
 

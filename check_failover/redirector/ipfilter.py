@@ -94,6 +94,10 @@ class Ipfilter:
         except RedirectError:
             return None
 
+    def whole(self) -> bool:
+        """The redirect's rule of a service is all that there is, and ``current`` reads it."""
+        return True
+
     def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
         before = self._ipnat.read(verbose=True)
         served = {name: self._served(other, before.rules) for name, other in self._services.items()}

@@ -18,6 +18,7 @@ Source: nft(8); which packets a refused SYN gets: RFC 9293, 3.10.7.1.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ from check_failover.redirector import Activity, RedirectError
 from check_failover.redirector.conntrack import Conntrack, Entry
 from check_failover.redirector.nft import Nft
 from check_failover.redirector.poke import Poker
-from check_failover.redirector.ruleset import CT_MASK, TABLE, pair, ruleset, version
+from check_failover.redirector.ruleset import CT_MASK, TABLE, count, pair, ruleset, version
 
 
 def ct_marks(services: Iterable[Service]) -> dict[str, int]:
@@ -50,6 +51,7 @@ class Nftables:
     def __init__(self, config: Config) -> None:
         self._services = {service.name: service for service in config.services}
         self._marks = ct_marks(config.services)
+        self._rules = count(config.services, self._marks)
         self._nft = Nft()
         self._conntrack = Conntrack()
         self._poker = Poker()
@@ -58,8 +60,10 @@ class Nftables:
     def install(self, targets: Mapping[str, Target]) -> None:
         """Right rules are left alone; otherwise the whole table is replaced in one transaction."""
         services = self._services.values()
-        if self._installed() == version(services, self._marks) and all(
-            self.current(self._services[name]) is target for name, target in targets.items()
+        if (
+            self._installed() == version(services, self._marks)
+            and self.whole()
+            and all(self.current(self._services[name]) is target for name, target in targets.items())
         ):
             return
         self._nft.run(ruleset(services, self._marks, targets))
@@ -76,6 +80,14 @@ class Nftables:
         if key != service.address:
             return None
         return next((target for target in Target if service.server(target) == server), None)
+
+    def whole(self) -> bool:
+        try:
+            objects = self._nft.list(f"table {TABLE}")
+        except RedirectError:
+            return False
+        found = Counter(entry["rule"]["chain"] for entry in objects if "rule" in entry)
+        return all(found[chain] >= number for chain, number in self._rules.items())
 
     def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
         name, old = service.name, service.server(target.other)

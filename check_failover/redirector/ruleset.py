@@ -31,21 +31,31 @@ def version(services: Iterable[Service], marks: Mapping[str, int]) -> str:
     return f"v_{hashlib.sha256(_table(tuple(services), marks, {}).encode()).hexdigest()[:16]}"
 
 
+def count(services: Iterable[Service], marks: Mapping[str, int]) -> dict[str, int]:
+    """Chain -> how many rules it has."""
+    return {name: len(lines) for name, _hook, lines in _chains(tuple(services), marks)}
+
+
 def _table(services: tuple[Service, ...], marks: Mapping[str, int], targets: Mapping[str, Target]) -> str:
     objects = "".join(_objects(service, targets.get(service.name)) for service in services)
     return objects + "".join(
-        f"  chain {name} {{\n    type {hook}; policy accept;\n"
-        + "".join(f"    {rule}\n" for service in services for rule in rules(service, marks[service.name]))
-        + "".join(f"    {rule}\n" for rule in common)
-        + "  }\n"
-        for name, hook, rules, common in (
-            ("prerouting", "nat hook prerouting priority dstnat - 5", _prerouting, ()),
-            ("output", "nat hook output priority -105", _output, ()),
-            ("postrouting", "nat hook postrouting priority srcnat - 5", _postrouting, ()),
-            ("raw_output", "filter hook output priority raw - 5", _nothing, (f"meta mark {MARK_POKE:#x} notrack",)),
-            ("forward", "filter hook forward priority filter - 5", _forward, ()),
-        )
+        f"  chain {name} {{\n    type {hook}; policy accept;\n" + "".join(f"    {line}\n" for line in lines) + "  }\n"
+        for name, hook, lines in _chains(services, marks)
     )
+
+
+def _chains(services: tuple[Service, ...], marks: Mapping[str, int]) -> list[tuple[str, str, list[str]]]:
+    """Name, hook and rules of each."""
+    return [
+        (name, hook, [line for service in services for line in rules(service, marks[service.name])] + common)
+        for name, hook, rules, common in (
+            ("prerouting", "nat hook prerouting priority dstnat - 5", _prerouting, []),
+            ("output", "nat hook output priority -105", _output, []),
+            ("postrouting", "nat hook postrouting priority srcnat - 5", _postrouting, []),
+            ("raw_output", "filter hook output priority raw - 5", _nothing, [f"meta mark {MARK_POKE:#x} notrack"]),
+            ("forward", "filter hook forward priority filter - 5", _forward, []),
+        )
+    ]
 
 
 def _objects(service: Service, target: Target | None) -> str:

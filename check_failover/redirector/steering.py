@@ -71,7 +71,8 @@ class Steering:
         with self._lock:
             self._memory.mend()
             targets = self.targets()
-            wrong = [n for n, service in self._services.items() if self._redirect.current(service) is not targets[n]]
+            whole = self._redirect.whole()
+            wrong = [n for n, s in self._services.items() if not whole or self._redirect.current(s) is not targets[n]]
             try:
                 if wrong:
                     self._redirect.install(targets)
@@ -170,12 +171,13 @@ class Steering:
         return True
 
     def _move(self, service: Service, target: Target, *, drain: bool) -> None:
-        """One transaction; where another hand removed our rules, all of them anew. Raises RedirectError."""
+        """One transaction; where another hand removed our rules, after all of them anew. Raises RedirectError."""
         try:
             self._redirect.set(service, target, drain=drain)
         except RedirectError as error:
             log.warning("%s: %s: loading all rules anew", service.name, error)
-            self._redirect.install({**self.targets(), service.name: target})
+            self._redirect.install(self.targets())
+            self._redirect.set(service, target, drain=drain)
 
     # ------------------------------------------------------------ drain
 

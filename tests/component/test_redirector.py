@@ -202,18 +202,32 @@ def test_other_peoples_rules_are_left_alone(controller: Controller) -> None:
     assert [controller.nft(f"list table {name}") for name in ("inet site", "ip mangle")] == before
 
 
-def test_another_hand_is_put_right(controller: Controller) -> None:
+@pytest.mark.parametrize("hand", ["delete table", "flush table", "flush chain forward in"])
+def test_another_hand_is_put_right(controller: Controller, hand: str) -> None:
     """Our rules removed or changed by another hand are restored within seconds, and it is written down."""
     controller.start()
     controller.flip("tcp4")
-    controller.nft("delete table inet check_failover")
-    poll(lambda: controller.status()["tcp4"]["kernel"] == "standby", 10.0, "the rules are back")
+    verb, kind, *chain = hand.split()
+    before = controller.nft("list table inet check_failover")
+    controller.nft(f"{verb} {kind} inet check_failover {' '.join(chain[:1])}")
+    poll(lambda: controller.journal()[-1]["verb"] == "restore", 10.0, "it is written down")
+    assert controller.status()["tcp4"]["kernel"] == "standby"
     assert controller.ask("tcp4").startswith("standby")
-    assert controller.journal()[-1]["verb"] == "restore"
+    after = controller.nft("list table inet check_failover")
+    assert [line for line in rules_of(before) if line not in rules_of(after)] == []
 
 
-def test_a_waiting_client_is_freed(controller: Controller) -> None:
-    """A client that waits for an answer that will never come gets a RST at the flip, not after minutes."""
+def rules_of(table: str) -> list[str]:
+    """Without what is counted, and the old server's element, which only a flip brings."""
+    return [line for line in table.splitlines() if "counter" not in line and "elements" not in line]
+
+
+@pytest.mark.parametrize("hand", ["", "delete table inet check_failover"])
+def test_a_waiting_client_is_freed(controller: Controller, hand: str) -> None:
+    """A client that waits for an answer that will never come gets a RST at the flip, not after minutes.
+
+    Also where another hand took our rules just before: they are loaded anew, and it is a whole flip all the same.
+    """
     controller.start()
     code = (
         "import socket, time\n"
@@ -226,6 +240,8 @@ def test_a_waiting_client_is_freed(controller: Controller) -> None:
     log = controller.directory / "client.log"
     controller.house.start("client", sys.executable, "-c", code, log=log)
     poll(lambda: "waiting" in log.read_text(), 10.0, "the client waits")
+    if hand:
+        controller.nft(hand)
     reply = controller.flip("tcp4")
     assert reply["flipped"]
     poll(lambda: "reset" in log.read_text(), 10.0, "the client is told")
