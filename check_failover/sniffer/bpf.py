@@ -52,20 +52,22 @@ def assemble(program: Sequence[Instruction | str]) -> bytes:
     return code
 
 
-def clients_filter(service: Service, sample: int = 0, port: int = 0) -> bytes:
+def clients_filter(service: Service, sample: int = 0, port: int = 0, *, leaving: bool = False) -> bytes:
     """Frames between clients and one service address.
 
-    ``sample`` bits: one of 2**sample connections is kept, that from a client's ``port`` among them.
+    ``sample`` bits: one of 2**sample connections is kept, that from a client's ``port`` among them. ``leaving``: of the
+    answers only those that this machine sends, as a router does (Linux). What comes in under the service's address is
+    forged: one client could answer for a dead server, to be taken for its sign of life.
     """
     proto = _TCP if service.protocol == "tcp" else _UDP
     program: list[Instruction | str] = []
     for base, vlan in ((14, False), (18, True)):
         program += _link(base, vlan, service.address.family, "next" if not vlan else "no")
-        program += (
-            _v4(service, proto, base, (sample, port))
-            if service.address.family == 4
-            else _v6(service, proto, base, (sample, port))
-        )
+        parts = _v4 if service.address.family == 4 else _v6
+        for row in parts(service, proto, base, (sample, port)):
+            program.append(row)
+            if row == f"source{base}" and leaving:
+                program += [(LDB, 0, 0, PACKET_TYPE), (JEQ, 0, "next" if not vlan else "no", _OUTGOING)]
         if not vlan:
             program.append("next")
     return assemble([*program, "no", (RET, 0, 0, 0)])

@@ -47,7 +47,9 @@ class _Eye:
 
     def program(self) -> bytes:
         sample = (self.sampling.bits, self.sampling.port)
-        return bpf.faults_filter(*sample) if self.service is None else bpf.clients_filter(self.service, *sample)
+        if self.service is None:
+            return bpf.faults_filter(*sample)
+        return bpf.clients_filter(self.service, *sample, leaving=sys.platform == "linux")
 
     def port(self, packet: Packet) -> int:
         """The client's."""

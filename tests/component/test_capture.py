@@ -82,9 +82,10 @@ class Wire:
             Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
             ip("link", "set", name, "up")
 
-    def send(self, *frames: Layer, pair: int = 0) -> None:
+    def send(self, *frames: Layer, pair: int = 0, out: bool = False) -> None:
+        """From the other side; ``out``: as this machine sends them."""
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-            sock.bind((self.far[pair], 0))
+            sock.bind(((self.near if out else self.far)[pair], 0))
             for frame in frames:
                 sock.send(bytes(frame))
 
@@ -133,6 +134,25 @@ FRAMES = {
 }
 
 
+BACK = {
+    "four": LINK / IP(src="192.0.2.10", dst="198.51.100.7") / TCP(sport=389, dport=40000, flags="SA", seq=1, ack=8),
+    "six": LINK / IPv6(src="2001:db8::10", dst="2001:db8::7") / UDP(sport=53, dport=40000) / b"answer",
+}
+
+
+@pytest.mark.parametrize("link", [LINK, LINK / Dot1Q(vlan=5)], ids=["plain", "vlan"])
+@pytest.mark.parametrize("name", BACK)
+def test_answers_that_come_in_are_forged(wire: Wire, name: str, link: Layer) -> None:
+    """A client that speaks under the service's address must not pass for a sign of life of a dead server."""
+    answer = link / BACK[name].payload
+    wire.send(answer)
+    wire.send(answer, out=True)
+    wire.send(ask())
+    found: list[tuple[str, Packet, bytes]] = []
+    poll(lambda: found.extend(wire.seen()) or any(p.dport == 389 for _, p, _ in found), 5.0, "the last frame")
+    assert [(who, data) for who, p, data in found if p.dport == 40000] == [(name, bytes(answer))]
+
+
 @pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("pair", [0, 1])
 def test_frames_of_every_kind_on_every_interface(wire: Wire, name: str, pair: int) -> None:
@@ -147,10 +167,9 @@ def test_frames_of_every_kind_on_every_interface(wire: Wire, name: str, pair: in
 
 def test_two_interfaces_are_one_conversation(wire: Wire) -> None:
     """Where the way there and the way back differ, what came first is told first."""
-    back = LINK / IP(src="192.0.2.10", dst="198.51.100.7") / TCP(sport=389, dport=40000, flags="SA", seq=1, ack=8)
     for number in range(20):
         wire.send(ask(seq=number), pair=1)
-        wire.send(back, pair=0)
+        wire.send(BACK["four"], pair=0, out=True)
     found: list[Packet] = []
     poll(lambda: found.extend(p for _, p, _ in wire.seen()) or len(found) >= 40, 5.0, "forty frames")
     assert [p.dport for p in found] == [389, 40000] * 20
