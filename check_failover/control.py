@@ -124,12 +124,14 @@ def parse(line: bytes) -> Message:
 
 
 def _connect(path: str | Path, timeout: float) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = None
     try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout)
         sock.connect(str(path))
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         why = "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise UnreachableError(f"{path}: {why}: is the daemon running, and are you in its group?") from None
     return sock

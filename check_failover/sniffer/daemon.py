@@ -27,7 +27,7 @@ from typing import Any
 from check_failover import __version__, control, syncstate
 from check_failover.checks import ProbeError, probe_function
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
-from check_failover.control import ControlError, Message
+from check_failover.control import ControlError, Message, UnreachableError
 from check_failover.listening import Server
 from check_failover.model import Facts, PassiveResult, Probe, Service, Target
 from check_failover.notify import log_to_stderr, notify
@@ -38,7 +38,7 @@ from check_failover.sniffer.evidence import Evidence
 from check_failover.sniffer.eyes import Bypass, Eyes
 from check_failover.sniffer.packet import RST
 from check_failover.sniffer.rescue import Rescue
-from check_failover.sniffer.sentry import Sentry
+from check_failover.sniffer.sentry import Condition, Sentry
 from check_failover.sniffer.verbs import Verbs
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
@@ -235,6 +235,8 @@ class Loop:
     def _order_ourselves(self, sentry: Sentry, now: float) -> None:
         """A failed verdict cannot wait for a core that is not there."""
         name = sentry.service.name
+        if self._emergency.withdraws(name, well=sentry.condition is Condition.OK):
+            self._asker.submit(self._ask_redirector, {"verb": "recovered", "service": name, "by": "sniffer"})
         why = self._emergency.due(name, now, failed=sentry.failed, reachable=self._outbox.reachable)
         facts = None if why is None else sentry.last_facts()
         if facts is None:
@@ -247,23 +249,27 @@ class Loop:
         """Keep a subscription: the target, and each flip in the moment it happens."""
         while not self._stop.is_set():
             try:
-                sock, hello = control.subscribe(self._config.controller.redirector_socket)
-            except ControlError:
-                self._stop.wait(0.5)
-                continue
-            with sock:
-                sock.settimeout(None)
-                for name, target in hello.get("targets", {}).items():
-                    self._moved(name, Target(target), replay=False)
-                buffer = bytearray()
-                while chunk := _receive(sock):
-                    buffer += chunk
-                    for event in control.split_lines(buffer):
-                        if event.get("event") == "refused" and event.get("verb") == "fail-over":
-                            self._spoken(str(event["service"]))
-                        if event.get("event") == "flip":
-                            self._moved(str(event["service"]), Target(event["target"]), replay=not event.get("drain"))
+                self._listen_to_redirector()
+            except UnreachableError:
+                pass  # it restarts
+            except (ControlError, LookupError, TypeError, ValueError) as error:  # nonsense, or of another version
+                log.warning("the redirector's events are not understood: %s", error)
             self._stop.wait(0.5)
+
+    def _listen_to_redirector(self) -> None:
+        sock, hello = control.subscribe(self._config.controller.redirector_socket)
+        with sock:
+            sock.settimeout(None)
+            for name, target in hello.get("targets", {}).items():
+                self._moved(name, Target(target), replay=False)
+            buffer = bytearray()
+            while chunk := _receive(sock):
+                buffer += chunk
+                for event in control.split_lines(buffer):
+                    if event.get("event") == "refused" and event.get("verb") == "fail-over":
+                        self._spoken(str(event["service"]))
+                    if event.get("event") == "flip":
+                        self._moved(str(event["service"]), Target(event["target"]), replay=not event.get("drain"))
 
     def _spoken(self, name: str) -> None:
         self.call(lambda: self._emergency.spoken(name, time.monotonic()))

@@ -31,6 +31,7 @@ class Emergency:
         self._deadline = deadline
         self._cases: dict[str, _Case] = {}
         self._spoken: dict[str, float] = {}
+        self._ordered: set[str] = set()  # our order stands, and is done or pending
 
     def spoken(self, name: str, now: float) -> None:
         """An order for this service reached the redirector and was refused, whoever gave it."""
@@ -39,6 +40,17 @@ class Emergency:
     def moved(self, name: str) -> None:
         """The target changed: whatever was said before is about something that is over."""
         self._spoken.pop(name, None)
+        self._ordered.discard(name)
+
+    def withdraws(self, name: str, *, well: bool) -> bool:
+        """Whether our order must be taken back, because the server is well again: the core, which gave none, does not.
+
+        Left pending it would be carried out at the next fault, over the head of a core that is back (a downtime, say).
+        """
+        if not well or name not in self._ordered:
+            return False
+        self._ordered.discard(name)
+        return True
 
     def due(self, name: str, now: float, *, failed: bool, reachable: bool) -> str | None:
         """Why the redirector should be asked now; None: it should not. ``failed``: a verdict stands on the primary."""
@@ -55,4 +67,5 @@ class Emergency:
             why = "the core is silent"
         if why is not None:
             case.ordered = now
+            self._ordered.add(name)
         return why

@@ -101,8 +101,10 @@ class Outbox:
     def _attempt(self, batch: list[PassiveResult]) -> bool:
         try:
             self._transport.send(batch)
-        except TransportError as error:
-            if self.reachable:
+        except Exception as error:  # anything: without this thread the core would never hear of a verdict again
+            if not isinstance(error, TransportError):
+                log.exception("results are kept, a fault of our own")
+            elif self.reachable:
                 log.warning("results are kept, the core did not take them: %s", error)
             self.reachable = False
             if self._on_failure is not None:

@@ -161,3 +161,23 @@ def test_a_long_absence_is_bounded() -> None:
     assert core.taken[-1].text == str(3 * LIMIT - 1)
     numbers = [int(r.text) for r in core.taken]
     assert numbers == sorted(numbers)
+
+
+def test_a_fault_of_our_own_is_not_the_end() -> None:
+    """Whatever breaks in a transport: results are kept, the sniffer knows that the core hears nothing, it goes on."""
+    broken, sent = threading.Event(), []
+    broken.set()
+
+    class Breaking:
+        def send(self, results: Sequence[PassiveResult]) -> None:
+            if broken.is_set():
+                raise LookupError("a fault of our own")
+            sent.extend(results)
+
+    outbox = Outbox(Breaking())
+    outbox.submit(result())
+    poll(lambda: not outbox.reachable, 5.0, "it is not taken")
+    broken.clear()
+    poll(lambda: outbox.reachable and not outbox.waiting(), 5.0, "it is taken")
+    assert sent == [result()]
+    outbox.close()

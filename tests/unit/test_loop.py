@@ -1,0 +1,106 @@
+"""The sniffer's loop towards the redirector: its own orders and their end, and events that make no sense."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from check_failover import control, listening
+from check_failover.config import load
+from check_failover.model import Detector, Probe, Suspicion, Target
+from check_failover.peer import Peer
+from check_failover.sniffer.daemon import Loop
+from check_failover.sniffer.sentry import Condition
+from tests.lab.netns import poll
+
+CONFIG = """
+[controller]
+run_dir = "{0}"
+state_dir = "{0}"
+[monitoring]
+command_file = "{0}/nagios.cmd"
+[[service]]
+name = "ldap"
+host = "h"
+protocol = "tcp"
+address = "192.0.2.10"
+port = 389
+primary = "127.0.0.1:9"
+standby = "127.0.0.2:9"
+[service.check]
+type = "tcp"
+"""
+PASSED, FAILED = Probe(True, 0.001, "connected"), Probe(False, 0.001, "connection refused", refused=True)
+
+
+class Redirector:
+    """A redirector's socket that notes what it is asked. ``greetings``: of each subscription, the last one for ever."""
+
+    def __init__(self, path: Path, *greetings: control.Message) -> None:
+        self.asked: list[control.Message] = []
+        self._greetings = list(greetings) or [{"targets": {}}]
+        self.server = listening.Server(path, control.REDIRECTOR_VERBS, self._handle, lambda _v, _p: None, self._greet)
+        self.server.start()
+
+    def _handle(self, message: control.Message, _peer: Peer) -> control.Message:
+        self.asked.append(message)
+        return {}
+
+    def _greet(self) -> control.Message:
+        return self._greetings.pop(0) if len(self._greetings) > 1 else self._greetings[0]
+
+    def verbs(self) -> list[Any]:
+        return [message["verb"] for message in self.asked]
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Loop]:
+    path = tmp_path / "config.toml"
+    path.write_text(CONFIG.format(tmp_path))
+    made = Loop(load(path))
+    yield made
+    made.stop()
+    made._close()
+
+
+def test_an_order_of_our_own_ends_with_its_fault(loop: Loop, tmp_path: Path) -> None:
+    """The core is away, both servers fail, the order stays pending; then the primary is well again: nobody else would
+    take it back, and the next fault would find it, whatever the core says by then."""
+    redirector = Redirector(tmp_path / "redirector.sock")
+    sentry, now = loop.sentries["ldap"], time.monotonic()
+    sentry._suspect(Suspicion("ldap", Detector.REFUSED, now, "connection refused"), now)
+    for target in (Target.PRIMARY, Target.PRIMARY, Target.STANDBY):
+        sentry.probed(target, FAILED, now)
+    assert sentry.failed
+    poll(lambda: not loop._outbox.reachable, 5.0, "nobody takes the result")
+    loop._order_ourselves(sentry, now)
+    poll(lambda: redirector.verbs() == ["fail-over"], 5.0, "our own order")
+    sentry.tick(now + 2.0)
+    sentry.probed(Target.PRIMARY, PASSED, now + 2.0)
+    assert sentry.condition is Condition.OK
+    for moment in (2.0, 3.0):
+        loop._order_ourselves(sentry, now + moment)
+    poll(lambda: redirector.verbs() == ["fail-over", "recovered"], 5.0, "it is taken back, once")
+    redirector.server.close()
+
+
+def test_events_that_make_no_sense_are_not_the_end(loop: Loop, tmp_path: Path) -> None:
+    """A redirector of another version: who listens to it begins anew, and hears of the next flip."""
+    redirector = Redirector(tmp_path / "redirector.sock", {"targets": {"ldap": "elsewhere"}}, {"targets": {}})
+    threading.Thread(target=loop._follow_redirector, daemon=True).start()
+    event = {"event": "flip", "service": "ldap", "target": "standby"}
+
+    def moved() -> bool:
+        redirector.server.publish(event)
+        with contextlib.suppress(BlockingIOError):  # nothing to wake up for
+            loop._drain_wake()
+        return loop.sentries["ldap"].target is Target.STANDBY
+
+    poll(moved, 10.0, "the flip is heard of")
+    redirector.server.close()
