@@ -18,6 +18,7 @@ from pathlib import Path
 from check_failover.config import Config
 from check_failover.decide import FAIL_OVER, Situation, decide
 from check_failover.model import Facts, PassiveResult, Probe, Service, Target
+from check_failover.sniffer.bpf import SNAPLEN
 from check_failover.sniffer.capture import CaptureError
 from check_failover.sniffer.packet import ETHERNET, LINUX_SLL, RAW_IP, parse
 from check_failover.sniffer.sentry import Condition, Sentry
@@ -117,7 +118,9 @@ def run(config: Config, path: Path, speed: float | None, *, primary_passes: bool
     """Print the replay of a file; ``speed`` 1 is real time, None as fast as it goes. Raises CaptureError."""
     replay: Replay | None = None
     real = time.monotonic()
-    for frame, at, linktype in _frames(path):
+    frames = cut = 0
+    for frame, size, at, linktype in _frames(path):
+        frames, cut = frames + 1, cut + (len(frame) < min(size, SNAPLEN))
         if replay is None:
             replay = Replay(config, print, primary_passes=primary_passes, begin=at)
             first = at
@@ -128,9 +131,12 @@ def run(config: Config, path: Path, speed: float | None, *, primary_passes: bool
         raise CaptureError(f"{path}: no packets in it")
     replay.run_to(replay.now + TAIL)
     print("\n".join(replay.summary()))
+    if cut:
+        print(f"{cut} of {frames} packets are cut, what they say is not in the file: capture with tcpdump -s 0")
 
 
-def _frames(path: Path) -> Iterator[tuple[bytes, float, int]]:
+def _frames(path: Path) -> Iterator[tuple[bytes, int, float, int]]:
+    """Frame, its length on the wire, Unix time, kind of link."""
     from scapy.error import Scapy_Exception
     from scapy.utils import RawPcapNgReader, RawPcapReader
 
@@ -142,7 +148,7 @@ def _frames(path: Path) -> Iterator[tuple[bytes, float, int]]:
                 if kind not in _LINKTYPES:
                     raise CaptureError(f"{path}: link type {kind} is not understood: capture on an Ethernet interface")
                 at = _ng_time(meta) if ng else meta.sec + meta.usec / (1e9 if reader.nano else 1e6)
-                yield bytes(data), at, _LINKTYPES[kind]
+                yield bytes(data), getattr(meta, "wirelen", None) or len(data), at, _LINKTYPES[kind]
     except OSError as error:
         raise CaptureError(f"{path}: cannot read: {error.strerror or error}") from None
     except (Scapy_Exception, EOFError, ValueError, TypeError) as error:

@@ -69,12 +69,25 @@ def story(config: Config, path: Path, *, passes: bool = False) -> list[str]:
     """What the replay printed."""
     lines: list[str] = []
     player: replay.Replay | None = None
-    for frame, at, linktype in replay._frames(path):
+    for frame, _size, at, linktype in replay._frames(path):
         player = player or replay.Replay(config, lines.append, primary_passes=passes, begin=at)
         player.frame(frame, at, linktype)
     assert player is not None
     player.run_to(player.now + replay.TAIL)
     return [*lines, *player.summary()]
+
+
+def test_a_file_of_headers_says_that_nothing_can_be_read_in_it(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evidence keeps headers only: "0 requests" would be taken for a finding."""
+    path = tmp_path / "headers.pcap"
+    whole = [bytes(packet) for packet in conversation(4000, 0.0)]  # type: ignore[call-overload]
+    for keep, told in ((54, "2 of 5 packets are cut, what they say is not in the file"), (1000, None)):
+        path.write_bytes(evidence.pcap([(1.0 + n / 1000, data[:keep], len(data)) for n, data in enumerate(whole)]))
+        replay.run(config, path, None, primary_passes=False)
+        said = capsys.readouterr().out
+        assert (told in said) if told else (" are cut" not in said and "ldap: 1 requests, 1 replies" in said), said
 
 
 def capture(path: Path, *, dead_after: float, link: object = None) -> Path:
