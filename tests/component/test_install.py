@@ -35,6 +35,9 @@ def test_there_and_gone_again(tmp_path: Path) -> None:
         if link.is_symlink():
             assert (tmp_path / str(link.readlink()).lstrip("/")).exists(), link
     assert (tmp_path / "etc/check_failover/config.toml.example").stat().st_mode & 0o777 == 0o640
+    for unit in (tmp_path / UNITS).glob("failover-*.service"):
+        (document,) = [line for line in unit.read_text().splitlines() if line.startswith("Documentation=file:/")]
+        assert (tmp_path / document.removeprefix("Documentation=file:/")).exists(), unit.name
     units = sorted(str(path) for path in (tmp_path / UNITS).glob("failover-*.*") if path.is_file())
     done = subprocess.run(
         ["/usr/bin/systemd-analyze", "verify", "--man=no", f"--root={tmp_path}", *(Path(u).name for u in units)],
