@@ -1,11 +1,11 @@
-"""Whole LDAP conversations at any rate, as a port mirror would bring them: for what watching costs. Run in a namespace.
+"""Whole LDAP conversations at any rate, sent out of the controller's own client interface: for what watching costs.
 
     python -m tests.lab.mirror INTERFACE ADDRESS RATE SECONDS      RATE in connections/s, 0: as fast as it goes
 
 Prints a line when it begins and ``{"frames", "seconds"}`` at its end. Each connection is ``len(STEPS)`` frames:
-connect, bind, one search, unbind, close, both directions. Their destination is a MAC address that nobody has, so the
-peer's kernel forwards none of them and only its packet sockets see them: what servers and NAT can carry sets no limit
-here. Sixteen connections are in progress at a time. sendmmsg(2), so that Python is not in the way of the rate.
+connect, bind, one search, unbind, close, both directions (answers count only where they leave, see ``bpf``). Their
+destination is a MAC address that nobody has, so only packet sockets see them: what servers and NAT can carry sets no
+limit here. Sixteen connections are in progress at a time. sendmmsg(2), so that Python is not in the way of the rate.
 """
 
 from __future__ import annotations
