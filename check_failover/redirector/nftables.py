@@ -102,7 +102,9 @@ class Nftables:
         """One dump serves both halves of the repair: it takes 15 ms, because the kernel walks its whole table."""
         ours = self._entries(service, old)
         self._waiting[service.name] = [entry.client for entry in ours if entry.established]
-        return self._conntrack.delete_all([entry for entry in ours if not entry.established])
+        rest = [entry for entry in ours if not entry.established]  # finished ones too: their ports are used again
+        self._conntrack.delete_all(rest)
+        return sum(entry.unanswered for entry in rest)
 
     def free_stranded(self, service: Service, old: Target) -> int:
         """Poke those who only wait; who sends something meets the reject rule without us."""
@@ -116,7 +118,10 @@ class Nftables:
 
     def cut(self, service: Service, old: Target) -> int:
         self._nft.run(f"add element {TABLE} d_{service.name} {{ {pair(service.server(old))} }}\n")
-        return self.forget_unanswered(service, old) + self.free_stranded(service, old)
+        cut = self.open_connections(service, old)
+        self.forget_unanswered(service, old)
+        self.free_stranded(service, old)
+        return cut
 
     def _entries(self, service: Service, server: Target) -> list[Entry]:
         wanted = service.server(server)
