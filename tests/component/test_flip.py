@@ -20,17 +20,18 @@ STRICT = "net.netfilter.nf_conntrack_tcp_loose=0"
 
 # One client waits for an answer; another has had one, and says more after the flip, when its standard input tells it.
 CLIENTS = """
-import socket, sys, threading
+import os, socket, sys, threading
+def say(*words): os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # lines stay whole
 address, port = sys.argv[1], int(sys.argv[2])
 def client(name, word):
     s = socket.create_connection((address, port), 5); s.settimeout(20)
     s.sendall(word)
     if name == "talking": s.recv(100)
-    print("ready", name, flush=True)
+    say("ready", name)
     try:
         if name == "talking": told.wait(); s.sendall(b"more\\n")
-        print(name, "got", s.recv(100), flush=True)
-    except ConnectionResetError: print(name, "reset", flush=True)
+        say(name, "got", s.recv(100))
+    except ConnectionResetError: say(name, "reset")
 told = threading.Event()
 both = [threading.Thread(target=client, args=a) for a in (("waiting", b"wait\\n"), ("talking", b"hello\\n"))]
 for one in both: one.start()
