@@ -72,6 +72,7 @@ def _meaning(rules: dict[str, Any], steps: Iterable[str | int]) -> str | None:
     for step in steps:
         if "$ref" in node and step not in node:  # jsonschema leaves "$ref" out of its path
             node = rules["$defs"][node["$ref"].removeprefix("#/$defs/")]
+            meaning = node.get("description", meaning)
         node = node[step]
         if isinstance(node, dict) and isinstance(node.get("description"), str):
             meaning = node["description"]

@@ -106,6 +106,7 @@ def command_file(scene: Scene) -> Iterator[Finding]:
         yield Finding("ok", "command file", f"{path} is a FIFO and read by the core")
     except PermissionError as error:
         yield Finding("unknown", "command file", f"{path}: {error.strerror}", "run it as root")
+        return
     except OSError as error:
         why = "nobody reads it" if error.errno == errno.ENXIO else error.strerror
         yield Finding("missing", "command file", f"{path}: {why}", do)

@@ -45,7 +45,7 @@ class Verbs:
             return {"entries": self._history(message)}
         if verb == "state":
             return {"state": {name: asdict(state) for name, state in self._steering.states().items()}}
-        by = str(message.get("by") or user_name(peer.uid))[:200]
+        by = _words(message.get("by") or user_name(peer.uid))[:200]
         try:
             if verb == "downtime":
                 return self._downtime(message, by, peer)
@@ -98,7 +98,7 @@ class Verbs:
                 return {"forgotten": False, "reason": str(refusal.reason)}
             return {"forgotten": self._steering.forget(name, client, port)}
         if verb == "hold":
-            text = self._steering.hold(name, by, str(message.get("reason") or "")[:500])
+            text = self._steering.hold(name, by, _words(message.get("reason") or "")[:500])
         else:
             text = self._steering.release(name, by)
         self._report.state(service, self.status(service))
@@ -260,6 +260,11 @@ def _deadline(service: Service, message: Message) -> float | None:
     if not isinstance(deadline, int | float) or not 0 <= deadline < float("inf"):
         raise RefusedError("deadline: want a number of seconds, 0 or more")
     return float(deadline)
+
+
+def _words(text: object) -> str:
+    """Free text as one line: the journal's lines and a core's results are read line by line."""
+    return " ".join(str(text).split())
 
 
 def _client(message: Message) -> tuple[str, int]:

@@ -343,11 +343,13 @@ def test_who_may_say_what(controller: Controller) -> None:
         assert say("nobody", bogus)["ok"] is False
     assert controller.status()["tcp4"]["target"] == "primary"
     for verb in ("hold", "release"):
-        message = json.dumps({"verb": verb, "service": "tcp4", "reason": "x"})
+        message = json.dumps({"verb": verb, "service": "tcp4", "reason": "new\ndisks"})
         assert "not for user daemon" in say("daemon", message, groups="games,users")["error"]
         assert say("daemon", message, groups="games,operator,users")["ok"]
         many = ",".join(map(str, range(5000, 5300)))  # more than one getsockopt takes: the databases are asked
         assert "not for user daemon" in say("daemon", message, groups=many)["error"]
+    (held,) = [entry["line"] for entry in controller.journal() if entry["verb"] == "hold"]
+    assert held == "tcp4: hold: new disks"
     assert say("nobody", order)["flipped"] is True
     assert controller.journal()[-1]["peer"]["uid"] == 65534
 

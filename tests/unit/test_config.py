@@ -53,7 +53,7 @@ BROKEN = [
     ('name = "ldap6"', 'name = "ldap"', "$.service[1].name: 'ldap' is service 0 too"),
     ('name = "ldap6"', 'name = "a b"', "$.service[1].name: 'a b' does not match: want a letter, then at most 14"),
     ('address = "2001:db8::10"', 'address = "fe80::1%cl0"', "$.service[1].address: fe80::1%cl0 has a scope"),
-    ('base = "dc=example,dc=org"', "", "$.service[0].check: 'base' is a required property"),
+    ('base = "dc=example,dc=org"', "", "$.service[0].check: 'base' is a required property (the application probe)"),
     ('base = "dc=example,dc=org"', 'bse = "x"\nbase = ""', "$.service[0].check: unknown key 'bse', is it 'base'?"),
     ('base = "dc=example,dc=org"', 'base = "example"', "$.service[0].check.base: 'example' does not match: want a DN"),
     ('protocol = "tcp"', 'protocol = "udp"', "$.service[0].protocol: ldap is spoken over tcp, not udp"),
