@@ -101,16 +101,17 @@ class Eyes:
 
     def _packets(self, eye: _Eye, tap: Tap, now: float, wall: float) -> list[Row]:
         found: list[Row] = []
-        before, count, port = self._read, 0, None
+        before, count = self._read, 0
+        ports: list[int] = []
         for count, (when, frame) in enumerate(tap.frames(wall), 1):
             at = when - wall + now
             packet = parse(frame, at if before <= at <= now else now)  # otherwise the clock was set
             if packet is not None:
-                port = eye.port(packet)
+                ports.append(eye.port(packet))
                 found.append((packet, frame, eye.service))
-            if count % LOOK == 0 and eye.sampling.count(LOOK, port, now):
+            if count % LOOK == 0 and eye.sampling.count(LOOK, ports[-LOOK:], now):
                 self._refilter(eye)
-        if eye.sampling.count(count % LOOK, port, now):
+        if eye.sampling.count(count % LOOK, ports[-LOOK:], now):
             self._refilter(eye)
         if eye.sampling.bits:  # captured before the filter was changed: half of a conversation would look like a fault
             found = [row for row in found if eye.sampling.keeps(eye.port(row[0]))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from check_failover.sniffer.sampling import BUDGET, BURST, MAX_BITS, PATIENCE, Sampling
@@ -12,7 +14,7 @@ def feed(sampling: Sampling, rate: float, start: float, seconds: float, port: in
     now = start
     while now < start + seconds:
         now += 0.01
-        sampling.count(int(rate / sampling.share / 100), port, now)
+        sampling.count(int(rate / sampling.share / 100), [port], now)
     return rate / sampling.share
 
 
@@ -27,7 +29,7 @@ def test_what_is_looked_at_does_not_grow_with_traffic(rate: int) -> None:
 def test_a_flood_is_sampled_within_its_first_frames() -> None:
     """The ring holds 30 ms of it: there is no time to measure."""
     sampling = Sampling(0.0)
-    assert sampling.count(BURST + 128, 40000, 0.01)
+    assert sampling.count(BURST + 128, [40000], 0.01)
     assert sampling.share > 32
 
 
@@ -35,7 +37,7 @@ def test_a_burst_is_no_flood() -> None:
     """One large answer now and then costs nobody his place."""
     sampling = Sampling(0.0)
     for second in range(1, 60):
-        assert not sampling.count(900, 40000, float(second))
+        assert not sampling.count(900, [40000], float(second))
     assert sampling.share == 1
 
 
@@ -60,6 +62,28 @@ def test_only_as_much_as_there_are_bits() -> None:
     """One connection with more than the budget stays watched: better dear than blind."""
     sampling = Sampling(0.0)
     for number in range(1, 100):
-        sampling.count(3000, 40000, number / 100)
+        sampling.count(3000, [40000], number / 100)
     assert sampling.bits == MAX_BITS
     assert sampling.keeps(40000)
+
+
+@pytest.mark.parametrize("flood", [3_000, 20_000])
+@pytest.mark.parametrize("alone", [0.0, 15.0], ids=["at once", "from before the others came"])
+def test_who_floods_from_one_port_is_not_all_that_is_watched(flood: int, alone: float) -> None:
+    """Fifty connections a second of others, ten frames each: some are watched, and the budget is kept."""
+    random.seed(7)
+    sampling, kept = Sampling(0.0), 0
+    seen: list[int] = []
+    for step in range(1, 12_000):
+        frames = [5000] * (flood // 100)
+        if step % 2 and step / 100 > alone:
+            frames += [random.randrange(32768, 61000)] * 10
+        random.shuffle(frames)
+        passed = [port for port in frames if sampling.keeps(port)]
+        if step / 100 > 30:
+            seen += set(passed) - {5000}
+            kept += len(passed)
+        for first in range(0, len(passed), 128):
+            sampling.count(len(passed[first : first + 128]), passed[first : first + 128], step / 100)
+    assert len(seen) > 25, "nine is what the finest filter leaves"
+    assert kept / 90 < BUDGET
