@@ -90,7 +90,9 @@ class Wire:
                 sock.send(bytes(frame))
 
     def seen(self) -> list[tuple[str, Packet, bytes]]:
-        return [(sentry.service.name, packet, frame) for sentry, packet, frame in self.eyes.read(self.sentries)]
+        """Of our frames: the tap for refusals hears those of the whole machine, also of what else runs here."""
+        found = self.eyes.read(self.sentries)
+        return [(sentry.service.name, p, frame) for sentry, p, frame in found if frame[:12] == bytes(LINK)[:12]]
 
     def blind(self) -> dict[str, str | None]:
         return {name: why for name, (why, _) in self.eyes.care(time.monotonic()).items()}
