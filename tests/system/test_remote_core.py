@@ -53,7 +53,7 @@ def test_from_fault_to_flip_and_back(remote: MakeCore, results: str, way: str) -
     site.fault("crash")
     site.wait_target("standby")
     nagios.wait("ldap primary", 2)
-    nagios.wait("ldap redirect", 1, text="now on the standby")
+    nagios.wait("ldap redirect", 1, text="on the standby")
     nagios.wait("ldap fail-back", 3, text="not ready to fail back")
     flip = site.journal("fail-over")[-1]
     assert flip["by"] == f"nagios ({way})"
@@ -113,7 +113,7 @@ def test_the_way_back_is_cut(remote: MakeCore) -> None:
     core.site.fault("crash")
     core.site.wait_target("standby")
     assert who_ordered(core.site) == "sniffer (the core is silent)"
-    core.nagios.wait("ldap redirect", 1, text="now on the standby")
+    core.nagios.wait("ldap redirect", 1, text="on the standby")
 
 
 def test_a_downtime_of_the_core_is_its_word(remote: MakeCore) -> None:

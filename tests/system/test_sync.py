@@ -158,7 +158,8 @@ def _fail_over(site: SyncedSite, everybody: set[str]) -> None:
     assert "meanwhile" in site.people()
     flip = next(entry for entry in site.journal("fail-over") if entry["flipped"])
     assert 0 <= flip["facts"]["sync_age"] < 120
-    site.core.wait("ldap redirect", 1, text="now on the standby (data ")
+    alert = r"SERVICE ALERT: .*;ldap redirect;WARNING;.*now on the standby \(data \d+ s old\)"
+    site.poll(lambda: site.core and site.core.lines(alert), 15.0, "Nagios knows how old the data is")
     kannel = site.kannel
     try:
         text = site.poll(

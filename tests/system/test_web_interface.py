@@ -63,7 +63,7 @@ def fail_over(site: Site, load: Load) -> None:
     assert site.core is not None
     site.fault("crash")
     site.wait_target("standby")
-    site.core.wait("ldap redirect", 1, text="now on the standby")
+    site.core.wait("ldap redirect", 1, text="on the standby")
     site.core.wait("ldap fail-back", 3, text="not ready to fail back")
     site.poll(lambda: len(load.requests()) > 200, 20.0, "requests that the standby answers")
 
