@@ -148,6 +148,8 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
             raise ConfigError(
                 f"{where}.source_nat: want one IPv{address.family} address without a port, not {source_nat}"
             )
+        if nat.address in (primary.address, standby.address):
+            raise ConfigError(f"{where}.source_nat: {source_nat} is a server's own address; give the controller's")
         source_nat = nat.address
     return Service(
         name=table["name"],
@@ -225,6 +227,8 @@ def _endpoint(where: str, text: str, default_port: int) -> Endpoint:
         raise ConfigError(f"{where}: port {port} is not between 1 and 65535")
     if address.is_unspecified or address.is_multicast:
         raise ConfigError(f"{where}: {text} cannot be a server's or a service's address")
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        raise ConfigError(f"{where}: {text} is an IPv4 address written as IPv6; give {address.ipv4_mapped}")
     if getattr(address, "scope_id", None):
         raise ConfigError(f"{where}: {text} has a scope; give the address without %interface")
     return Endpoint(address.compressed, int(port))

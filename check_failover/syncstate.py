@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -19,6 +20,7 @@ from typing import Any
 
 from check_failover.model import Facts, Service, State
 
+LIMIT = 1 << 20  # bytes of a record; a whole one has a thousand
 CLOCK_SLACK = 60.0  # seconds by which a record may be ahead of our clock before it is no longer believed
 
 
@@ -170,7 +172,7 @@ def read(state_dir: Path, name: str) -> SyncState:
     """The record of a service; an empty one when it was never synced. Never raises: see ``damaged``."""
     path = directory(state_dir) / f"{name}.json"
     try:
-        state = parse(path.read_text("utf-8"))
+        state = parse(_text(path))
     except FileNotFoundError:
         return SyncState()
     except OSError as error:
@@ -182,10 +184,18 @@ def read(state_dir: Path, name: str) -> SyncState:
     return state
 
 
+def _text(path: Path) -> str:
+    """A small file's text. Raises OSError, ValueError. A FIFO in its place must not stop the daemons, who ask often."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a file")
+        return file.read(LIMIT).decode()
+
+
 def locked(state_dir: Path, name: str) -> bool:
     """Whether a living run holds the lock of that service (flock(2))."""
     try:
-        lock = os.open(directory(state_dir) / f"{name}.lock", os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(directory(state_dir) / f"{name}.lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     except OSError:

@@ -27,6 +27,7 @@ class FlowTable:
         self._frames: OrderedDict[tuple[bytes, int, object], tuple[bytes, Packet]] = OrderedDict()
         # Flows that talk to another server than the target, with the ISN (TCP) or the time of the last packet (UDP).
         self._elsewhere: OrderedDict[FlowKey, float] = OrderedDict()
+        self._connecting: OrderedDict[int, FlowKey] = OrderedDict()  # by what acknowledges the SYN
         self.stuck = Stuck()
 
     def __len__(self) -> int:
@@ -73,10 +74,17 @@ class FlowTable:
                 count += 1
         return count
 
+    def connects(self, flow: Flow, seq: int, now: float) -> None:
+        """A SYN without an answer yet."""
+        flow.syn = (seq, now)
+        self._connecting[(seq + 1) & 0xFFFFFFFF] = flow.key
+        if len(self._connecting) > MAX_FLOWS:
+            self._connecting.popitem(last=False)
+
     def by_syn(self, ack: int) -> Flow | None:
         """The flow whose unanswered SYN is acknowledged by ``ack``: where source NAT hides the client."""
-        syns = (f for f in reversed(self._flows.values()) if f.syn is not None)
-        return next((f for f in syns if f.syn and ack == (f.syn[0] + 1) & 0xFFFFFFFF), None)
+        flow = self._flows.get(self._connecting.get(ack, (b"", 0)))
+        return flow if flow is not None and flow.syn and ack == (flow.syn[0] + 1) & 0xFFFFFFFF else None
 
     # ------------------------------------------------------------ first packets
 

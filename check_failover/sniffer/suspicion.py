@@ -95,7 +95,7 @@ class Watch:
         self._flows.drop(key)  # the port is used anew: what was open belongs to the past
         flow = self._flows.at(key)
         flow.spoke = p.now
-        flow.syn = (p.seq, p.now)
+        self._flows.connects(flow, p.seq, p.now)
         flow.client.next = (p.seq + 1) & 0xFFFFFFFF
         self._opened(flow, flow.ask([("syn", "connect")], p.now), p.now)
         if frame is not None and not p.length:  # data in a SYN is Fast Open: never replayed

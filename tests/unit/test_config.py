@@ -52,6 +52,16 @@ BROKEN = [
     ),
     ('name = "ldap6"', 'name = "ldap"', "$.service[1].name: 'ldap' is service 0 too"),
     ('name = "ldap6"', 'name = "a b"', "$.service[1].name: 'a b' does not match: want a letter, then at most 14"),
+    (
+        'address = "2001:db8::10"',
+        'address = "::ffff:192.0.2.10"',
+        "$.service[1].address: ::ffff:192.0.2.10 is an IPv4 address written as IPv6; give 192.0.2.10",
+    ),
+    (
+        'primary = "10.0.0.11"',
+        'primary = "10.0.0.11"\nsource_nat = "10.0.0.11"',
+        "$.service[0].source_nat: 10.0.0.11 is a server's own address; give the controller's",
+    ),
     ('address = "2001:db8::10"', 'address = "fe80::1%cl0"', "$.service[1].address: fe80::1%cl0 has a scope"),
     ('base = "dc=example,dc=org"', "", "$.service[0].check: 'base' is a required property (the application probe)"),
     ('base = "dc=example,dc=org"', 'bse = "x"\nbase = ""', "$.service[0].check: unknown key 'bse', is it 'base'?"),

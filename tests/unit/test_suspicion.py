@@ -229,6 +229,19 @@ class TestRefused:
         talk.refused(PRIMARY, to="10.0.0.1")
         assert stage.detectors() == [REFUSED]
 
+    def test_behind_source_nat_forged_refusals_are_cheap(self) -> None:
+        """A hundred a second, each looked for among all connections, kept the loop busy and the capture blind."""
+        stage = Stage(made.service(source_nat="10.0.0.1"))
+        for number in range(MAX_FLOWS):
+            Talk(stage, number + 1024, isn=2 * number).syn()
+        forged = Talk(stage, 9, "10.0.0.1")
+        begun = time.process_time()
+        for number in range(1000):
+            forged.seq = 2 * number
+            forged.refused()
+        assert time.process_time() - begun < 1
+        assert stage.found == []
+
     def test_the_refusal_of_our_own_probe_is_nobodys(self) -> None:
         """The standby refuses the sniffer's probe while a client waits for the primary: no refusal."""
         for nat in (None, "10.0.0.1"):

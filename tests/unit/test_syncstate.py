@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,20 @@ def test_a_record_of_another_shape_is_damaged(tmp_path: Path, raw: str) -> None:
     json.loads(raw)
     write(tmp_path, raw)
     assert syncstate.read(tmp_path, "ldap").damaged is not None
+
+
+@pytest.mark.parametrize("name", ["ldap.json", "ldap.lock"])
+def test_a_fifo_in_a_files_place_stops_nobody(tmp_path: Path, name: str) -> None:
+    """Redirector and sniffer read the record all the time; who syncs may be another user."""
+    write(tmp_path, FULL)
+    path = tmp_path / "sync" / "ldap.json"
+    (tmp_path / "sync" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "sync" / name)
+    found: list[SyncState] = []
+    reader = threading.Thread(target=lambda: found.append(syncstate.read(tmp_path, "ldap")), daemon=True)
+    reader.start()
+    reader.join(5)
+    assert [state.damaged for state in found] == [f"{path}: damaged: not a file" if name == "ldap.json" else None]
 
 
 def test_the_age_counts_from_the_start_of_the_good_run() -> None:
