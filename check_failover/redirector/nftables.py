@@ -76,7 +76,10 @@ class Nftables:
         elements: list[Any] = next((entry["map"].get("elem", []) for entry in objects if "map" in entry), [])
         if len(elements) != 1:
             return None
-        key, server = (Endpoint(*part["concat"]) for part in elements[0])
+        try:
+            key, server = (Endpoint(*part["concat"]) for part in elements[0])
+        except (KeyError, TypeError, ValueError):
+            return None  # not as we write it: another hand's, with a comment, say
         if key != service.address:
             return None
         return next((target for target in Target if service.server(target) == server), None)

@@ -202,14 +202,26 @@ def test_other_peoples_rules_are_left_alone(controller: Controller) -> None:
     assert [controller.nft(f"list table {name}") for name in ("inet site", "ip mangle")] == before
 
 
-@pytest.mark.parametrize("hand", ["delete table", "flush table", "flush chain forward in"])
+OURS = "inet check_failover"
+COMMENTED = f'{{ {SERVICE_ADDRESS} . 7001 comment "by_hand" : {PRIMARY} . 7001 }}'
+
+
+@pytest.mark.parametrize(
+    "hand",
+    [
+        f"delete table {OURS}",
+        f"flush table {OURS}",
+        f"flush chain {OURS} forward",
+        f"flush map {OURS} t_tcp4 ; add element {OURS} t_tcp4 {COMMENTED}",
+    ],
+    ids=["table deleted", "table flushed", "chain flushed", "element with a comment"],
+)
 def test_another_hand_is_put_right(controller: Controller, hand: str) -> None:
     """Our rules removed or changed by another hand are restored within seconds, and it is written down."""
     controller.start()
     controller.flip("tcp4")
-    verb, kind, *chain = hand.split()
     before = controller.nft("list table inet check_failover")
-    controller.nft(f"{verb} {kind} inet check_failover {' '.join(chain[:1])}")
+    controller.nft(hand)
     poll(lambda: controller.journal()[-1]["verb"] == "restore", 10.0, "it is written down")
     assert controller.status()["tcp4"]["kernel"] == "standby"
     assert controller.ask("tcp4").startswith("standby")
