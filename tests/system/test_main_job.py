@@ -178,7 +178,7 @@ def test_restart_never_flips(make_site: MakeSite, make_load: MakeLoad, how: str,
     site.core.wait("ldap fail-back", 1, text="ready to fail back")
     assert site.status()["target"] == site.status()["kernel"] == "standby"
     site.poll(lambda: len(load.requests(since)) > 60, 15.0, "sixty requests")
-    assert {r.server for r in load.requests(since)} == {"standby"}
+    assert [r for r in load.requests(since) if r.server != "standby"] == []
     assert len([entry for entry in site.journal("fail-over", "fail-back") if entry["flipped"]]) == 1
 
 
