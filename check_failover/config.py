@@ -8,6 +8,7 @@ does the shape; what a schema cannot say (addresses, doubles, families) is check
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -76,7 +77,7 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
     """Read and validate a config file. Raises ConfigError."""
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_bytes().decode())
+        raw = tomllib.loads(path.read_bytes().decode(), parse_float=_finite)
     except PermissionError as error:
         hint = "is this user in the group check_failover?"
         raise ConfigError(f"{path}: cannot read: {error.strerror}: {hint}") from None
@@ -86,10 +87,20 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     wrong = config_shape.problem(raw)
     if wrong is not None:
         raise ConfigError(f"{path}: {wrong}")
     return _freeze(path, raw)
+
+
+def _finite(text: str) -> float:
+    """TOML knows nan and inf; no limit of ours holds against them."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text}: times and shares must be finite numbers")
+    return value
 
 
 def _freeze(path: Path, raw: dict[str, Any]) -> Config:

@@ -128,6 +128,8 @@ BROKEN = [
     ("hold_down = 60", "damping_half_life = 0", "$.service[0].policy.damping_half_life: 0 is less than or equal to"),
     ('gateway = "kannel"', 'gateway = "pigeon"', "$.sms.gateway: 'pigeon' is not one of"),
     ("[controller]", "[controller", "not TOML: "),
+    ("hold_down = 60", "hold_down = nan", "nan: times and shares must be finite numbers"),
+    ("hold_down = 60", "hold_down = 1e999", "1e999: times and shares must be finite numbers"),
 ]
 
 
