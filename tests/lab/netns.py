@@ -249,15 +249,16 @@ def end(process: subprocess.Popen[Any], patience: float = 5.0) -> None:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, and wait until it is dead: until then its sockets accept connections."""
+    """SIGKILL, and wait until its last thread is gone: until then its sockets accept connections."""
     os.kill(pid, signal.SIGKILL)
-    stat = Path(f"/proc/{pid}/stat")
+    threads = Path(f"/proc/{pid}/task")
 
     def dead() -> bool:
         try:
-            return stat.read_text().rsplit(")", 1)[1].split()[0] in "ZX"
-        except FileNotFoundError:
-            return True
+            states = [t.joinpath("stat").read_text().rsplit(")", 1)[1].split()[0] for t in threads.iterdir()]
+        except (FileNotFoundError, ProcessLookupError):  # one went while we looked, or all are gone
+            return not threads.exists()
+        return len(states) <= 1 and set(states) <= {"Z", "X"}
 
     poll(dead, 5.0, f"process {pid} is dead", every=0.002)
 
