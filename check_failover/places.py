@@ -7,6 +7,13 @@ from __future__ import annotations
 
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TypeVar
+
+    Row = TypeVar("Row")
+
 LINUX = {
     "config": "/etc/check_failover/config.toml",
     "run_dir": "/run/check_failover",
@@ -44,9 +51,14 @@ PLACES = {
 }
 
 
+def row_of(rows: Mapping[str, Row], platform: str, otherwise: str) -> Row:
+    """A platform's row of a table by how ``sys.platform`` begins (freebsd14, netbsd10); another's where it has none."""
+    return next((row for name, row in rows.items() if platform.startswith(name)), rows[otherwise])
+
+
 def places(platform: str = sys.platform) -> dict[str, str]:
     """The platform's; Linux's for one that is not known."""
-    return next((found for name, found in PLACES.items() if platform.startswith(name)), LINUX)
+    return row_of(PLACES, platform, "linux")
 
 
 HERE = places()

@@ -49,10 +49,15 @@ def seen(evidence: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def refusal(entry: Mapping[str, Any], age: str = "") -> str:
+    """A refused order in one line; ``age``: of the standby's data, said early."""
+    return f"{entry.get('verb')} refused, {entry.get('reason')}{age}: {entry.get('text')}"
+
+
 def headline(entry: Mapping[str, Any]) -> str:
     """An entry of the journal in one line, a refusal with its reason."""
     if not entry.get("flipped") and entry.get("reason") not in (None, "error", entry.get("verb")):
-        return f"{entry.get('verb')} refused, {entry['reason']}: {entry.get('text')}"
+        return refusal(entry)
     return str(entry.get("line"))
 
 

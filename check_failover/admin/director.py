@@ -32,10 +32,7 @@ OPERATORS = {" == ": "=", " && ": "&", '"': "%22"}  # of Icinga's language, in t
 def basket(config: Config | None = None) -> str:
     """The basket as JSON; with the services of ``config``, and its paths. Raises ObjectsError."""
     drains = config is not None and any(service.policy.downtime == "drain" for service in config.services)
-    files = (
-        *FILES,
-        *(["downtime.conf"] if drains else []),
-    )  # a rule that finds nothing is a warning at each deployment
+    files = [*FILES, *(["downtime.conf"] if drains else [])]  # a rule that finds nothing warns at each deployment
     objects = [found for name in files for found in read(template_text(name, config))]
     users = {o.name: _plain(o, "object") for o in objects if o.type == "User"}
     notified = [o for o in objects if o.type == "Notification" and set(o.attributes.get("users", [])) <= set(users)]

@@ -22,6 +22,7 @@ from check_failover import control
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.peer import peer_of
+from check_failover.places import row_of
 
 READ, WRITE, EXECUTE = 4, 2, 1
 PATH = "/sbin:/usr/sbin:/bin:/usr/bin"  # where the system's own programs are
@@ -124,7 +125,7 @@ def _daemon(path: Path, usual_user: str) -> Daemon:
 
 def way(what: str, platform: str = sys.platform, **words: str) -> str:
     """How it is done on this system: a row of WAYS with its words filled in."""
-    rows = next((rows for name, rows in WAYS.items() if platform.startswith(name)), WAYS["netbsd"])
+    rows = row_of(WAYS, platform, "netbsd")
     if "daemon" in words and not platform.startswith("linux"):
         words["daemon"] = words["daemon"].replace("-", "_")  # rc.d(8)
     return rows[what].format(**words)

@@ -86,7 +86,7 @@ def outcome(service: Service, entry: Mapping[str, Any]) -> str:
     age = _data_age(service, entry)
     if entry["flipped"]:
         return f"{entry['verb']} done, now on the {entry['to']}{age}: {entry['text']}"
-    return f"{entry['verb']} refused, {entry['reason']}{age}: {entry['text']}"
+    return story.refusal(entry, age)
 
 
 def _data_age(service: Service, entry: Mapping[str, Any]) -> str:

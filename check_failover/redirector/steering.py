@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from check_failover import story
 from check_failover.config import Config
 from check_failover.decide import RETRYABLE, Decision, Reason
 from check_failover.model import Facts, Hold, Service, Target
@@ -120,7 +121,7 @@ class Steering:
         entry = self._memory.entry(name, order.verb, order.by, decision.text, order.facts, order.peer)
         entry["reason"] = str(decision.reason)
         if not decision.flip:
-            entry["line"] = f"{name}: {order.verb} refused, {decision.reason}: {decision.text}"
+            entry["line"] = f"{name}: {story.refusal(entry)}"
         if decision.flip:
             self._flip(order, decision, entry)
         elif decision.reason is Reason.ALREADY and order.drain and order.deadline is not None:

@@ -19,6 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 
+from check_failover.places import row_of
 from check_failover.sniffer.capture import CaptureError
 
 # how sys.platform begins -> what stands before each frame (seconds, their parts, caplen, datalen, hdrlen), the part
@@ -90,7 +91,7 @@ class Tap:
 
 def split(buffer: bytes, platform: str = sys.platform) -> Iterator[tuple[float, bytes]]:
     """The frames of one read, each with its time; a header that does not fit ends it."""
-    form, part = next((kind for name, kind in HEADERS.items() if platform.startswith(name)), HEADERS["freebsd"])
+    form, part = row_of(HEADERS, platform, "freebsd")
     at = 0
     while at + form.size <= len(buffer):
         seconds, parts, captured, _, header = form.unpack_from(buffer, at)
