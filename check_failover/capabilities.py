@@ -8,7 +8,7 @@ import sys
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4  # prctl(2)
 
 
-def keep() -> None:
+def drop_ambient() -> None:
     """Empty this thread's ambient set, which is what an unprivileged program would inherit (capabilities(7))."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)

@@ -15,7 +15,7 @@ drain       service, by, manual, deadline               the same; ``deadline``: 
 fail-back   service, by, deadline                       the same
 downtime    host, description, begin, by                ``text``: a downtime began or ended (description: of a service)
 recovered   service, by                                 the core withdraws its order (a recovery)
-evidence    service, facts                              fresh facts for an order that is pending
+facts       service, facts                              fresh facts for an order that is pending
 hold        service, by, reason                         ``text``
 release     service, by                                 ``text``
 forget      service, client, port                       ``forgotten``: no unanswered conntrack entry is left (rescue);
@@ -59,7 +59,7 @@ REDIRECTOR_VERBS = frozenset(
         "fail-back",
         "downtime",
         "recovered",
-        "evidence",
+        "facts",
         "hold",
         "release",
         "forget",

@@ -1,7 +1,7 @@
 """Whether to flip: (facts, policy, situation) -> decision with a named reason.
 
 Pure. The two tables below *are* the policy: rows are tried from the top, the first that holds is the answer; when none
-holds the flip is right. A person's order (``manual``) passes the rows marked "evidence": he has his own.
+holds the flip is right. A person's order (``manual``) passes overridable rows: a person has looked.
 UNKNOWN facts never move traffic: each row that needs a fact nobody looked up refuses.
 """
 
@@ -135,7 +135,7 @@ def _unproven(_f: Facts, p: Policy, s: Situation) -> str | None:
     )
 
 
-# (reason, evidence?, why it holds or None). "evidence" rows are passed over when a person gives the order.
+# (reason, overridable, why it holds or None). A manual order skips overridable rows: a person has looked.
 FAIL_OVER: tuple[Row, ...] = (
     (Reason.ALREADY, False, lambda _f, _p, s: "already on the standby" if s.target is Target.STANDBY else None),
     (Reason.HOLD, False, _held),
@@ -229,8 +229,8 @@ MET: dict[Reason, str] = {
 
 def decide(table: tuple[Row, ...], facts: Facts, policy: Policy, situation: Situation) -> Decision:
     """Run one table. The first row that holds refuses; none: flip."""
-    for reason, evidence, holds in table:
-        if evidence and situation.manual:
+    for reason, overridable, holds in table:
+        if overridable and situation.manual:
             continue
         text = holds(facts, policy, situation)
         if text is not None:
@@ -253,7 +253,7 @@ def checklist(
     table: tuple[Row, ...], facts: Facts, policy: Policy, situation: Situation
 ) -> list[tuple[Reason, str | None]]:
     """Every row with what it would say now (None: passed). For ``failoverctl status`` and the fail-back service."""
-    return [(reason, holds(facts, policy, situation)) for reason, _evidence, holds in table]
+    return [(reason, holds(facts, policy, situation)) for reason, _overridable, holds in table]
 
 
 def items(rows: Iterable[tuple[str, str | None]]) -> list[str]:

@@ -29,7 +29,7 @@ MAX_CLIENTS = 128  # connections of one user, subscriptions among them: nobody t
 log = logging.getLogger(__name__)
 
 
-class RefusedError(Exception):
+class RequestRefusedError(Exception):
     """Raised by a server's handler to answer ``{"ok": false, "error": text}``."""
 
 
@@ -166,7 +166,7 @@ class Server:
             if verb == "subscribe" and self.hello is not None:
                 return {}, True
             return {"ok": True, **self.handle(message, peer)}, False
-        except (ControlError, RefusedError) as error:
+        except (ControlError, RequestRefusedError) as error:
             return _no(str(error)), False
         except Exception as error:  # a fault of our own must not leave the caller without an answer
             log.exception("control socket %s", self.path.name)

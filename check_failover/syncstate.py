@@ -24,7 +24,7 @@ LIMIT = 1 << 20  # bytes of a record; a whole one has a thousand
 CLOCK_SLACK = 60.0  # seconds by which a record may be ahead of our clock before it is no longer believed
 
 
-class Direction(StrEnum):
+class SyncDirection(StrEnum):
     """Who gives: the primary (``forward``) or the standby (``reverse``)."""
 
     FORWARD = "forward"
@@ -67,7 +67,7 @@ class Running:
 
     pid: int
     since: float
-    direction: Direction
+    direction: SyncDirection
     phase: Phase
 
 
@@ -85,7 +85,7 @@ class SyncState:
     """The record of one service. ``None`` means that it never happened."""
 
     equal_at: float | None = None  # start of the last good run: both servers had the same data then
-    direction: Direction = Direction.FORWARD  # of that run
+    direction: SyncDirection = SyncDirection.FORWARD  # of that run
     took: float = 0.0  # seconds of that run
     changed: bool = False  # whether that run found differences
     differed_files: int = 0  # before that run
@@ -111,7 +111,7 @@ class SyncState:
         run writes to the primary, to which a fail-back would lead, so there the whole run counts.
         """
         running = self.running
-        return running is not None and (running.direction is Direction.REVERSE or running.phase is Phase.SWITCH)
+        return running is not None and (running.direction is SyncDirection.REVERSE or running.phase is Phase.SWITCH)
 
     def brought_back(self, since: float | None, now: float, valid: float) -> bool:
         """Whether what the standby took in since the flip at ``since`` is on the primary (``Situation.synced_back``).
@@ -131,7 +131,7 @@ def parse(text: str) -> SyncState:
         running, problem, size = raw.get("running"), raw.get("problem"), raw.get("size")
         return SyncState(
             equal_at=_number(raw, "equal_at"),
-            direction=Direction(raw.get("direction", Direction.FORWARD)),
+            direction=SyncDirection(raw.get("direction", SyncDirection.FORWARD)),
             took=float(raw.get("took", 0.0)),
             changed=bool(raw.get("changed", False)),
             differed_files=int(raw.get("differed_files", 0)),
@@ -142,7 +142,10 @@ def parse(text: str) -> SyncState:
             running=None
             if running is None
             else Running(
-                int(running["pid"]), float(running["since"]), Direction(running["direction"]), Phase(running["phase"])
+                int(running["pid"]),
+                float(running["since"]),
+                SyncDirection(running["direction"]),
+                Phase(running["phase"]),
             ),
             problem=None
             if problem is None

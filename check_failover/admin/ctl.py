@@ -154,7 +154,7 @@ def _fail_over(config: Config, arguments: argparse.Namespace) -> None:
     reply = _ask(config, message)
     if reply["reason"] == "standby-not-probed":  # the sniffer is away: look for ourselves
         reply = _ask(config, {**message, "facts": {"standby_ok": _probe(service, Target.STANDBY)}})
-    _told(reply)
+    _print_text(reply)
 
 
 def _drain(config: Config, arguments: argparse.Namespace) -> None:
@@ -217,13 +217,13 @@ def _reports(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def _drill(config: Config, arguments: argparse.Namespace) -> None:
-    from check_failover.admin.drill import Drill, Plan
+    from check_failover.admin.drill import DrillPlan, DrillRun
 
     service = config.service(arguments.service)
     client = arguments.client or service.test_client
-    plan = Plan(client, arguments.wait, arguments.limit, tuple(arguments.sms), _by())
+    plan = DrillPlan(client, arguments.wait, arguments.limit, tuple(arguments.sms), _by())
     print(f"{service.name}: drill, ordered by {plan.by}", flush=True)
-    failed = Drill(config, service, plan).run()
+    failed = DrillRun(config, service, plan).run()
     if failed is not None:
         raise FailedError(f"{service.name}: drill failed at the step: {failed}")
     print(f"{service.name}: drill passed")
@@ -266,7 +266,7 @@ def _ask(config: Config, message: dict[str, Any]) -> dict[str, Any]:
     return control.ask(config.controller.redirector_socket, message, timeout=REPLY_TIMEOUT)
 
 
-def _told(reply: dict[str, Any]) -> None:
+def _print_text(reply: dict[str, Any]) -> None:
     """Print the outcome of an order; a refusal is a failure, "already there" is not."""
     text = f"{reply.get('line') or reply.get('text')}"
     if reply.get("flipped"):
@@ -283,7 +283,7 @@ def _told(reply: dict[str, Any]) -> None:
 def _drained(config: Config, service: Service, arguments: argparse.Namespace, verb: str) -> None:
     """Order it and show the open connections that are left, once or until none is; Ctrl-C ends the showing only."""
     message = {"verb": verb, "service": service.name, "by": _by(), "manual": True, "deadline": arguments.deadline}
-    _told(_ask(config, message))
+    _print_text(_ask(config, message))
     shown = None
     while (drain := _ask(config, {"verb": "status"})["services"][service.name]["drain"]) is not None:
         if drain["left"] != shown:

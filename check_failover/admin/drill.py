@@ -36,7 +36,7 @@ MENDED = {"handler": "is enable_event_handlers 1", "notification": "is enable_no
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DrillPlan:
     """What the operator wants. Seconds."""
 
     client: str | None
@@ -46,14 +46,14 @@ class Plan:
     by: str
 
 
-class StepError(Exception):
+class DrillStepError(Exception):
     """A step failed: one line."""
 
 
-class Drill:
+class DrillRun:
     """One drill of one service; ``run`` returns the name of the step that failed, or None."""
 
-    def __init__(self, config: Config, service: Service, plan: Plan) -> None:
+    def __init__(self, config: Config, service: Service, plan: DrillPlan) -> None:
         self._config, self._service, self._plan = config, service, plan
         self._began = time.monotonic()
         self._id = ""
@@ -68,7 +68,7 @@ class Drill:
             for failed, act in self._steps():
                 self._say(failed, act())
             failed = None
-        except (StepError, ControlError, ClientError, ProbeError, GatewayError) as error:
+        except (DrillStepError, ControlError, ClientError, ProbeError, GatewayError) as error:
             self._say(str(failed), f"FAILED: {error}")
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -96,7 +96,7 @@ class Drill:
     def _standby(self) -> str:
         reply = self._sniffer({"verb": "probe", "target": str(Target.STANDBY)})
         if not reply.get("passed"):
-            raise StepError(f"the standby fails its probe: {reply.get('text')}")
+            raise DrillStepError(f"the standby fails its probe: {reply.get('text')}")
         return f"{self._service.standby} passes its probe: {reply.get('text')}"
 
     def _redirect(self) -> str:
@@ -106,7 +106,7 @@ class Drill:
         if self._client is None:
             return "left out: this redirect cannot send one client elsewhere"
         if plan.wait is None and reply["in_use"]:
-            raise StepError(f"{self._client} is a client's that was just served; name an address that nobody uses")
+            raise DrillStepError(f"{self._client} is a client's that was just served; name an address that nobody uses")
         return f"only {self._client} goes to the standby {self._service.standby}, for {plan.limit:.0f} s at most"
 
     def _served(self) -> str:
@@ -118,7 +118,7 @@ class Drill:
             return f"{self._client} was served by the standby"
         probe = self._probe(self._client)
         if not probe.passed:
-            raise StepError(
+            raise DrillStepError(
                 f"no good answer at {self._client}: {probe.text}: forwarding, the standby's way back to it, "
                 f"a firewall that does not know {LINK}? see failoverctl doctor"
             )
@@ -134,7 +134,9 @@ class Drill:
     def _result(self) -> str:
         reply = self._sniffer({"verb": "drill", "id": self._id, "step": "begin"})
         if not reply.get("taken"):
-            raise StepError("the core does not take results: is it running? they are kept, and sent when it is back")
+            raise DrillStepError(
+                "the core does not take results: is it running? they are kept, and sent when it is back"
+            )
         return f'the core took CRITICAL for "{self._service.name} drill"'
 
     def _ran(self, part: str, program: str) -> str:
@@ -143,9 +145,9 @@ class Drill:
         report = heard["parts"][part]
         user = _user(report["uid"])
         if user != self._config.controller.core_user:
-            raise StepError(f"{program} was run by {user}, not by core_user {self._config.controller.core_user}")
+            raise DrillStepError(f"{program} was run by {user}, not by core_user {self._config.controller.core_user}")
         if report["problem"]:
-            raise StepError(str(report["problem"]))
+            raise DrillStepError(str(report["problem"]))
         done = "nothing moves" if part == "handler" else "spool and gateway would take the text, nothing is sent"
         return f"{program} was run by {user}: {done}"
 
@@ -161,7 +163,7 @@ class Drill:
     def _untouched(self) -> str:
         status = self._status()
         if not status["target"] == status["kernel"] == Target.PRIMARY:
-            raise StepError(
+            raise DrillStepError(
                 f"the target is {status['target']}, the kernel's {status['kernel']}: see failoverctl history"
             )
         return "everybody else stays on the primary"
@@ -173,12 +175,12 @@ class Drill:
         while True:
             drill = self._status()["drill"]
             if drill is None or drill["id"] != self._id:
-                raise StepError(f"{what}, and the drill's time is over (or the redirector was restarted)")
+                raise DrillStepError(f"{what}, and the drill's time is over (or the redirector was restarted)")
             if true(drill):
                 found: dict[str, Any] = drill
                 return found
             if time.monotonic() > end:
-                raise StepError(f"{what} within {patience:.0f} s")
+                raise DrillStepError(f"{what} within {patience:.0f} s")
             time.sleep(LOOK)
 
     def _end(self, failed: str | None) -> None:

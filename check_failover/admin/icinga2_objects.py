@@ -59,8 +59,8 @@ def _service(service: Service, config: Config, endpoint: str | None) -> str:
 
 def _sms(config: Config, endpoint: str | None) -> str:
     """The gateway and the spool, once for the config."""
-    told = {"command_endpoint": endpoint} if endpoint else {}
-    return _object("Service", "failover sms", "failover-sms", {"host_name": config.services[0].host, **told})
+    where = {"command_endpoint": endpoint} if endpoint else {}
+    return _object("Service", "failover sms", "failover-sms", {"host_name": config.services[0].host, **where})
 
 
 def _plugin(service: Service, name: str) -> str:

@@ -49,20 +49,20 @@ def page(
 ) -> str:
     """The page. ``story`` is the sniffer's evidence, kept at ``verdict_at``; ``texts`` are lines of the SMS log."""
     at, name = float(entry["at"]), str(entry["service"])
-    told = [t for t in texts if -BEFORE <= float(t.get("at", 0)) - at <= AFTER and name in str(t.get("text", ""))]
+    sent = [t for t in texts if -BEFORE <= float(t.get("at", 0)) - at <= AFTER and name in str(t.get("text", ""))]
     later = [
         Event(float(e["at"]), "redirector", str(e.get("line")))
         for e in journal
         if e.get("service") == name and e.get("id") != entry.get("id") and 0 <= float(e.get("at", 0)) - at <= AFTER
     ]
-    events = sorted([*_chain(entry, story, verdict_at), *map(_sms, told)], key=lambda e: e.at)
+    events = sorted([*_chain(entry, story, verdict_at), *map(_sms, sent)], key=lambda e: e.at)
     body = [
         "<h2>What happened when</h2>",
         _picture(events),
         _table(("time", "who", "what"), [(_clock(e.at), e.who, e.text) for e in events]),
         "<h2>Who was told</h2>",
-        _table(("time", "number", "text"), [(_clock(float(t["at"])), t.get("number"), t.get("text")) for t in told])
-        if told
+        _table(("time", "number", "text"), [(_clock(float(t["at"])), t.get("number"), t.get("text")) for t in sent])
+        if sent
         else "<p>No text message is on record.</p>",
         "<h2>Numbers and evidence</h2>",
         _table(("what", "value"), _numbers(entry, story)),

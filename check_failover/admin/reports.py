@@ -94,14 +94,14 @@ def _write(path: Path, text: str) -> None:
 def follow(config: Config) -> None:
     """For ever. What goes wrong is said once in the log and tried again."""
     log_to_stderr()
-    told = ""
+    complained = ""
     while True:
         try:
             _follow(config)
         except (ReportsError, ControlError) as error:
-            if str(error) != told:
+            if str(error) != complained:
                 log.warning("%s", error)
-                told = str(error)
+                complained = str(error)
         time.sleep(PAUSE)
 
 

@@ -42,7 +42,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     """See ``checks``. Options: command (list of strings, the first an absolute path)."""
     began = time.monotonic()
     argv = arguments(options, server)
-    capabilities.keep()
+    capabilities.drop_ambient()
     try:
         process = subprocess.Popen(
             argv,

@@ -20,7 +20,7 @@ from check_failover.checks.plugin import worst as worst_of
 from check_failover.config import DEFAULT_PATH, ConfigError, load
 from check_failover.model import State
 from check_failover.sms import Gateway, GatewayError
-from check_failover.sms.flush import DIGESTED, Sender, sender
+from check_failover.sms.flush import DIGESTED, SmsSender, sender
 from check_failover.sms.spool import AWAITED, FAILED, QUEUE, SENT, Spool, SpoolError, Text
 
 RECENT = 3600.0  # seconds for which a text that failed or was not confirmed is told
@@ -38,10 +38,10 @@ def check(argv: Sequence[str]) -> Outcome:
     arguments = made.parse_args(argv)
     deadline(arguments.timeout, "SMS gateway")
     try:
-        told = sender(load(arguments.config))
+        ready = sender(load(arguments.config))
     except (ConfigError, GatewayError) as error:
         raise CheckError(str(error)) from None
-    parts = [gateways(told.ways), room(told.spool), texts(told, arguments)]
+    parts = [gateways(ready.ways), room(ready.spool), texts(ready, arguments)]
     state = worst_of(*(part.state for part in parts))
     parts.sort(key=lambda part: worst_of(part.state, State.OK) is not state)  # what decided comes first
     return Outcome(
@@ -76,17 +76,17 @@ def room(spool: Spool) -> Outcome:
     return Outcome(State.OK, "")
 
 
-def texts(told: Sender, arguments: argparse.Namespace) -> Outcome:
+def texts(ready: SmsSender, arguments: argparse.Namespace) -> Outcome:
     """What stands in the spool. Raises CheckError when it cannot be read."""
-    spool, now = told.spool, time.time()
+    spool, now = ready.spool, time.time()
     try:
         waiting, awaited = spool.pending(QUEUE), spool.pending(AWAITED)
         failed, sent = spool.count(FAILED, now - RECENT), spool.pending(SENT, now - RECENT)
     except SpoolError as error:
         raise CheckError(f"{error}: cannot read the spool, run this as the core's user") from None
     # what the second gateway had afterwards, or a digest told, is told; a receipt may come while the patience lasts
-    silent = [text for text in sent if text.gateway == told.first[0] and text.receipt.startswith("no receipt")]
-    silent += [text for text in awaited if now - text.sent_at > told.plan.patience]
+    silent = [text for text in sent if text.gateway == ready.first[0] and text.receipt.startswith("no receipt")]
+    silent += [text for text in awaited if now - text.sent_at > ready.plan.patience]
     oldest = max((now - text.at for text in waiting), default=0.0)
     state = worst_of(
         judge(oldest, arguments.warning, arguments.critical),

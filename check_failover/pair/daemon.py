@@ -92,20 +92,20 @@ def follow(config: Config) -> None:
     peer = config.controller.peer
     if peer is None:
         raise ConfigError(f"{config.path}: $.controller.peer: needed here: the other controller, as user@host for ssh")
-    began, told = time.monotonic(), ""
+    began, complained = time.monotonic(), ""
     notify("READY=1")
     while True:
         try:
             for line in lines(command(config.controller, peer)):
                 if _pass_on(config.controller, line):
                     _ready(config.controller)
-                if told != "":
+                if complained != "":
                     log.info("%s answers", peer)
-                    told = ""
+                    complained = ""
         except ControlError as error:
-            if str(error) != told:
+            if str(error) != complained:
                 log.warning("%s", error)
-                told = str(error)
+                complained = str(error)
         if time.monotonic() - began > PATIENCE:
             _ready(config.controller)
         time.sleep(PAUSE)

@@ -87,13 +87,13 @@ class Redirect(Protocol):
 
 
 def _nftables(config: Config) -> Redirect:
-    from check_failover.redirector.nftables import Nftables
+    from check_failover.redirector.nftables.redirect import Nftables
 
     return Nftables(config)
 
 
 def _ipfilter(config: Config) -> Redirect:
-    from check_failover.redirector.ipfilter import Ipfilter
+    from check_failover.redirector.ipfilter.redirect import Ipfilter
 
     return Ipfilter(config)
 

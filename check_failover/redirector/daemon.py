@@ -21,10 +21,10 @@ from check_failover.listening import Server
 from check_failover.notify import log_to_stderr, notify
 from check_failover.redirector import REDIRECTS, RedirectError
 from check_failover.redirector.drill import Drills
-from check_failover.redirector.report import Report
+from check_failover.redirector.report import CoreReports
+from check_failover.redirector.requests import RedirectorRequests
 from check_failover.redirector.state import StateError
 from check_failover.redirector.steering import Steering
-from check_failover.redirector.verbs import Verbs
 
 log = logging.getLogger("failover-redirector")
 
@@ -37,13 +37,13 @@ def run(config: Config, stop: threading.Event) -> None:
     redirect = REDIRECTS[config.controller.redirect](config)
     steering = Steering(config, redirect, lambda e: published[0].publish(e))
     steering.restore()
-    report = Report(config)
-    verbs = Verbs(config, steering, report, Drills(redirect, steering))
+    report = CoreReports(config)
+    requests = RedirectorRequests(config, steering, report, Drills(redirect, steering))
     server = Server(
         config.controller.redirector_socket,
         control.REDIRECTOR_VERBS,
-        verbs.handle,
-        verbs.authorise,
+        requests.handle,
+        requests.authorise,
         hello=lambda: {"targets": {name: str(target) for name, target in steering.targets().items()}},
     )
     published.append(server)
@@ -52,11 +52,11 @@ def run(config: Config, stop: threading.Event) -> None:
     for line in (f"{name}: {target}" for name, target in steering.targets().items()):
         log.info("started, %s", line)
     while not stop.wait(0.0 if report.nothing_yet else HEAL_EVERY):
-        steering.heal()
+        steering.reconcile()
         for service in config.services:
-            verbs.tend(service)
-            verbs.fail_back(service)
-            report.look(service, verbs.status(service))
+            requests.advance(service)
+            requests.fail_back(service)
+            report.look(service, requests.status(service))
     notify("STOPPING=1")
     server.close()
     report.close()

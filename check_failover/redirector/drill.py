@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from check_failover.control import Message
-from check_failover.listening import RefusedError
+from check_failover.listening import RequestRefusedError
 from check_failover.model import Service, Target
 from check_failover.peer import Peer
 from check_failover.redirector import Redirect
@@ -25,7 +25,7 @@ PARTS = ("handler", "notification")  # what the core runs in a drill
 
 
 @dataclass(slots=True)
-class Drill:
+class DrillRecord:
     """One drill that goes on. ``parts``: what the core ran so far."""
 
     id: str
@@ -42,27 +42,27 @@ class Drills:
     def __init__(self, redirect: Redirect, steering: Steering) -> None:
         self._redirect, self._steering = redirect, steering
         self._lock = threading.Lock()
-        self._running: dict[str, Drill] = {}
+        self._running: dict[str, DrillRecord] = {}
 
     def begin(self, service: Service, message: Message, by: str) -> Message:
         """Send the client to the standby for so many seconds. Raises RefusedError, RedirectError."""
         client, seconds = _client(service, message.get("client")), _seconds(message.get("seconds"))
         with self._lock:
             if service.name in self._running:
-                raise RefusedError(f"drill: {self._running[service.name].id} goes on; wait for its end")
+                raise RequestRefusedError(f"drill: {self._running[service.name].id} goes on; wait for its end")
             if self._steering.targets()[service.name] is not Target.PRIMARY:
-                raise RefusedError("drill: the standby serves already: fail back first")
+                raise RequestRefusedError("drill: the standby serves already: fail back first")
             if not self._redirect.drills:
                 client = None
             elif client is None:
-                raise RefusedError("drill: no test client: --from ADDRESS, or test_client in the config")
+                raise RequestRefusedError("drill: no test client: --from ADDRESS, or test_client in the config")
             known = frozenset() if client is None else self._redirect.answered(service, client)
             where = f"{client} goes to the standby {service.standby}" if client else "the redirect is left out"
             text = f"{where}, for {seconds:.0f} s at most"
             if client is not None:
                 self._redirect.send_to_standby(service, client, seconds)
             entry = self._steering.note(service.name, "drill", by, text)
-            self._running[service.name] = Drill(entry["id"], client, by, time.time() + seconds, known)
+            self._running[service.name] = DrillRecord(entry["id"], client, by, time.time() + seconds, known)
         return {"id": entry["id"], "client": client, "in_use": any(target is Target.PRIMARY for target, _ in known)}
 
     def report(self, service: Service, message: Message, peer: Peer) -> Message:
@@ -71,7 +71,7 @@ class Drills:
         with self._lock:
             drill = self._running.get(service.name)
             if drill is None or drill.id != said or part not in PARTS:
-                raise RefusedError("drilled: no such drill goes on (a late result of an older one?)")
+                raise RequestRefusedError("drilled: no such drill goes on (a late result of an older one?)")
             problem = message.get("problem")
             drill.parts[str(part)] = {"at": time.time(), "uid": peer.uid, "problem": str(problem) if problem else None}
         return {"text": f"drill {drill.id}: heard; a drill moves nothing"}
@@ -82,13 +82,13 @@ class Drills:
         with self._lock:
             drill = self._running.get(service.name)
             if drill is None or drill.id != message.get("id"):
-                raise RefusedError("drill-end: no such drill goes on")
+                raise RequestRefusedError("drill-end: no such drill goes on")
             self._forget(service, drill)
             text = f"drill {drill.id} failed: {failed}"[:500] if failed else f"drill {drill.id} passed"
             self._steering.note(service.name, "drill-end", by, text, parts=drill.parts)
         return {"text": text}
 
-    def tend(self, service: Service) -> None:
+    def advance(self, service: Service) -> None:
         """End one whose program was killed; called every few seconds. Raises RedirectError."""
         with self._lock:
             drill = self._running.get(service.name)
@@ -107,7 +107,7 @@ class Drills:
         shown = {key: value for key, value in asdict(drill).items() if key != "known"}
         return {**shown, "served": served}
 
-    def _forget(self, service: Service, drill: Drill) -> None:
+    def _forget(self, service: Service, drill: DrillRecord) -> None:
         del self._running[service.name]
         if drill.client is not None:
             self._redirect.send_to_standby(service, None, 0.0)
@@ -119,15 +119,15 @@ def _client(service: Service, said: object) -> str | None:
     try:
         address = ipaddress.ip_address(str(said))
     except ValueError:
-        raise RefusedError(f"drill: {said!r} is not an IP address") from None
+        raise RequestRefusedError(f"drill: {said!r} is not an IP address") from None
     if address.version != service.address.family:
-        raise RefusedError(f"drill: {address} is not IPv{service.address.family} as {service.address} is")
+        raise RequestRefusedError(f"drill: {address} is not IPv{service.address.family} as {service.address} is")
     if address.compressed in (service.primary.address, service.standby.address, service.address.address):
-        raise RefusedError(f"drill: {address} is a server's or the service's own address; name a client's")
+        raise RequestRefusedError(f"drill: {address} is a server's or the service's own address; name a client's")
     return address.compressed
 
 
 def _seconds(said: object) -> float:
     if not isinstance(said, int | float) or not 1 <= said <= LONGEST:
-        raise RefusedError(f"drill: seconds must be a number from 1 to {LONGEST:.0f}")
+        raise RequestRefusedError(f"drill: seconds must be a number from 1 to {LONGEST:.0f}")
     return float(said)

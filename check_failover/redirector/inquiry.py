@@ -35,7 +35,7 @@ def health(controller: Controller, service: Service, target: Target) -> dict[str
     return found if isinstance(found, dict) else {}
 
 
-def completed(
+def with_missing_facts(
     controller: Controller, service: Service, verb: str, facts: Facts, *, manual: bool, since: float | None
 ) -> Facts:
     """Facts of an order, with what the sniffer knows or probes for what nobody looked at.

@@ -9,8 +9,8 @@ from typing import Any
 
 from check_failover.model import Service, Target
 from check_failover.redirector import Redirect, RedirectError
-from check_failover.redirector.memory import Memory
 from check_failover.redirector.state import StateError
+from check_failover.redirector.store import StateStore
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -21,9 +21,9 @@ class Repair:
     """The caller holds ``lock``, which the sweep takes when its time has come. A repair that fails is told."""
 
     def __init__(
-        self, redirect: Redirect, memory: Memory, publish: Callable[[Event], None], lock: threading.Lock
+        self, redirect: Redirect, store: StateStore, publish: Callable[[Event], None], lock: threading.Lock
     ) -> None:
-        self._redirect, self._memory, self._publish, self._lock = redirect, memory, publish, lock
+        self._redirect, self._store, self._publish, self._lock = redirect, store, publish, lock
 
     def flipped(self, service: Service, old: Target, entry: dict[str, Any], *, drain: bool) -> None:
         """After a flip away from ``old``; ``drain``: what is open to it stays. What was done goes into ``entry``."""
@@ -41,10 +41,10 @@ class Repair:
 
     def resume(self, service: Service) -> None:
         """The repair and the journal's line of a flip in whose middle an earlier process ended."""
-        name, state = service.name, self._memory.state[service.name]
+        name, state = service.name, self._store.state[service.name]
         old = state.target.other
         text = f"a flip from the {old} to the {state.target} was cut short by the redirector's end; finished"
-        entry = self._memory.entry(name, "resume", "redirector", text)
+        entry = self._store.entry(name, "resume", "redirector", text)
         if state.drain is None:
             if self._redirect.cuts:  # rules that were loaded anew do not know that the old server is dead
                 self._try(entry, "freed", lambda: self._redirect.cut(service, old))
@@ -53,8 +53,8 @@ class Repair:
                 self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
             self.sweep_later(service, old)
         self._read_back(service, entry)
-        self._memory.settle(name)
-        self._memory.write({**entry, "from": str(old)})
+        self._store.settle(name)
+        self._store.write({**entry, "from": str(old)})
         log.warning("%s", entry["line"])
 
     def sweep_later(self, service: Service, old: Target) -> None:
@@ -64,7 +64,7 @@ class Repair:
 
     def _sweep(self, service: Service, old: Target) -> None:
         with self._lock:
-            if self._memory.state[service.name].target is not old:
+            if self._store.state[service.name].target is not old:
                 quietly(lambda: self._redirect.sweep(service, old))
 
     def _try(self, entry: dict[str, Any], what: str, repair: Callable[[], int]) -> None:
@@ -76,12 +76,12 @@ class Repair:
 
     def _read_back(self, service: Service, entry: dict[str, Any]) -> None:
         name, kernel = service.name, self._redirect.current(service)
-        wanted = self._memory.state[name].target
+        wanted = self._store.state[name].target
         if kernel is wanted:
-            self._memory.problems[name].pop("kernel", None)
+            self._store.problems[name].pop("kernel", None)
             return
         entry["error"] = f"the kernel's rule says {kernel or 'nothing'}, not {wanted}"
-        self._memory.problems[name]["kernel"] = entry["error"]
+        self._store.problems[name]["kernel"] = entry["error"]
 
 
 def quietly(act: Callable[[], object]) -> None:

@@ -24,7 +24,7 @@ LOCKED = "locked on the standby, fail back by hand"
 HEARTBEAT = 60.0  # seconds between two results of an unchanged state
 
 
-class Report:
+class CoreReports:
     """Hands results to the core; never blocks, keeps what the core does not take."""
 
     def __init__(self, config: Config) -> None:
@@ -104,7 +104,7 @@ def _checklist(service: Service, status: Mapping[str, Any]) -> list[str]:
     return [*items(status["fail_back"]), story.way_back(service.name)]
 
 
-def told(service: Service, status: Mapping[str, Any], report_url: str | None = None) -> list[str]:
+def detail_lines(service: Service, status: Mapping[str, Any], report_url: str | None = None) -> list[str]:
     """The further lines of "NAME redirect": what was done last, on which facts, its page, what can be done now."""
     on_standby = status["target"] == Target.STANDBY
     entry = (status["flip"] if on_standby else None) or status["last"]

@@ -17,7 +17,7 @@ RIGHTS: dict[str, frozenset[str]] = {
     "subscribe": frozenset({_EVERYONE}),
     "fail-over": frozenset({_CORE, _SNIFFER, _OPERATORS}),
     "recovered": frozenset({_CORE, _SNIFFER}),
-    "evidence": frozenset({_SNIFFER}),
+    "facts": frozenset({_SNIFFER}),
     "forget": frozenset({_SNIFFER}),
     "drain": frozenset({_OPERATORS}),
     "fail-back": frozenset({_CORE, _OPERATORS}),

@@ -10,18 +10,18 @@ from check_failover.damping import decayed
 from check_failover.decide import FAIL_BACK, checklist
 from check_failover.model import Service
 from check_failover.redirector import Redirect, RedirectError
-from check_failover.redirector.memory import Memory
 from check_failover.redirector.order import Order, situation
 from check_failover.redirector.state import ServiceState
+from check_failover.redirector.store import StateStore
 
 
-def status(redirect: Redirect, memory: Memory, fail_back: Order) -> dict[str, Any]:
+def status(redirect: Redirect, store: StateStore, fail_back: Order) -> dict[str, Any]:
     """See ``control``. ``fail_back``: an order to fail back, with what is known of the primary."""
-    service, state = fail_back.service, memory.state[fail_back.service.name]
+    service, state = fail_back.service, store.state[fail_back.service.name]
     kernel = redirect.current(service)
     activity: dict[str, int] | None = None
     drain: dict[str, Any] | None = None if state.drain is None else {**asdict(state.drain), "left": None}
-    problem = next(iter(memory.problems[service.name].values()), None)
+    problem = next(iter(store.problems[service.name].values()), None)
     try:
         activity = asdict(redirect.activity(service))
         if drain is not None and state.drain is not None:
@@ -30,7 +30,7 @@ def status(redirect: Redirect, memory: Memory, fail_back: Order) -> dict[str, An
         problem = problem or str(error)
     if kernel is not state.target and problem is None:
         problem = f"the kernel's rule says {kernel or 'nothing'}, not {state.target}"
-    age = memory.age(service.name)
+    age = store.age(service.name)
     asked = situation(fail_back, state, age)
     return {
         "target": state.target,
@@ -51,8 +51,8 @@ def status(redirect: Redirect, memory: Memory, fail_back: Order) -> dict[str, An
         "fail_back": [
             [str(reason), why] for reason, why in checklist(FAIL_BACK, fail_back.facts, service.policy, asked)
         ],
-        "last": memory.last.get(service.name),
-        "flip": memory.flip.get(service.name),
+        "last": store.last.get(service.name),
+        "flip": store.flip.get(service.name),
     }
 
 

@@ -29,11 +29,11 @@ from check_failover.decide import RETRYABLE, Decision, Reason
 from check_failover.model import Facts, Hold, Service, Target
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.drain import ending
-from check_failover.redirector.memory import Memory
 from check_failover.redirector.order import Order, after, decided
 from check_failover.redirector.repair import Event, Repair, quietly
 from check_failover.redirector.state import Drain, ServiceState, StateError, outranks
 from check_failover.redirector.status import status
+from check_failover.redirector.store import StateStore
 
 __all__ = ["Order", "Steering"]
 log = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ class Steering:
     def __init__(self, config: Config, redirect: Redirect, publish: Callable[[Event], None]) -> None:
         self._services = {service.name: service for service in config.services}
         self._redirect, self._publish = redirect, publish
-        self._memory = Memory(config.controller.state_dir, self._services)
+        self._store = StateStore(config.controller.state_dir, self._services)
         self._lock = threading.Lock()
-        self._repair = Repair(redirect, self._memory, publish, self._lock)
+        self._repair = Repair(redirect, self._store, publish, self._lock)
         self._pending: dict[str, Order] = {}
         self._pair = config.controller.peer is not None
         self._heard = time.monotonic()  # of the other controller
@@ -58,19 +58,19 @@ class Steering:
     def restore(self) -> None:
         """Bring the kernel to the saved targets. Raises RedirectError; a damaged state file keeps the kernel's."""
         with self._lock:
-            unfinished = self._memory.load(lambda name: self._redirect.current(self._services[name]))
+            unfinished = self._store.load(lambda name: self._redirect.current(self._services[name]))
             self._redirect.install(self.targets())
             for name, service in self._services.items():
                 if name in unfinished:
                     self._repair.resume(service)
-                elif self._memory.unwritten(name):
+                elif self._store.unwritten(name):
                     text = "the journal lacks the line of the last flip: the redirector or the disk failed then"
-                    self._memory.write(self._memory.entry(name, "restore", "redirector", text))
+                    self._store.write(self._store.entry(name, "restore", "redirector", text))
 
-    def heal(self) -> None:
+    def reconcile(self) -> None:
         """Put right what another hand did to the kernel's rules, or a full disk to the state; every few seconds."""
         with self._lock:
-            self._memory.mend()
+            self._store.retry_writes()
             targets = self.targets()
             whole = self._redirect.whole()
             wrong = [n for n, s in self._services.items() if not whole or self._redirect.current(s) is not targets[n]]
@@ -79,22 +79,22 @@ class Steering:
                     self._redirect.install(targets)
             except RedirectError as error:
                 for name in wrong:
-                    self._memory.problems[name]["kernel"] = str(error)
+                    self._store.problems[name]["kernel"] = str(error)
                 return
-            for problems in self._memory.problems.values():
+            for problems in self._store.problems.values():
                 problems.pop("kernel", None)
             for name in wrong:
                 text = "the rule was changed or removed by another hand; restored"
                 log.warning("%s: %s", name, text)
-                self._memory.write(self._memory.entry(name, "restore", "redirector", text))
+                self._store.write(self._store.entry(name, "restore", "redirector", text))
 
     def targets(self) -> dict[str, Target]:
         """The intended targets."""
-        return {name: state.target for name, state in self._memory.state.items()}
+        return {name: state.target for name, state in self._store.state.items()}
 
     def since(self, name: str) -> float | None:
         """When a service was last moved (Unix time); None: never."""
-        return self._memory.state[name].since
+        return self._store.state[name].since
 
     # ------------------------------------------------------------ orders
 
@@ -113,12 +113,12 @@ class Steering:
 
     def _decided(self, order: Order) -> Decision:
         name = order.service.name
-        return decided(order, self._memory.state[name], self._memory.age(name))
+        return decided(order, self._store.state[name], self._store.age(name))
 
     def _order(self, order: Order) -> dict[str, Any]:
         began = time.monotonic()
         name, decision = order.service.name, self._decided(order)
-        entry = self._memory.entry(name, order.verb, order.by, decision.text, order.facts, order.peer)
+        entry = self._store.entry(name, order.verb, order.by, decision.text, order.facts, order.peer)
         entry["reason"] = str(decision.reason)
         if not decision.flip:
             entry["line"] = f"{name}: {story.refusal(entry)}"
@@ -130,7 +130,7 @@ class Steering:
             self._keep(order, str(decision.reason))
         entry["took"] = round(time.monotonic() - began, 6)
         if decision.reason is not Reason.ALREADY:
-            self._memory.write(entry)
+            self._store.write(entry)
             level = logging.INFO if decision.flip else logging.WARNING
             log.log(level, "%s, took %.0f ms", entry["line"], 1000 * entry["took"])
         if not decision.flip:
@@ -143,32 +143,32 @@ class Steering:
         """The core says it once: its order stays pending, the next evidence tries again."""
         if order.verb == "fail-over" and not order.manual:
             self._pending[order.service.name] = order
-            self._memory.pending(order.service.name, reason)
+            self._store.pending(order.service.name, reason)
 
     def _flip(self, order: Order, decision: Decision, entry: dict[str, Any]) -> None:
         name = order.service.name
-        if self._bring_about(order.service, after(self._memory.state[name], order, time.time()), decision.text, entry):
+        if self._bring_about(order.service, after(self._store.state[name], order, time.time()), decision.text, entry):
             self._pending.pop(name, None)
         else:
             self._keep(order, "error")
 
     def _bring_about(self, service: Service, intended: ServiceState, why: str, entry: dict[str, Any]) -> bool:
         """A flip to the end of its repair; False: all is as it was, and the entry says why."""
-        began, name, memory = time.monotonic(), service.name, self._memory
-        old, drain = memory.state[name].target, intended.drain is not None
+        began, name, store = time.monotonic(), service.name, self._store
+        old, drain = store.state[name].target, intended.drain is not None
         try:
-            memory.intend(name, intended)
+            store.intend(name, intended)
             self._move(service, intended.target, drain=drain)
         except (StateError, RedirectError) as error:
-            memory.problems[name]["state" if isinstance(error, StateError) else "kernel"] = str(error)
-            memory.withdraw(name)
+            store.problems[name]["state" if isinstance(error, StateError) else "kernel"] = str(error)
+            store.withdraw(name)
             entry.update(reason="error", error=str(error), text=str(error), line=f"{name}: flip failed: {error}")
             return False
-        memory.moved(name, intended)
+        store.moved(name, intended)
         entry.update(to=str(intended.target), flipped=True, moved=round(time.monotonic() - began, 6))
         entry["line"] = f"{name}: {old} -> {intended.target} ({why})"
         self._repair.flipped(service, old, entry, drain=drain)
-        memory.settle(name)
+        store.settle(name)
         return True
 
     def _move(self, service: Service, target: Target, *, drain: bool) -> None:
@@ -184,21 +184,21 @@ class Steering:
 
     def draining(self, name: str) -> Drain | None:
         """The drain that goes on; None when every open connection is where the target is."""
-        return self._memory.state[name].drain
+        return self._store.state[name].drain
 
-    def tend(self, name: str, *, old_failed: bool = False) -> dict[str, Any] | None:
+    def advance(self, name: str, *, old_failed: bool = False) -> dict[str, Any] | None:
         """Look whether a drain is over, and cut what is left where it ends so: the journal's entry; None: it goes on.
 
         A cut that fails is told, and tried again with the next look.
         """
         with self._lock:
-            service, memory, state = self._services[name], self._memory, self._memory.state[name]
+            service, store, state = self._services[name], self._store, self._store.state[name]
             if state.drain is None:
                 return None
-            old, entry = state.drain.old, memory.entry(name, "drained", "redirector", "")
+            old, entry = state.drain.old, store.entry(name, "drained", "redirector", "")
             try:
                 left = self._redirect.open_connections(service, old)
-                why = ending(state.drain, left, old_failed=old_failed, now=state.drain.at + (memory.age(name) or 0.0))
+                why = ending(state.drain, left, old_failed=old_failed, now=state.drain.at + (store.age(name) or 0.0))
                 if why is None:
                     return None
                 if left and self._redirect.cuts:
@@ -207,42 +207,42 @@ class Steering:
                     why += f": {left} open connections were cut"
                 elif left:
                     why += f": {left} open connections stay with it"
-                memory.save(name, replace(state, drain=None))
+                store.save(name, replace(state, drain=None))
             except (RedirectError, StateError) as error:
-                memory.problems[name]["drain"] = str(error)
+                store.problems[name]["drain"] = str(error)
                 return None
-            memory.problems[name].pop("drain", None)
+            store.problems[name].pop("drain", None)
             entry.update(text=why, line=f"{name}: drained: {why}")
-            memory.write(entry)
+            store.write(entry)
             log.info("%s", entry["line"])
         return entry
 
     def _change_deadline(self, order: Order, entry: dict[str, Any]) -> None:
         """A second order while the first one's drain goes on, in the same direction."""
-        name, state = order.service.name, self._memory.state[order.service.name]
+        name, state = order.service.name, self._store.state[order.service.name]
         if state.drain is None or order.deadline is None:
             return
         try:
-            drain = replace(state.drain, deadline=state.drain.at + (self._memory.age(name) or 0.0) + order.deadline)
-            self._memory.save(name, replace(state, drain=drain))
+            drain = replace(state.drain, deadline=state.drain.at + (self._store.age(name) or 0.0) + order.deadline)
+            self._store.save(name, replace(state, drain=drain))
         except StateError as error:
-            self._memory.problems[name]["state"] = str(error)
+            self._store.problems[name]["state"] = str(error)
             return
         entry["text"] += f", what is left on the {drain.old} will be cut in {order.deadline:.0f} s"
 
     # ------------------------------------------------------------ what may follow an order
 
-    def evidence(self, name: str, facts: Facts) -> dict[str, Any] | None:
+    def facts(self, name: str, facts: Facts) -> dict[str, Any] | None:
         """Fresh facts for a pending order: decided anew. None when nothing is pending."""
         with self._lock:
             order = self._pending.get(name)
-            if order is None and self._memory.state[name].pending is not None:  # kept over a restart
+            if order is None and self._store.state[name].pending is not None:  # kept over a restart
                 order = Order(self._services[name], "fail-over", "core (order kept over a restart)", facts)
             if order is None:
                 return None
             fresh = replace(order, facts=replace(facts, downtime=order.facts.downtime))
             self._pending[name] = fresh
-            if str(self._decided(fresh).reason) == self._memory.state[name].pending:
+            if str(self._decided(fresh).reason) == self._store.state[name].pending:
                 return None  # nothing new: no journal line every second
             return self._order(fresh)
 
@@ -250,46 +250,46 @@ class Steering:
         """The core withdraws its order."""
         with self._lock:
             self._pending.pop(name, None)
-            if self._memory.state[name].pending is not None:
-                self._memory.pending(name, None)
+            if self._store.state[name].pending is not None:
+                self._store.pending(name, None)
             quietly(lambda: self._redirect.withhold(self._services[name], on=True))
         return f"{name}: no order pending"
 
     def hold(self, name: str, by: str, reason: str) -> str:
         """Forbid flips until ``release``. Raises StateError."""
         with self._lock:
-            self._memory.save(name, replace(self._memory.state[name], hold=Hold(by, time.time(), reason)))
-            self._memory.write(self._memory.entry(name, "hold", by, reason or "no reason given"))
+            self._store.save(name, replace(self._store.state[name], hold=Hold(by, time.time(), reason)))
+            self._store.write(self._store.entry(name, "hold", by, reason or "no reason given"))
         self._publish({"event": "hold", "service": name, "by": by})
         return f"{name}: held by {by}"
 
     def release(self, name: str, by: str) -> str:
         """Allow flips again; a pending order is decided with the sniffer's next evidence. Raises StateError."""
         with self._lock:
-            if self._memory.state[name].hold is None:
+            if self._store.state[name].hold is None:
                 return f"{name}: was not held"
-            self._memory.save(name, replace(self._memory.state[name], hold=None))
-            self._memory.write(self._memory.entry(name, "release", by, "released"))
+            self._store.save(name, replace(self._store.state[name], hold=None))
+            self._store.write(self._store.entry(name, "release", by, "released"))
         self._publish({"event": "release", "service": name, "by": by})
         return f"{name}: released by {by}"
 
     def downtime(self, name: str, of: str, by: str, *, begin: bool) -> None:
         """A downtime of the core's object ``of`` began or ended; said twice is said once. Raises StateError."""
         with self._lock:
-            state = self._memory.state[name]
+            state = self._store.state[name]
             others = tuple(one for one in state.downtime if one != of)
             now = (*others, of) if begin else others
             if set(now) == set(state.downtime):
                 return
-            self._memory.save(name, replace(state, downtime=now))
+            self._store.save(name, replace(state, downtime=now))
             text = f"downtime of {of} {'began' if begin else 'ended'}"
-            self._memory.write(self._memory.entry(name, "downtime", by, text))
+            self._store.write(self._store.entry(name, "downtime", by, text))
 
     # ------------------------------------------------------------ the other controller
 
     def states(self) -> dict[str, ServiceState]:
         """What the other controller of a pair follows."""
-        return dict(self._memory.state)
+        return dict(self._store.state)
 
     def follow(self, states: Mapping[str, ServiceState]) -> list[str]:
         """What the other controller says of its services; returns those of which it knew more. Raises StateError."""
@@ -298,8 +298,8 @@ class Steering:
             return [name for name, theirs in states.items() if name in self._services and self._follow(name, theirs)]
 
     def _follow(self, name: str, theirs: ServiceState) -> bool:
-        memory, mine = self._memory, self._memory.state[name]
-        problems = memory.problems[name]
+        store, mine = self._store, self._store.state[name]
+        problems = store.problems[name]
         problems.pop("pair", None)
         if not outranks(theirs, mine):
             if theirs.flips == mine.flips and theirs.target is not mine.target:
@@ -308,13 +308,13 @@ class Steering:
         if theirs.pending is None:
             self._pending.pop(name, None)
         if theirs.target is mine.target:
-            memory.adopt(name, theirs)
+            store.adopt(name, theirs)
             return True
         why = "the other controller did"
-        entry = memory.entry(name, "follow", "the other controller", why)
+        entry = store.entry(name, "follow", "the other controller", why)
         flipped = self._bring_about(self._services[name], theirs, why, entry)
-        if flipped or memory.last.get(name, {}).get("error") != entry["error"]:  # said once, tried every second
-            memory.write(entry)
+        if flipped or store.last.get(name, {}).get("error") != entry["error"]:  # said once, tried every second
+            store.write(entry)
             log.log(logging.INFO if flipped else logging.ERROR, "%s", entry["line"])
         return flipped
 
@@ -325,18 +325,18 @@ class Steering:
     def note(self, name: str, verb: str, by: str, text: str, **more: object) -> dict[str, Any]:
         """A journal line about something that moves nothing."""
         with self._lock:
-            entry = {**self._memory.entry(name, verb, by, text), **more}
-            self._memory.write(entry)
+            entry = {**self._store.entry(name, verb, by, text), **more}
+            self._store.write(entry)
         return entry
 
     # ------------------------------------------------------------ what is asked
 
     def history(self, limit: int) -> list[dict[str, Any]]:
-        return self._memory.history(limit)
+        return self._store.history(limit)
 
     def status(self, name: str, fail_back: Order | None = None) -> dict[str, Any]:
         """See ``control``; ``fail_back``: what is known of the primary."""
         order = fail_back or Order(self._services[name], "fail-back", "", Facts())
         silent = time.monotonic() - self._heard
         peer_silent = round(silent) if self._pair and silent > PEER_SILENT else None
-        return {**status(self._redirect, self._memory, order), "peer_silent": peer_silent}
+        return {**status(self._redirect, self._store, order), "peer_silent": peer_silent}

@@ -33,7 +33,7 @@ DIGESTED = "digest"  # in place of the gateway's name: told by a digest
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SendPlan:
     """What is done beside sending. Seconds; the defaults of a config are in its schema's words (README)."""
 
     second: tuple[str, Gateway] | None = None
@@ -43,11 +43,11 @@ class Plan:
     window: float = 300.0
 
 
-class Sender:
+class SmsSender:
     """Sends from one spool through one gateway, or two."""
 
-    def __init__(self, spool: Spool, name: str, gateway: Gateway, plan: Plan | None = None) -> None:
-        self.spool, self.first, self.plan = spool, (name, gateway), plan or Plan()
+    def __init__(self, spool: Spool, name: str, gateway: Gateway, plan: SendPlan | None = None) -> None:
+        self.spool, self.first, self.plan = spool, (name, gateway), plan or SendPlan()
         self._gone: set[str] = set()  # sent, but a broken disk kept them in the queue: not again
 
     @property
@@ -136,7 +136,7 @@ class Sender:
             return list(order), {}
         since = time.time() - self.plan.window
         recent = [text for folder in (AWAITED, SENT) for text in self.spool.pending(folder, since)]
-        told = Counter(text.number for text in recent if text.gateway != DIGESTED and text.sent_at > since)
+        sent = Counter(text.number for text in recent if text.gateway != DIGESTED and text.sent_at > since)
         now, by_number = [], defaultdict[str, list[Text]](list)
         for text in order:
             if text.digest or text.unconfirmed:
@@ -145,7 +145,7 @@ class Sender:
                 by_number[text.number].append(text)
         held = {}
         for number, texts in by_number.items():
-            room = max(0, self.plan.limit - told[number])
+            room = max(0, self.plan.limit - sent[number])
             if len(texts) <= room:
                 now += texts
             elif room:
@@ -256,13 +256,13 @@ class Sender:
             self._gone.discard(text.key)
 
 
-def sender(config: configuration.Config) -> Sender:
+def sender(config: configuration.Config) -> SmsSender:
     """The sender of a config. Raises GatewayError when it names no gateway."""
     if config.sms is None:
         raise GatewayError(f"{config.path}: no [sms]: it says how texts leave")
-    options, usual = config.sms, Plan()
+    options, usual = config.sms, SendPlan()
     second = options.get("second")
-    plan = Plan(
+    plan = SendPlan(
         second=None if second is None else (f"second {second['gateway']}", GATEWAYS[second["gateway"]](second)),
         patience=float(options.get("patience", usual.patience)),
         receipts=Receipts(options["receipt_url"]) if options.get("receipt_url") else None,
@@ -270,7 +270,7 @@ def sender(config: configuration.Config) -> Sender:
         window=float(options.get("limit_seconds", usual.window)),
     )
     name = str(options["gateway"])
-    return Sender(Spool(spool_directory(config.controller.state_dir)), name, GATEWAYS[name](options), plan)
+    return SmsSender(Spool(spool_directory(config.controller.state_dir)), name, GATEWAYS[name](options), plan)
 
 
 def spool_directory(state_dir: Path) -> Path:

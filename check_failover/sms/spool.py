@@ -87,7 +87,7 @@ class Spool:
         """Write a text down; False: it waits already, or was sent within its window. Raises SpoolError."""
         try:
             self._make()
-            if self._told(text):
+            if self._already_sent(text):
                 return False
             new = self._write(text, QUEUE)
             try:
@@ -137,10 +137,10 @@ class Spool:
 
     def needless(self, text: Text) -> bool:
         """Whether the event was told to this number already; then the text leaves the queue unsent."""
-        told = self._told(text)
-        if told:
+        sent = self._already_sent(text)
+        if sent:
             self._path(QUEUE, text).unlink(missing_ok=True)
-        return told
+        return sent
 
     def settle(self, text: Text, folder: str, source: str = QUEUE) -> None:
         """Out of one folder into another. Raises SpoolError when not even that can be done."""
@@ -210,7 +210,7 @@ class Spool:
         except FileNotFoundError:
             return []
 
-    def _told(self, text: Text) -> bool:
+    def _already_sent(self, text: Text) -> bool:
         last = max(_changed(self._path(folder, text)) for folder in (AWAITED, SENT))
         return text.window > 0 and last > text.at - text.window
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from check_failover.sniffer.packet import Packet
+from check_failover.sniffer.stage1.packet import Packet
 
 SECONDS = 10.0  # of traffic that are kept
 FRAMES = 4096  # of one service, at most

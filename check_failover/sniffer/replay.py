@@ -18,10 +18,10 @@ from pathlib import Path
 from check_failover.config import Config
 from check_failover.decide import FAIL_OVER, Situation, decide
 from check_failover.model import Facts, PassiveResult, Probe, Service, Target
-from check_failover.sniffer.bpf import SNAPLEN
 from check_failover.sniffer.capture import CaptureError
-from check_failover.sniffer.packet import ETHERNET, LINUX_SLL, RAW_IP, parse
-from check_failover.sniffer.sentry import Condition, Sentry
+from check_failover.sniffer.capture.bpf import SNAPLEN
+from check_failover.sniffer.monitor import Condition, ServiceMonitor
+from check_failover.sniffer.stage1.packet import ETHERNET, LINUX_SLL, RAW_IP, parse
 
 ANSWER = 0.005  # seconds that an assumed probe takes to pass
 TAIL = 5.0  # seconds that the clocks go on after the last packet
@@ -29,7 +29,7 @@ _LINKTYPES = {1: ETHERNET, 12: RAW_IP, 101: RAW_IP, 228: RAW_IP, 229: RAW_IP, 11
 
 
 class Replay:
-    """One pass over a file. It is the sentries' outlet: probes are assumed, lines go to ``say``."""
+    """One pass over a file. It is the monitors' ``Actions``: probes are assumed, lines go to ``say``."""
 
     def __init__(self, config: Config, say: Callable[[str], None], *, primary_passes: bool, begin: float) -> None:
         self._say, self._primary_passes = say, primary_passes
@@ -37,25 +37,25 @@ class Replay:
         self._later: list[tuple[float, int, Service, Target, Probe]] = []
         self._numbers = itertools.count()
         self.probes = 0
-        self.sentries = [Sentry(service, self, begin) for service in config.services]
-        for sentry in self.sentries:
-            self._standby_known(sentry)
+        self.monitors = [ServiceMonitor(service, self, begin) for service in config.services]
+        for monitor in self.monitors:
+            self._standby_known(monitor)
 
-    def _standby_known(self, sentry: Sentry) -> None:
-        sentry.probed(Target.STANDBY, Probe(True, ANSWER, "assumed to pass"), self.now)
+    def _standby_known(self, monitor: ServiceMonitor) -> None:
+        monitor.probed(Target.STANDBY, Probe(True, ANSWER, "assumed to pass"), self.now)
 
     def frame(self, frame: bytes, at: float, linktype: int) -> None:
         """One captured frame."""
         self.run_to(at)
         packet = parse(frame, at, linktype)
         if packet is not None:
-            for sentry in self.sentries:
-                sentry.packet(packet, frame)
+            for monitor in self.monitors:
+                monitor.packet(packet, frame)
 
     def run_to(self, moment: float) -> None:
         """Let everything happen that is due before ``moment``."""
         while True:
-            due = min(sentry.deadline(self.now) for sentry in self.sentries)
+            due = min(monitor.deadline(self.now) for monitor in self.monitors)
             if self._later:
                 due = min(due, self._later[0][0])
             if due > moment:
@@ -63,15 +63,15 @@ class Replay:
             self.now = max(self.now, due)
             while self._later and self._later[0][0] <= self.now:
                 _, _, service, target, probe = heapq.heappop(self._later)
-                next(s for s in self.sentries if s.service is service).probed(target, probe, self.now)
-            for sentry in self.sentries:
-                sentry.tick(self.now)
+                next(s for s in self.monitors if s.service is service).probed(target, probe, self.now)
+            for monitor in self.monitors:
+                monitor.tick(self.now)
             if due <= self.now and moment - self.now < 1e-9:
                 break
             self.now = min(moment, self.now + 0.001)
         self.now = max(self.now, moment)
 
-    # ------------------------------------------------------------ Outlet
+    # ------------------------------------------------------------ Actions
 
     def probe(self, service: Service, target: Target, timeout: float) -> None:
         passes = target is Target.STANDBY or self._primary_passes
@@ -83,34 +83,34 @@ class Replay:
     def report(self, result: PassiveResult) -> None:
         """Results of an unchanged state are heartbeats, not news."""
 
-    def evidence(self, service: Service, facts: Facts) -> None: ...
+    def facts(self, service: Service, facts: Facts) -> None: ...
 
     def keep(self, service: Service, story: dict[str, object]) -> int | None:
         return None
 
     def note(self, text: str) -> None:
         self._say(f"{self.now - self._begin:12.6f}  {text}")
-        for sentry in self.sentries:
-            facts = sentry.last_facts()
-            if ": verdict: " in text and text.startswith(f"{sentry.service.name}:") and facts is not None:
-                self._decide(sentry, facts)
+        for monitor in self.monitors:
+            facts = monitor.last_facts()
+            if ": verdict: " in text and text.startswith(f"{monitor.service.name}:") and facts is not None:
+                self._decide(monitor, facts)
 
     def sync(self, service: Service, facts: Facts) -> Facts:
         return facts
 
-    def _decide(self, sentry: Sentry, facts: Facts) -> None:
-        policy = sentry.service.policy
+    def _decide(self, monitor: ServiceMonitor, facts: Facts) -> None:
+        policy = monitor.service.policy
         decision = decide(FAIL_OVER, facts, policy, Situation(Target.PRIMARY))
         word = "would fail over" if decision.flip else f"would refuse, {decision.reason}"
-        self._say(f"{self.now - self._begin:12.6f}  {sentry.service.name}: {word}: {decision.text}")
+        self._say(f"{self.now - self._begin:12.6f}  {monitor.service.name}: {word}: {decision.text}")
 
     def summary(self) -> Iterator[str]:
         """What was seen of each service, at the end."""
-        for sentry in self.sentries:
-            stats = sentry.watch.stats(self.now)
+        for monitor in self.monitors:
+            stats = monitor.traffic.stats(self.now)
             gap = "" if stats.p99 is None else f", 99 % of replies within {1000 * stats.p99:.1f} ms"
-            state = "failed" if sentry.condition is Condition.FAILED else "ok"
-            yield f"{sentry.service.name}: {stats.requests} requests, {stats.replies} replies{gap}; {state} at the end"
+            state = "failed" if monitor.condition is Condition.FAILED else "ok"
+            yield f"{monitor.service.name}: {stats.requests} requests, {stats.replies} replies{gap}; {state} at the end"
         yield f"probes of the primary that would have been made: {self.probes}"
 
 

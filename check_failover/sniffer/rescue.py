@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from check_failover.config import Config
 from check_failover.control import Message
 from check_failover.model import MARK_REPLAY, MARK_RESCUE, Target
-from check_failover.sniffer.flowtable import MAX_FRAMES, REPLAY_AGE
-from check_failover.sniffer.packet import Packet
-from check_failover.sniffer.send import Sender, SendError
-from check_failover.sniffer.sentry import Sentry
+from check_failover.sniffer.monitor import ServiceMonitor
+from check_failover.sniffer.send import PacketSender, SendError
+from check_failover.sniffer.stage1.flowtable import MAX_FRAMES, REPLAY_AGE
+from check_failover.sniffer.stage1.packet import Packet
 
 FRESH = 45.0  # seconds that a passed probe of the standby is good for
 RATE = 500.0  # rescued connections a second and service, at most
@@ -42,65 +42,65 @@ class Rescue:
     def __init__(self, config: Config, ask: Ask, call: Callable[[Callable[[], None]], None]) -> None:
         self._nftables = config.controller.redirect == "nftables"  # others have no way to rescue: the flip must do
         self._ask, self._call = ask, call
-        self._sender = Sender()
+        self._sender = PacketSender()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="rescue")
         self._tokens: dict[str, tuple[float, float]] = {}
         self._asked: OrderedDict[Packet, None] = OrderedDict()  # each is tried once
         self._paused: dict[str, float] = {}
 
-    def refused(self, sentry: Sentry, reset: Packet) -> None:
+    def refused(self, monitor: ServiceMonitor, reset: Packet) -> None:
         """A refused connection is rescued at once."""
-        first = sentry.watch.first_packet(reset.dst, reset.dport)
-        if first is not None and reset.ack == (first[1].seq + 1) & 0xFFFFFFFF and self._allowed(sentry, reset.now):
-            self._some(sentry, reset.now, [[first]])
+        first = monitor.traffic.first_packet(reset.dst, reset.dport)
+        if first is not None and reset.ack == (first[1].seq + 1) & 0xFFFFFFFF and self._allowed(monitor, reset.now):
+            self._some(monitor, reset.now, [[first]])
 
-    def overdue(self, sentry: Sentry, now: float) -> None:
+    def overdue(self, monitor: ServiceMonitor, now: float) -> None:
         """First packets that a healthy server would have answered, while this one says nothing to anyone."""
-        if self._allowed(sentry, now):
-            self._some(sentry, now, sentry.watch.overdue(now))
+        if self._allowed(monitor, now):
+            self._some(monitor, now, monitor.traffic.overdue(now))
 
-    def replay(self, sentry: Sentry, now: float) -> None:
+    def replay(self, monitor: ServiceMonitor, now: float) -> None:
         """After a flip: first packets without an answer go to wherever the target is now."""
         if not self._nftables:
             return
         sent = 0
-        for frame, packet in sentry.watch.unanswered(now):
+        for frame, packet in monitor.traffic.unanswered(now):
             try:
                 sent += self._sender.send(frame, packet, MARK_REPLAY)
             except SendError as error:
                 log.error("%s", error)
                 return
         if sent:
-            log.info("%s: sent %d unanswered first packets to the new target", sentry.service.name, sent)
+            log.info("%s: sent %d unanswered first packets to the new target", monitor.service.name, sent)
 
-    def _some(self, sentry: Sentry, now: float, flows: Sequence[First]) -> None:
+    def _some(self, monitor: ServiceMonitor, now: float, flows: Sequence[First]) -> None:
         for first in flows:
             packet = first[0][1]
             if packet in self._asked:
                 continue
-            if not self._token(sentry.service.name, now):
+            if not self._token(monitor.service.name, now):
                 return
             self._asked[packet] = None
             if len(self._asked) > MAX_FRAMES:
                 self._asked.popitem(last=False)
-            self._pool.submit(self._forget, sentry, first)
+            self._pool.submit(self._forget, monitor, first)
 
-    def _allowed(self, sentry: Sentry, now: float) -> bool:
-        health = sentry.health[Target.STANDBY]
+    def _allowed(self, monitor: ServiceMonitor, now: float) -> bool:
+        health = monitor.health[Target.STANDBY]
         return (
             self._nftables
-            and sentry.service.policy.rescue
-            and not sentry.service.policy.shadow
-            and sentry.target is Target.PRIMARY
-            and sentry.blind is None
+            and monitor.service.policy.rescue
+            and not monitor.service.policy.shadow
+            and monitor.target is Target.PRIMARY
+            and monitor.blind is None
             and health.ok is True
             and now - health.at < FRESH
-            and now >= self._paused.get(sentry.service.name, now)
+            and now >= self._paused.get(monitor.service.name, now)
         )
 
-    def _forget(self, sentry: Sentry, first: First) -> None:
+    def _forget(self, monitor: ServiceMonitor, first: First) -> None:
         """Ask the redirector (pool's thread). Never for what is too old: its client has given up or asked again."""
-        name, packet = sentry.service.name, first[0][1]
+        name, packet = monitor.service.name, first[0][1]
         if time.monotonic() - packet.now > REPLAY_AGE:
             return
         family = socket.AF_INET if len(packet.src) == 4 else socket.AF_INET6
@@ -109,21 +109,21 @@ class Rescue:
         if reply is None or reply.get("reason"):
             self._call(lambda: self._pause(name, "the redirector is away" if reply is None else str(reply["reason"])))
         elif reply.get("forgotten"):  # else it has been answered meanwhile
-            self._call(lambda: self._send(sentry, first))
+            self._call(lambda: self._send(monitor, first))
 
     def _pause(self, name: str, why: str) -> None:
         log.info("%s: nothing is rescued for now: %s", name, why)
         self._paused[name] = time.monotonic() + PAUSE
 
-    def _send(self, sentry: Sentry, first: First) -> None:
+    def _send(self, monitor: ServiceMonitor, first: First) -> None:
         """To the standby, unless a flip has sent it there or it was answered (loop's thread)."""
-        waiting = [(frame, packet) for frame, packet in first if sentry.watch.waits(packet)]
-        if not waiting or sentry.target is not Target.PRIMARY:
+        waiting = [(frame, packet) for frame, packet in first if monitor.traffic.waits(packet)]
+        if not waiting or monitor.target is not Target.PRIMARY:
             return
-        sentry.watch.sent_on(waiting[0][1])
+        monitor.traffic.sent_on(waiting[0][1])
         try:
             if sum(self._sender.send(frame, packet, MARK_RESCUE) for frame, packet in waiting):
-                sentry.watch.rescued += 1
+                monitor.traffic.rescued += 1
         except SendError as error:
             log.error("%s", error)
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import socket
 
 from check_failover.rawip import finish
-from check_failover.sniffer.packet import Packet
+from check_failover.sniffer.stage1.packet import Packet
 
 
 class SendError(Exception):
     """Nothing can be sent on: one line."""
 
 
-class Sender:
+class PacketSender:
     """Raw sockets, one for each family and mark, kept open."""
 
     def __init__(self) -> None:

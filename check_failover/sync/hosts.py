@@ -37,7 +37,7 @@ _SHORT = 60.0  # seconds for a step of remote.sh that renames
 _LONG = 3600.0  # for one that removes old copies
 
 
-class StepError(Exception):
+class SyncStepError(Exception):
     """A step went wrong: one line that says what, where and what to do."""
 
 
@@ -85,13 +85,13 @@ def run(on: Host, argv: Sequence[str], limit: float, stdin: str = "") -> str:
         try:
             out, err = process.communicate(stdin.encode(), timeout=limit + (15 if on.target else 0))
         except subprocess.TimeoutExpired:
-            raise StepError(f"{what}: not done within {limit:.0f} s") from None
+            raise SyncStepError(f"{what}: not done within {limit:.0f} s") from None
     if process.returncode == 255 and on.target:
-        raise StepError(f"{on}: cannot reach it: {last_line(err) or 'ssh: exit 255'}")
+        raise SyncStepError(f"{on}: cannot reach it: {last_line(err) or 'ssh: exit 255'}")
     if process.returncode == 124 and on.target:
-        raise StepError(f"{what}: not done within {limit:.0f} s")
+        raise SyncStepError(f"{what}: not done within {limit:.0f} s")
     if process.returncode:
-        raise StepError(f"{what}: exit {process.returncode}: {last_line(err) or last_line(out) or 'no message'}")
+        raise SyncStepError(f"{what}: exit {process.returncode}: {last_line(err) or last_line(out) or 'no message'}")
     return out.decode(errors="replace")
 
 
@@ -101,8 +101,8 @@ def remote(on: Host, verb: str, path: str, *arguments: str) -> dict[str, str]:
     try:
         limit = _LONG if verb in ("prepare", "prune", "discard") else _SHORT
         out = run(on, ["/bin/sh", "-s", "--", verb, path, *arguments], limit, script)
-    except StepError as error:
-        raise StepError(str(error).replace(": sh: exit 1:", f": {verb} {path}:")) from None
+    except SyncStepError as error:
+        raise SyncStepError(str(error).replace(": sh: exit 1:", f": {verb} {path}:")) from None
     return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in out.splitlines() if " " in line}
 
 
@@ -120,7 +120,7 @@ def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     except OSError as error:
-        raise StepError(f"{argv[0]}: {error.strerror}: is it installed?") from None
+        raise SyncStepError(f"{argv[0]}: {error.strerror}: is it installed?") from None
 
 
 def pipe(end: IO[bytes] | None) -> IO[bytes]:
@@ -185,7 +185,7 @@ def stream(argv: Sequence[str], limit: float, line: Callable[[str], None]) -> tu
         finally:
             timer.cancel()
     if late.is_set():
-        raise StepError(f"{argv[0]}: not done within {limit:.0f} s")
+        raise SyncStepError(f"{argv[0]}: not done within {limit:.0f} s")
     return process.returncode, b"".join(errors).decode(errors="replace")
 
 

@@ -11,34 +11,36 @@ from dataclasses import replace
 
 from check_failover.checks import ProbeError, replication
 from check_failover.model import Service, Target
-from check_failover.sync.guard import RefusedError
-from check_failover.sync.hosts import StepError
-from check_failover.syncstate import Direction, Refusal, Size, SyncState, duration
+from check_failover.sync.guard import SyncRefusedError
+from check_failover.sync.hosts import SyncStepError
+from check_failover.syncstate import Refusal, Size, SyncDirection, SyncState, duration
 
 
 def compare(
-    service: Service, direction: Direction, state: SyncState, started: float, *, max_shrink: float, limit: float
+    service: Service, direction: SyncDirection, state: SyncState, started: float, *, max_shrink: float, limit: float
 ) -> SyncState:
     """The new record. Raises RefusedError when the giving server lost its entries, StepError when they differ."""
-    giver = Target.PRIMARY if direction is Direction.FORWARD else Target.STANDBY
+    giver = Target.PRIMARY if direction is SyncDirection.FORWARD else Target.STANDBY
     try:
         found = replication.compare(service, giver, limit)
     except (replication.SilentError, ProbeError) as error:
-        raise StepError(str(error)) from None
+        raise SyncStepError(str(error)) from None
     counts = found.entries or {}
     have, there = counts.get(giver), counts.get(giver.other)
     had = state.size.entries if state.size else None
     if have == 0 or (have is not None and had and have < had * (1 - max_shrink)):
         text = "is empty" if have == 0 else f"shrank to {have} of {had} entries"
-        raise RefusedError(Refusal.SHRUNK, f"the {giver} {text}; replication takes it to the {giver.other} as well")
+        raise SyncRefusedError(Refusal.SHRUNK, f"the {giver} {text}; replication takes it to the {giver.other} as well")
     if found.missing:
-        raise StepError(f"the {giver.other} has no contextCSN of server {', '.join(found.missing)}: does it replicate?")
+        raise SyncStepError(
+            f"the {giver.other} has no contextCSN of server {', '.join(found.missing)}: does it replicate?"
+        )
     if found.lag is None:
-        raise StepError(f"the {giver} keeps no contextCSN: is the overlay syncprov loaded, and may we read it?")
+        raise SyncStepError(f"the {giver} keeps no contextCSN: is the overlay syncprov loaded, and may we read it?")
     if found.lag:
-        raise StepError(f"the {giver.other} is behind: contextCSN {duration(found.lag)} older than the {giver}'s")
+        raise SyncStepError(f"the {giver.other} is behind: contextCSN {duration(found.lag)} older than the {giver}'s")
     if have != there:
-        raise StepError(f"same contextCSN, but {have} entries on the {giver} and {there} on the {giver.other}")
+        raise SyncStepError(f"same contextCSN, but {have} entries on the {giver} and {there} on the {giver.other}")
     equal = replace(
         state,
         equal_at=started,
@@ -51,4 +53,4 @@ def compare(
         size=None if have is None else Size(0, 0, have),
         problem=None,
     )
-    return replace(equal, synced_back=started) if direction is Direction.REVERSE else equal
+    return replace(equal, synced_back=started) if direction is SyncDirection.REVERSE else equal

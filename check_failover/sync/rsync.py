@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from check_failover.model import SyncSpec
-from check_failover.sync.hosts import Host, StepError, clean, stream
+from check_failover.sync.hosts import Host, SyncStepError, clean, stream
 
 RSYNC = next((p for p in ("/usr/bin/rsync", "/usr/local/bin/rsync") if Path(p).exists()), "/usr/bin/rsync")
 _IO_TIMEOUT = 60  # seconds without a byte
@@ -39,7 +39,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class Report:
+class TransferReport:
     """What one rsync did or, in a dry run, would do."""
 
     files: int = 0  # regular files that the giving side has
@@ -97,7 +97,7 @@ def copy(
     partial: str | None = None,
     own_owners: bool = True,
     progress: Callable[[str], None] | None = None,
-) -> Report:
+) -> TransferReport:
     """Make ``destination`` equal to ``source``, or with ``dry`` only say what differs. Raises StepError.
 
     ``basis``: directories on the receiving side whose equal files are linked. ``own_owners`` False: owners and modes
@@ -105,7 +105,7 @@ def copy(
     """
     if source.host.target and destination.host.target:
         raise ValueError("rsync has one local end")
-    report = Report()
+    report = TransferReport()
     argv = _argv(source, destination, spec, checksum, dry)
     argv += [f"--link-dest={path}" for path in basis]
     argv += [f"--partial-dir={partial}"] if partial else []
@@ -122,7 +122,7 @@ def copy(
     report.unsteady = code == _VANISHED or (code == _PARTIAL and _only_unsteady(err))
     if code and not report.unsteady:
         far = source.host if source.host.target else destination.host
-        raise StepError(f"rsync {source.host.role} to {destination.host.role}: {_why(err, code, far)}")
+        raise SyncStepError(f"rsync {source.host.role} to {destination.host.role}: {_why(err, code, far)}")
     return report
 
 

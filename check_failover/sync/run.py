@@ -20,14 +20,14 @@ from check_failover import __version__, syncstate
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.model import Service, State, SyncSpec, Target
 from check_failover.sync import hosts, steps
-from check_failover.sync.guard import RefusedError
-from check_failover.sync.home import Home, LocalHome, open_home, serve, settle_in
-from check_failover.sync.hosts import StepError
+from check_failover.sync.controller_access import ControllerAccess, LocalAccess, open_home, serve, settle_in
+from check_failover.sync.guard import SyncRefusedError
+from check_failover.sync.hosts import SyncStepError
 from check_failover.sync.steps import Job
-from check_failover.syncstate import Direction, Phase, Problem, Refusal, Running, SyncState
+from check_failover.syncstate import Phase, Problem, Refusal, Running, SyncDirection, SyncState
 
 
-class StoppedError(StepError):
+class StoppedError(SyncStepError):
     """SIGTERM or SIGINT came."""
 
 
@@ -67,19 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if service.sync is None:
             raise ConfigError(f"{config.path}: service {args.name!r} has no [service.sync]")
         return _dispatch(args, config, service, service.sync)
-    except (ConfigError, StepError) as error:
+    except (ConfigError, SyncStepError) as error:
         print(f"UNKNOWN: {error}")
         return State.UNKNOWN
-    except RefusedError as error:
+    except SyncRefusedError as error:
         print(f"WARNING: {error.text}")
         return State.WARNING
 
 
 def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: SyncSpec) -> int:
     if args.serve_home:
-        home = LocalHome(config, service)
-        with contextlib.closing(home):
-            serve(home, sys.stdin.readline, _write)
+        access = LocalAccess(config, service)
+        with contextlib.closing(access):
+            serve(access, sys.stdin.readline, _write)
         return State.OK
     if spec.method == "syncrepl" and (args.adopt or args.dry_run):
         raise ConfigError(f"{config.path}: service {service.name!r} replicates by itself: nothing to adopt or to copy")
@@ -87,7 +87,7 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
         return _adopt(service, spec)
     if args.dry_run:
         settle_in(config.controller.state_dir)
-        return _dry_run(_job(args, config, service, spec, LocalHome(config, service)), args.json)
+        return _dry_run(_job(args, config, service, spec, LocalAccess(config, service)), args.json)
     if args.detach:
         _detach()
     with _stoppable(), contextlib.closing(open_home(config, service)) as home_:
@@ -107,42 +107,42 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
 def run(job: Job) -> SyncState:
     """One run with its record; a refusal or failure is part of the record. Raises when not even that can be written."""
     started = time.time()
-    state = job.home.acquire()
+    state = job.access.acquire()
 
     def enter(phase: Phase) -> None:
-        job.home.record(replace(state, running=Running(os.getpid(), started, job.direction, phase)))
+        job.access.record(replace(state, running=Running(os.getpid(), started, job.direction, phase)))
 
     job.enter = enter
     try:
         enter(Phase.PREPARE)
         state = steps.sync(job, state, started)
-    except RefusedError as error:
+    except SyncRefusedError as error:
         if error.reason is Refusal.TARGET_PRIMARY:  # a person's mistake, no news about the data
-            job.home.record(replace(state, running=None))
+            job.access.record(replace(state, running=None))
             raise
         state = replace(state, problem=Problem(time.time(), error.reason, error.text))
-    except StepError as error:
+    except SyncStepError as error:
         state = replace(state, problem=Problem(time.time(), Refusal.FAILED, str(error)))
     state = replace(state, running=None, damaged=None)
-    job.home.record(state)
+    job.access.record(state)
     try:
-        job.home.tell(state)
-    except StepError as error:
+        job.access.tell(state)
+    except SyncStepError as error:
         job.say(str(error))  # the active check says the same a little later
     return state
 
 
-def _job(args: argparse.Namespace, config: Config, service: Service, spec: SyncSpec, home: Home) -> Job:
-    direction = Direction.REVERSE if args.reverse else Direction.FORWARD
+def _job(args: argparse.Namespace, config: Config, service: Service, spec: SyncSpec, access: ControllerAccess) -> Job:
+    direction = SyncDirection.REVERSE if args.reverse else SyncDirection.FORWARD
     servers = [hosts.server(spec, target) for target in (Target.PRIMARY, Target.STANDBY)]
-    giver, taker = servers if direction is Direction.FORWARD else servers[::-1]
+    giver, taker = servers if direction is SyncDirection.FORWARD else servers[::-1]
     return Job(
         service=service,
         spec=spec,
         direction=direction,
         giver=giver,
         taker=taker,
-        home=home,
+        access=access,
         state_dir=config.controller.state_dir,
         may_chown=os.geteuid() == 0,
         accept_shrink=args.accept_shrink,

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from check_failover.model import Service, SyncSpec
-from check_failover.sync.guard import RefusedError, Standing, check_direction, check_size
-from check_failover.sync.home import Home
-from check_failover.sync.hosts import Host, StepError, remote, run
-from check_failover.sync.rsync import Place, Report, copy
-from check_failover.syncstate import Direction, Phase, Refusal, Size, SyncState, directory
+from check_failover.sync.controller_access import ControllerAccess
+from check_failover.sync.guard import Standing, SyncRefusedError, check_direction, check_size
+from check_failover.sync.hosts import Host, SyncStepError, remote, run
+from check_failover.sync.rsync import Place, TransferReport, copy
+from check_failover.syncstate import Phase, Refusal, Size, SyncDirection, SyncState, directory
 
 T = TypeVar("T")
 
@@ -38,10 +38,10 @@ class Job:
 
     service: Service
     spec: SyncSpec
-    direction: Direction
+    direction: SyncDirection
     giver: Host
     taker: Host
-    home: Home
+    access: ControllerAccess
     state_dir: Path
     may_chown: bool  # whether we are root, so that a relayed file can have its owner
     accept_shrink: bool = False
@@ -70,7 +70,7 @@ class Job:
 
 def sync(job: Job, state: SyncState, started: float) -> SyncState:
     """All steps. Returns the new record. Raises RefusedError or StepError; the receiving server is whole then."""
-    standing = job.home.standing()
+    standing = job.access.standing()
     check_direction(job.direction, standing)
     if job.spec.method == "syncrepl":
         return watch(job, state, started)
@@ -104,7 +104,7 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
         size=Size(look.files, look.bytes, entries),
         problem=None,
     )
-    return replace(now_equal, synced_back=started) if job.direction is Direction.REVERSE else now_equal
+    return replace(now_equal, synced_back=started) if job.direction is SyncDirection.REVERSE else now_equal
 
 
 def watch(job: Job, state: SyncState, started: float) -> SyncState:
@@ -122,10 +122,10 @@ def inspect(job: Job) -> dict[str, str]:
     path = job.spec.copy_path
     if "directory" in found:
         text = f"{path} on the {job.taker} is an ordinary directory; once: failover-sync --adopt {job.name}"
-        raise RefusedError(Refusal.NOT_ADOPTED, text)
+        raise SyncRefusedError(Refusal.NOT_ADOPTED, text)
     if "foreign" in found:
         text = f"{path} on the {job.taker} is not ours ({found['foreign']}); name another path in [service.sync] to"
-        raise RefusedError(Refusal.NOT_ADOPTED, text)
+        raise SyncRefusedError(Refusal.NOT_ADOPTED, text)
     return found
 
 
@@ -140,7 +140,7 @@ def export(job: Job) -> int | None:
     try:
         return int(out)
     except ValueError:
-        raise StepError(f"{job.giver}: count: printed {out[:40]!r}, not a number") from None
+        raise SyncStepError(f"{job.giver}: count: printed {out[:40]!r}, not a number") from None
 
 
 def bring(job: Job, state: SyncState, serving: str | None, entries: int | None) -> Place:
@@ -157,7 +157,7 @@ def bring(job: Job, state: SyncState, serving: str | None, entries: int | None) 
     return relay
 
 
-def compare(job: Job, origin: Place, destination: Place) -> Report:
+def compare(job: Job, origin: Place, destination: Place) -> TransferReport:
     """What differs; nothing is written."""
     report = copy(
         origin, destination, job.spec, checksum=job.spec.checksum, dry=True, own_owners=job.may_chown or not job.relay
@@ -188,7 +188,7 @@ def nothing(job: Job) -> Place:
     return Place(Host("relay"), str(empty))
 
 
-def guard_size(job: Job, state: SyncState, look: Report, entries: int | None, serving: str | None) -> None:
+def guard_size(job: Job, state: SyncState, look: TransferReport, entries: int | None, serving: str | None) -> None:
     """Refuse a source that shrank, against the last good run, or what the receiving server has where none is known."""
     if job.accept_shrink:
         return
@@ -200,8 +200,8 @@ def guard_size(job: Job, state: SyncState, look: Report, entries: int | None, se
 
 
 def renew(
-    job: Job, state: SyncState, origin: Place, serving: str | None, entries: int | None, look: Report | None
-) -> Report:
+    job: Job, state: SyncState, origin: Place, serving: str | None, entries: int | None, look: TransferReport | None
+) -> TransferReport:
     """Stage, verify, switch. Returns what differed before and what travelled."""
     job.enter(Phase.TRANSFER)
     made = remote(job.taker, "prepare", job.spec.copy_path, secrets.token_hex(2))
@@ -216,17 +216,17 @@ def renew(
     if job.spec.verify:
         timed(job, "verify", lambda: run(job.taker, fill(job, job.spec.verify, staged.path, entries), job.spec.timeout))
     job.enter(Phase.SWITCH)
-    standing: Standing = job.home.standing()
+    standing: Standing = job.access.standing()
     check_direction(job.direction, standing)  # a flip since the start makes this the wrong direction
     timed(job, "switch", lambda: switch(job, name))
     try:
         remote(job.taker, "prune", job.spec.copy_path, str(job.spec.keep))
-    except StepError as error:
+    except SyncStepError as error:
         job.say(str(error))  # the new copy serves; the next run removes what is left
     return look
 
 
-def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = ()) -> Report:
+def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = ()) -> TransferReport:
     """rsync until a pass finds nothing to change; with ``checksum`` that last pass has compared every byte."""
     partial = (
         f"{job.spec.copy_path}.sync/partial" if destination.host.role != "relay" else f"{destination.path}.partial"
@@ -251,7 +251,7 @@ def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = (
             report.differed_bytes = first.differed_bytes
             return report
     moving = report.differed_files + report.touched
-    raise StepError(
+    raise SyncStepError(
         f"{origin.host}: {origin.path} keeps changing while it is read ({moving} files in pass "
         f"{MAX_PASSES}): export or snapshot it with before = [...]"
     )
@@ -268,7 +268,7 @@ def resume(job: Job) -> bool:
     job.say("an earlier run ended after its switch: finishing it")
     try:
         settle(job)
-    except StepError as error:
+    except SyncStepError as error:
         job.say(str(error))
         return True
     return False
@@ -279,8 +279,8 @@ def settle(job: Job) -> None:
     if job.spec.after:
         try:
             run(job.taker, fill(job, job.spec.after), job.spec.timeout)
-        except StepError as error:
-            raise StepError(f"{error}; {put_back(job)}") from None
+        except SyncStepError as error:
+            raise SyncStepError(f"{error}; {put_back(job)}") from None
     remote(job.taker, "settle", job.spec.copy_path)
 
 
@@ -289,7 +289,7 @@ def put_back(job: Job) -> str:
     try:
         remote(job.taker, "back", job.spec.copy_path)
         run(job.taker, fill(job, job.spec.after), job.spec.timeout)
-    except StepError as error:
+    except SyncStepError as error:
         return f"and the way back failed too, look after the {job.taker}: {error}"
     return "the copy before serves again"
 

@@ -37,7 +37,7 @@ class Nsca:
         """One call for all of them, in order. Raises TransportError; then some of them may have arrived."""
         now = time.time()
         lines = ETB.join(_line(result, now) for result in results).encode()
-        capabilities.keep()
+        capabilities.drop_ambient()
         try:
             done = subprocess.run(
                 self._argv,

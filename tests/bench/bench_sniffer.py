@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from check_failover.sniffer.packet import parse
-from check_failover.sniffer.suspicion import Watch
+from check_failover.sniffer.stage1.packet import parse
+from check_failover.sniffer.stage1.traffic import TrafficMonitor
 from tests.bench.bench_rivals import machine, say, table
 from tests.lab import mirror
 from tests.lab.demo import from_log
@@ -167,7 +167,7 @@ def parser_speed() -> str:
     for frame in found:
         parse(frame, 0.0)
     parsed = time.perf_counter()
-    watch, now = Watch(service("ldap")), 1000.0
+    watch, now = TrafficMonitor(service("ldap")), 1000.0
     for frame in found:
         now += 0.0001
         packet = parse(frame, now)

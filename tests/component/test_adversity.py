@@ -166,7 +166,8 @@ def masked(*paths: str) -> list[str]:
 
 def test_without_the_library_nft_does_it(controller: Controller) -> None:
     """libnftables cannot be loaded by its name: the program flips, as well."""
-    code = "from check_failover.redirector import daemon, nft; nft.LIBRARY = 'libnone.so'; daemon.main()"
+    code = "import check_failover.redirector.nftables.nft as nft; nft.LIBRARY = 'libnone.so'"
+    code += "; from check_failover.redirector import daemon; daemon.main()"
     started(controller, code)
     assert controller.flip("tcp4")["flipped"]
     assert controller.ask("tcp4").startswith("standby")

@@ -18,9 +18,9 @@ from scapy.packet import Packet as Layer
 
 from check_failover.config import Config, load
 from check_failover.model import Target
-from check_failover.sniffer.eyes import Eyes
-from check_failover.sniffer.packet import Packet
-from check_failover.sniffer.sentry import Sentry
+from check_failover.sniffer.capture.taps import Taps
+from check_failover.sniffer.monitor import ServiceMonitor
+from check_failover.sniffer.stage1.packet import Packet
 from tests.lab.netns import poll
 
 pytestmark = pytest.mark.component
@@ -71,9 +71,9 @@ class Wire:
         path = directory / "config.toml"
         path.write_text(CONFIG.format(*self.near))
         self.config: Config = load(path)
-        self.sentries = {s.name: Sentry(s, Silent(), time.monotonic()) for s in self.config.services}  # type: ignore[arg-type]
-        self.eyes = Eyes(self.config, selectors.DefaultSelector())
-        self.eyes.open()
+        self.monitors = {s.name: ServiceMonitor(s, Silent(), time.monotonic()) for s in self.config.services}  # type: ignore[arg-type]
+        self.taps = Taps(self.config, selectors.DefaultSelector())
+        self.taps.open()
 
     def plug(self, pair: int) -> None:
         near, far = self.near[pair], self.far[pair]
@@ -91,14 +91,14 @@ class Wire:
 
     def seen(self) -> list[tuple[str, Packet, bytes]]:
         """Of our frames: the tap for refusals hears those of the whole machine, also of what else runs here."""
-        found = self.eyes.read(self.sentries)
-        return [(sentry.service.name, p, frame) for sentry, p, frame in found if frame[:12] == bytes(LINK)[:12]]
+        found = self.taps.read()
+        return [(monitor.service.name, p, frame) for monitor, p, frame in found if frame[:12] == bytes(LINK)[:12]]
 
     def blind(self) -> dict[str, str | None]:
-        return {name: why for name, (why, _) in self.eyes.care(time.monotonic()).items()}
+        return {name: why for name, (why, _) in self.taps.check_taps(time.monotonic()).items()}
 
     def close(self) -> None:
-        self.eyes.close()
+        self.taps.close()
         for name in self.near:
             subprocess.run(["/usr/sbin/ip", "link", "del", name], capture_output=True, check=False)
 
@@ -217,11 +217,11 @@ def test_a_flood_is_sampled_by_whole_connections(wire: Wire) -> None:
     thread = threading.Thread(target=flood)
     thread.start()
     try:
-        poll(lambda: wire.seen() and wire.eyes.share("four") >= 4, 10.0, "sampling")
+        poll(lambda: wire.seen() and wire.taps.share("four") >= 4, 10.0, "sampling")
         ports = {p.sport for _ in range(20) for _, p, _ in wire.seen()}
     finally:
         stop.set()
         thread.join()
-    assert len({(port >> 4) % wire.eyes.share("four") for port in ports}) <= wire.eyes.share("four") // 2
-    assert wire.sentries["four"].watch.stats(time.monotonic()).drops == 0
-    assert wire.sentries["four"].target is Target.PRIMARY
+    assert len({(port >> 4) % wire.taps.share("four") for port in ports}) <= wire.taps.share("four") // 2
+    assert wire.monitors["four"].traffic.stats(time.monotonic()).drops == 0
+    assert wire.monitors["four"].target is Target.PRIMARY

@@ -102,17 +102,17 @@ def test_one_transaction(strict: Controller) -> None:
 
     poll(listens, 10.0, "nft monitor listens")
     strict.flip("tcp4")
-    poll(lambda: "10.0.0.12 . 7001" in log.read_text() and "w_tcp4" in log.read_text(), 10.0, "the flip is seen")
+    poll(lambda: "10.0.0.12 . 7001" in log.read_text() and "withheld_tcp4" in log.read_text(), 10.0, "the flip is seen")
     monitor.kill()
     generations = re.split(r"# new generation \d+.*\n", log.read_text())
-    (flip,) = [generation for generation in generations if "t_tcp4" in generation]
+    (flip,) = [generation for generation in generations if "target_tcp4" in generation]
     lines = sorted(re.sub(r"\s+", " ", line).strip() for line in flip.splitlines() if line)
     table = "element inet check_failover"
     assert lines == sorted(
         [
-            f"delete {table} t_tcp4 {{ {SERVICE_ADDRESS} . 7001 : 10.0.0.11 . 7001 }}",
-            f"add {table} t_tcp4 {{ {SERVICE_ADDRESS} . 7001 : 10.0.0.12 . 7001 }}",
-            f"add {table} d_tcp4 {{ 10.0.0.11 . 7001 }}",
+            f"delete {table} target_tcp4 {{ {SERVICE_ADDRESS} . 7001 : 10.0.0.11 . 7001 }}",
+            f"add {table} target_tcp4 {{ {SERVICE_ADDRESS} . 7001 : 10.0.0.12 . 7001 }}",
+            f"add {table} dead_tcp4 {{ 10.0.0.11 . 7001 }}",
         ]
     )
 

@@ -23,8 +23,8 @@ import pytest
 from check_failover.config import Config, Controller, load
 from check_failover.model import CheckSpec, Endpoint, Service, Target
 from check_failover.redirector import REDIRECTS, Redirect, RedirectError
-from check_failover.redirector.ipfilter_file import BEGIN, END
-from check_failover.redirector.ipfilter_rules import tag_of
+from check_failover.redirector.ipfilter.file import BEGIN, END
+from check_failover.redirector.ipfilter.rules import tag_of
 from tests.fixtures.ipfilter.standin import HERE, Kernel, Replay, numeric, recorded, serving
 
 WEB = Service(
@@ -93,7 +93,7 @@ def poked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Endpoint, Endpoint]]:
         found.extend(pairs)
         return len(found)
 
-    monkeypatch.setattr("check_failover.redirector.ipfilter.poke", poke)
+    monkeypatch.setattr("check_failover.redirector.ipfilter.redirect.poke", poke)
     return found
 
 
@@ -260,7 +260,7 @@ def test_poking_that_is_not_allowed_is_told(kernel: Kernel, tmp_path: Path, monk
     def denied(pairs: Iterator[Any]) -> int:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("check_failover.redirector.ipfilter.poke", denied)
+    monkeypatch.setattr("check_failover.redirector.ipfilter.redirect.poke", denied)
     redirect = _redirect(kernel.path, tmp_path)
     redirect.install({"web": PRIMARY})
     kernel.connect(WEB, "192.0.2.7", 1001)
@@ -738,7 +738,7 @@ def test_nothing_of_linux_is_needed(kernel: Kernel, tmp_path: Path) -> None:
         cwd=Path(__file__).parents[2],
         timeout=30,
     )
-    assert done.stdout == "standby\ncheck_failover.redirector.nftables is for Linux\n", done.stderr
+    assert done.stdout == "standby\ncheck_failover.redirector.nftables.redirect is for Linux\n", done.stderr
 
 
 def test_the_config_knows_the_keys(kernel: Kernel, tmp_path: Path) -> None:

@@ -103,11 +103,11 @@ def test_another_hand_is_noticed_and_put_right(
     steering = _start(kernel, tmp_path, events)
     steering.order(OVER)
     kernel.rules = rules
-    steering.heal()
+    steering.reconcile()
     assert _ours(kernel) == [NEW]
     assert steering.history(1)[0]["verb"] == "restore"
     calls = len(kernel.history)
-    steering.heal()
+    steering.reconcile()
     assert len(kernel.history) == calls + 1, "nothing is wrong: one look"
 
 
@@ -121,9 +121,9 @@ def test_a_failed_flip_leaves_all_as_it_was(kernel: Kernel, tmp_path: Path, even
     assert steering.targets() == {"web": Target.PRIMARY}
     assert serving(kernel.rules, WEB) == OLD
     assert "10.0.0.2" not in (tmp_path / "ipnat.rules").read_text()
-    steering.heal()
+    steering.reconcile()
     assert serving(kernel.rules, WEB) == OLD
-    kernel.heal()
+    kernel.reconcile()
     assert steering.order(OVER)["flipped"] is True
     assert _ours(kernel) == [NEW]
 
@@ -150,8 +150,8 @@ def test_a_drain(kernel: Kernel, tmp_path: Path, events: list[dict[str, Any]]) -
     entry = steering.order(order)
     assert (entry["flipped"], "forgotten" in entry, "freed" in entry) == (True, False, False)
     assert entry["left"] == steering.status("web")["drain"]["left"] == 1
-    assert steering.tend("web") is None
-    over = steering.tend("web", old_failed=True)
+    assert steering.advance("web") is None
+    over = steering.advance("web", old_failed=True)
     assert over is not None
     assert over["text"] == "the primary fails its probes: 1 open connections stay with it"
     assert steering.status("web")["drain"] is None

@@ -93,7 +93,7 @@ class Forked:
 
 def the_rule(service: str = "tcp4") -> str:
     """The kernel's word, by nft itself."""
-    argv = [NFT, "-j", "list", "map", "inet", "check_failover", f"t_{service}"]
+    argv = [NFT, "-j", "list", "map", "inet", "check_failover", f"target_{service}"]
     objects = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)["nftables"]
     (element,) = next(entry["map"]["elem"] for entry in objects if "map" in entry)
     return {"10.0.0.11": "primary", "10.0.0.12": "standby"}[element[1]["concat"][0]]

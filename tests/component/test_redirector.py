@@ -155,7 +155,7 @@ def test_restart_before_the_first_packet(controller: Controller) -> None:
     controller.flip("tcp4")
     controller.kill()
     controller.nft("flush ruleset")  # as after a reboot
-    assert "t_tcp4" not in controller.nft("list ruleset")
+    assert "target_tcp4" not in controller.nft("list ruleset")
     controller.start()
     assert controller.ask("tcp4").startswith("standby")
     before = controller.nft("-a list table inet check_failover")
@@ -212,7 +212,7 @@ COMMENTED = f'{{ {SERVICE_ADDRESS} . 7001 comment "by_hand" : {PRIMARY} . 7001 }
         f"delete table {OURS}",
         f"flush table {OURS}",
         f"flush chain {OURS} forward",
-        f"flush map {OURS} t_tcp4 ; add element {OURS} t_tcp4 {COMMENTED}",
+        f"flush map {OURS} target_tcp4 ; add element {OURS} target_tcp4 {COMMENTED}",
     ],
     ids=["table deleted", "table flushed", "chain flushed", "element with a comment"],
 )
@@ -287,7 +287,7 @@ def test_forgetting_many_is_forgetting_each(controller: Controller) -> None:
     controller.start()
     code = (
         "from check_failover.model import Endpoint\n"
-        "from check_failover.redirector.conntrack import Conntrack\n"
+        "from check_failover.redirector.nftables.conntrack import Conntrack\n"
         "kernel = Conntrack()\n"
         "found = kernel.dump(0, 0, 4)\n"
         "ours = [e for e in found if e.service.port == 7002]\n"
@@ -340,13 +340,13 @@ def test_who_may_say_what(controller: Controller) -> None:
 
     order = json.dumps({"verb": "fail-over", "service": "tcp4", "facts": FACTS})
     assert say("daemon", json.dumps({"verb": "status"}))["ok"]
-    for verb in ("fail-over", "fail-back", "hold", "release", "evidence", "forget", "recovered"):
+    for verb in ("fail-over", "fail-back", "hold", "release", "facts", "forget", "recovered"):
         refused = say("daemon", json.dumps({"verb": verb, "service": "tcp4", "facts": FACTS}))
         assert "not for user daemon; allowed are: " in refused["error"], verb
     assert say("daemon", json.dumps({"verb": "hold", "service": "tcp4"}))["error"].endswith(
         "the group operator and root"
     )
-    for verb in ("hold", "release", "evidence", "forget"):
+    for verb in ("hold", "release", "facts", "forget"):
         assert "not for user nobody" in say("nobody", json.dumps({"verb": verb, "service": "tcp4"}))["error"]
     assert (
         "only operators" in say("nobody", json.dumps({"verb": "fail-over", "service": "tcp4", "manual": True}))["error"]

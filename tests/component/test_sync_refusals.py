@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from check_failover.syncstate import Direction, Refusal
+from check_failover.syncstate import Refusal, SyncDirection
 from tests.lab.netns import poll
 from tests.lab.syncing import (  # noqa: F401
     FILES,
@@ -94,7 +94,7 @@ def test_reverse_brings_back_what_the_standby_took_in(syncing: Syncing) -> None:
     assert contents(syncing.primary) == contents(syncing.standby)
     assert (syncing.primary / "new").read_text() == "on the standby"
     state = syncing.state()
-    assert state.direction is Direction.REVERSE
+    assert state.direction is SyncDirection.REVERSE
     assert state.brought_back(syncing.since, time.time(), 900)
     syncing.target, syncing.since = "primary", time.time()
     assert not state.brought_back(syncing.since, time.time(), 900)

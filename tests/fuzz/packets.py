@@ -19,8 +19,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
-from check_failover.sniffer.packet import ACK, ETHERNET, FIN, LINUX_SLL, PSH, RAW_IP, RST, SYN, parse
-from check_failover.sniffer.suspicion import Watch
+from check_failover.sniffer.stage1.packet import ACK, ETHERNET, FIN, LINUX_SLL, PSH, RAW_IP, RST, SYN, parse
+from check_failover.sniffer.stage1.traffic import TrafficMonitor
 from tests.unit import packets as made
 
 CLIENT = bytes([198, 51, 100, 7])
@@ -80,7 +80,7 @@ class Target:
             made.service("tcp", port=25, source_nat="10.0.0.1"),
             made.service("ldap", port=636, tls=True),
         ]
-        self.watches = [Watch(service) for service in self.services]
+        self.monitors = [TrafficMonitor(service) for service in self.services]
 
     def frame(self, said: bytes | None = None) -> bytes:
         """A plausible frame of one of the services, in either direction, then perhaps mutilated. ``said``: payload."""
@@ -123,32 +123,34 @@ class Target:
         """One frame through everything."""
         self.now += 0.0005
         packet = parse(frame, self.now, self.random.choice((ETHERNET, ETHERNET, ETHERNET, RAW_IP, LINUX_SLL)))
-        watch = self.random.choice(self.watches)
+        traffic = self.random.choice(self.monitors)
         if packet is not None:  # mostly where it belongs, sometimes elsewhere
             ports = (packet.sport, packet.dport)
             mine = [
-                each for each, service in zip(self.watches, self.services, strict=True) if service.address.port in ports
+                each
+                for each, service in zip(self.monitors, self.services, strict=True)
+                if service.address.port in ports
             ]
-            watch = mine[0] if mine else watch
-            watch.packet(packet, frame)
+            traffic = mine[0] if mine else traffic
+            traffic.packet(packet, frame)
         if self.random.random() < 0.05:
-            self.clock(watch)
+            self.clock(traffic)
 
-    def clock(self, watch: Watch) -> None:
+    def clock(self, traffic: TrafficMonitor) -> None:
         """What the loop does besides: the moments, the rescue, faults of the capture, a flip."""
-        watch.tick(self.now)
-        waiting = list(watch.unanswered(self.now))
+        traffic.tick(self.now)
+        waiting = list(traffic.unanswered(self.now))
         if waiting and self.random.random() < 0.3:
-            watch.sent_on(self.random.choice(waiting)[1])
+            traffic.sent_on(self.random.choice(waiting)[1])
         chance = self.random.random()
         if chance < 0.002:
-            watch.lost(self.now, 3)
+            traffic.lost(self.now, 3)
         elif chance < 0.004:
-            watch.flipped(self.now)
+            traffic.flipped(self.now)
         if chance < 0.1:
-            asked, answered = watch.since(self.now - 5)
+            asked, answered = traffic.since(self.now - 5)
             assert 0 <= answered <= asked
-            watch.stats(self.now)
+            traffic.stats(self.now)
 
 
 def run(count: int, seed: int, each: Callable[[int, Target], None] = lambda _number, _target: None) -> Target:

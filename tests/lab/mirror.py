@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 
-from check_failover.sniffer.packet import ACK, FIN, PSH, SYN
+from check_failover.sniffer.stage1.packet import ACK, FIN, PSH, SYN
 from tests.fuzz.packets import tcp
 from tests.unit import packets as made
 

@@ -31,7 +31,7 @@ def steps(output: str) -> list[str]:
 
 def nothing_stays(site: Site) -> None:
     """No client in the set, no interface, no flip, no target moved."""
-    assert "elements" not in site.house.run("controller", "/usr/sbin/nft", "list set inet check_failover s_ldap")
+    assert "elements" not in site.house.run("controller", "/usr/sbin/nft", "list set inet check_failover drill_ldap")
     assert "failover-drill" not in site.house.run("controller", "/usr/sbin/ip", "link")
     assert site.status()["target"] == site.status()["kernel"] == "primary"
     assert [entry for entry in site.journal() if entry["flipped"]] == []

@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable, Iterator
 
 from check_failover.model import CheckSpec, Detector, Endpoint, Policy, Service, Suspicion
-from check_failover.sniffer.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP, Packet
-from check_failover.sniffer.suspicion import Watch
+from check_failover.sniffer.stage1.packet import ACK, FIN, PSH, RST, SYN, TCP, UDP, Packet
+from check_failover.sniffer.stage1.traffic import TrafficMonitor
 
 ADDRESS, PRIMARY, STANDBY = "192.0.2.10", "10.0.0.11", "10.0.0.12"
 WORD = 1 << 32
@@ -150,12 +150,12 @@ class Stage:
 
     def __init__(self, watched: Service | None = None, start: float = 1000.0) -> None:
         self.service = watched or service()
-        self.watch = Watch(self.service)
+        self.traffic = TrafficMonitor(self.service)
         self.now = start
         self.found: list[Suspicion] = []
 
     def feed(self, packet: Packet, frame: bytes | None = None) -> None:
-        found = self.watch.packet(packet, frame)
+        found = self.traffic.packet(packet, frame)
         if found is not None:
             self.found.append(found)
 
@@ -163,11 +163,11 @@ class Stage:
         """Let time pass; the clock rings whenever the watch wants it to."""
         end = self.now + seconds
         for _ in range(100_000):
-            due = self.watch.deadline()
+            due = self.traffic.deadline()
             if due is None or due > end:
                 break
             self.now = max(self.now, due)
-            found = self.watch.tick(self.now)
+            found = self.traffic.tick(self.now)
             if found is not None:
                 self.found.append(found)
         else:

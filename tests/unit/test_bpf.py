@@ -29,8 +29,8 @@ from scapy.packet import Packet as Layer
 from scapy.packet import Raw
 
 from check_failover.model import Service
-from check_failover.sniffer import bpf
-from check_failover.sniffer.packet import parse
+from check_failover.sniffer.capture import bpf
+from check_failover.sniffer.stage1.packet import parse
 from tests.unit import packets as made
 
 SO_ATTACH_FILTER = 26

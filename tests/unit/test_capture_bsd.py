@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from check_failover.sniffer import capture_bsd
-from check_failover.sniffer.capture_bsd import split
+from check_failover.sniffer.capture import bsd
+from check_failover.sniffer.capture.bsd import split
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,7 @@ def test_a_read_asks_for_what_the_kernel_has(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, supersocket.__name__, supersocket)
     monkeypatch.setattr(fcntl, "ioctl", lambda *_: None)
     monkeypatch.setattr(os, "read", kernel.read)
-    tap = capture_bsd.Tap("lo", bytes(8))
+    tap = bsd.BsdTap("lo", bytes(8))
     assert [frame for _, frame in tap.frames(until=9.0)] == [b"first", b"second"]
     assert list(tap.frames(until=9.0)) == []
 
@@ -101,13 +101,14 @@ BSD = """
     import check_failover
 
     found = [m.name for m in pkgutil.walk_packages(check_failover.__path__, "check_failover.")]
-    linux = {f"check_failover.redirector.{name}" for name in ("nft", "nftables", "conntrack", "ruleset", "poke")}
+    parts = (".nft", ".redirect", ".conntrack", ".ruleset", ".poke")
+    linux = {f"check_failover.redirector.nftables{part}" for part in parts} | {"check_failover.sniffer.capture.linux"}
     for name in found:
         if name not in linux and not name.endswith("__main__"):
             importlib.import_module(name)
     assert not linux & set(sys.modules), linux & set(sys.modules)
-    from check_failover.sniffer import eyes
-    print(eyes.Tap.__module__, len(found) > 60)
+    from check_failover.sniffer.capture import taps
+    print(taps.Tap.__module__, len(found) > 60)
 """
 
 
@@ -117,4 +118,4 @@ def test_nothing_of_linux_is_needed() -> None:
         [sys.executable, "-c", textwrap.dedent(BSD)],
         capture_output=True, text=True, cwd=ROOT, timeout=60, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.stdout == "check_failover.sniffer.capture_bsd True\n", done.stderr
+    assert done.stdout == "check_failover.sniffer.capture.bsd True\n", done.stderr

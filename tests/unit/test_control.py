@@ -14,14 +14,14 @@ import pytest
 
 from check_failover import control, listening
 from check_failover.control import ControlError, Message
-from check_failover.listening import RefusedError, Server
+from check_failover.listening import RequestRefusedError, Server
 from check_failover.peer import Peer, peer_of
 from tests.lab.netns import poll
 
 
 def answer(message: Message, peer: Peer) -> Message:
     if message.get("service") == "unknown":
-        raise RefusedError("no service 'unknown'")
+        raise RequestRefusedError("no service 'unknown'")
     return {"verb": message["verb"], "uid": peer.uid, "pid": peer.pid}
 
 

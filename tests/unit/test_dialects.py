@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from check_failover.sniffer.dialects import ALL, ANY, GIVEN_UP, UNREADABLE, Dialect, Reply, dialect_for
-from check_failover.sniffer.dialects.dns import Dns
-from check_failover.sniffer.dialects.generic import Generic
-from check_failover.sniffer.dialects.http import Http
-from check_failover.sniffer.dialects.ldap import Ldap
-from check_failover.sniffer.dialects.stream import ENOUGH
-from check_failover.sniffer.flows import Flow
+from check_failover.sniffer.stage1.dialects import ALL, ANY, GIVEN_UP, UNREADABLE, Dialect, Reply, dialect_for
+from check_failover.sniffer.stage1.dialects.dns import Dns
+from check_failover.sniffer.stage1.dialects.generic import Generic
+from check_failover.sniffer.stage1.dialects.http import Http
+from check_failover.sniffer.stage1.dialects.ldap import Ldap
+from check_failover.sniffer.stage1.dialects.stream import ENOUGH
+from check_failover.sniffer.stage1.flows import Flow
 from tests.unit import packets as made
 from tests.unit.packets import segments
 
@@ -180,7 +180,7 @@ class TestLdap:
         """Bytes were lost; what begins a segment with a message is in step again."""
         dialect = Ldap()
         assert dialect.request(made.search(2, words=50)[:60], 0) == []
-        dialect.gap(from_client=True)
+        dialect.resync(from_client=True)
         assert dialect.request(made.search(3), 0) == [(3, "search")]
 
 
@@ -308,10 +308,10 @@ class TestHttp:
         """Within an upload, and within a reply; whatever was open is forgotten with the reply's bytes."""
         dialect = Http()
         dialect.request(made.get("/", "POST", "Content-Length: 5000\r\n"), 0)
-        dialect.gap(from_client=True)
+        dialect.resync(from_client=True)
         assert dialect.request(made.get(), 0) == [(2, "GET")]
         assert replies(dialect, made.http(body="x" * 500)[:300]) == [(ANY, OK)]
-        dialect.gap(from_client=False)
+        dialect.resync(from_client=False)
         assert dialect.request(made.get(), 0) == [(3, "GET")]
         assert replies(dialect, made.http(503)) == [(ANY, SICK)]
 
@@ -389,7 +389,7 @@ def test_no_bytes_raise(make: type, chance: random.Random, missing: int) -> None
         part = bytes(data[start : start + chance.randrange(1, 200)])
         lost = missing if chance.random() < 0.3 else 0
         if chance.random() < 0.1:
-            dialect.gap(from_client=up)
+            dialect.resync(from_client=up)
         if up:
             flow.ask(dialect.request(part, lost), 1.0)
         else:

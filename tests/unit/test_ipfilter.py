@@ -19,8 +19,8 @@ from check_failover.config import Config, Controller
 from check_failover.model import CheckSpec, Endpoint, Service, Target
 from check_failover.places import PLACES
 from check_failover.redirector import RedirectError
-from check_failover.redirector.ipfilter_poke import segment
-from check_failover.redirector.ipfilter_rules import (
+from check_failover.redirector.ipfilter.poke import segment
+from check_failover.redirector.ipfilter.rules import (
     TAG_LENGTH,
     Other,
     Rdr,
@@ -32,8 +32,8 @@ from check_failover.redirector.ipfilter_rules import (
     tag_of,
     valid_interface,
 )
-from check_failover.redirector.ipfilter_sessions import Meter, Session, listing
-from check_failover.redirector.ipfilter_settings import Settings
+from check_failover.redirector.ipfilter.sessions import Meter, Session, listing
+from check_failover.redirector.ipfilter.settings import Settings
 from tests.fixtures.ipfilter.standin import HERE, numeric, recorded
 
 LISTS = ("list-l", "list-lh", "list-lv", "list-lvh", "list-ld", "list-rules", "list-after-purge", "empty-l")

@@ -13,15 +13,14 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "check_failover"
 WINGS = {"sniffer", "redirector", "handlers", "sync", "pair", "admin"}
 SERVING = {"checks", "transports", "sms"}
+# Stage 1, and what judges or decides beside it: standard library only, no I/O, time is an argument.
 PURE = [
     "model.py",
     "decide.py",
     "damping.py",
-    *(
-        f"sniffer/{name}.py"
-        for name in ("flows", "flowtable", "suspicion", "detectors", "thresholds", "packet", "investigation", "health")
-    ),
-    *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "sniffer" / "dialects").glob("*.py")),
+    "sniffer/investigation.py",
+    "sniffer/health.py",
+    *sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "sniffer" / "stage1").rglob("*.py")),
 ]
 # What does I/O, waits, or asks for the time: time is an argument there.
 IMPURE = frozenset(
@@ -44,6 +43,15 @@ HOT = (
 FORBIDDEN_NAMES = {"utils", "util", "manager", "managers", "factory", "factories"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_path(name: str) -> str:
+    """``sniffer/stage1/packet`` of ``sniffer/stage1/packet.py``; a folder's ``__init__`` is the folder."""
+    return name.removesuffix(".py").removesuffix("/__init__")
+
+
+MODULES = {module_path(str(path.relative_to(PACKAGE))) for path in FILES} | {"sniffer", "sniffer/stage1"}
+PURE_MODULES = {module_path(name) for name in PURE} | {"sniffer"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -103,14 +111,23 @@ def test_what_decides_is_pure(name: str) -> None:
     for module in imports(PACKAGE / name):
         top = module.split(".")[0]
         if top == "check_failover":
-            inside = module.removeprefix("check_failover.").split(".")
-            assert f"{inside[0]}.py" in PURE or inside[0] == "sniffer", f"{name} imports {module}"
-            if inside[0] == "sniffer" and len(inside) > 1:
-                known = "/".join(inside[:2])
-                assert f"{known}.py" in PURE or known == "sniffer/dialects", f"{name} imports {module}"
+            known = "/".join(module.split(".")[1:])
+            place = known if known in MODULES else known.rpartition("/")[0]  # a name in a module
+            assert place in {"", *PURE_MODULES}, f"{name} imports {module}"
         else:
             assert top in sys.stdlib_module_names, f"{name} imports {module}"
             assert top not in IMPURE, f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "sniffer" / "capture").glob("*.py")), ids=name_of)
+def test_the_capture_knows_no_monitor(path: Path) -> None:
+    """It knows how packets look, and nothing else of the sniffer."""
+    known = {name for name in imports(path) if name.startswith("check_failover.sniffer.")}
+    assert {name for name in known if not name.startswith("check_failover.sniffer.capture")} <= {
+        "check_failover.sniffer.stage1.packet",
+        "check_failover.sniffer.stage1.packet.Packet",
+        "check_failover.sniffer.stage1.packet.parse",
+    }
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ from check_failover import control, listening
 from check_failover.config import load
 from check_failover.model import Detector, Probe, Suspicion, Target
 from check_failover.peer import Peer
-from check_failover.sniffer.daemon import Loop
-from check_failover.sniffer.sentry import Condition
+from check_failover.sniffer.loop import Loop
+from check_failover.sniffer.monitor import Condition
 from tests.lab.netns import poll
 
 CONFIG = """
@@ -66,26 +65,26 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
     made = Loop(load(path))
     yield made
     made.stop()
-    made._close()
+    made.close()
 
 
 def test_an_order_of_our_own_ends_with_its_fault(loop: Loop, tmp_path: Path) -> None:
     """The core is away, both servers fail, the order stays pending; then the primary is well again: nobody else would
     take it back, and the next fault would find it, whatever the core says by then."""
     redirector = Redirector(tmp_path / "redirector.sock")
-    sentry, now = loop.sentries["ldap"], time.monotonic()
-    sentry._suspect(Suspicion("ldap", Detector.REFUSED, now, "connection refused"), now)
+    monitor, now = loop.monitors["ldap"], time.monotonic()
+    monitor._suspect(Suspicion("ldap", Detector.REFUSED, now, "connection refused"), now)
     for target in (Target.PRIMARY, Target.PRIMARY, Target.STANDBY):
-        sentry.probed(target, FAILED, now)
-    assert sentry.failed
-    poll(lambda: not loop._outbox.reachable, 5.0, "nobody takes the result")
-    loop._order_ourselves(sentry, now)
+        monitor.probed(target, FAILED, now)
+    assert monitor.failed
+    poll(lambda: not loop.actions.reachable, 5.0, "nobody takes the result")
+    loop.link.order_if_core_is_silent(monitor, now, reachable=False)
     poll(lambda: redirector.verbs() == ["fail-over"], 5.0, "our own order")
-    sentry.tick(now + 2.0)
-    sentry.probed(Target.PRIMARY, PASSED, now + 2.0)
-    assert sentry.condition is Condition.OK
+    monitor.tick(now + 2.0)
+    monitor.probed(Target.PRIMARY, PASSED, now + 2.0)
+    assert monitor.condition is Condition.OK
     for moment in (2.0, 3.0):
-        loop._order_ourselves(sentry, now + moment)
+        loop.link.order_if_core_is_silent(monitor, now + moment, reachable=False)
     poll(lambda: redirector.verbs() == ["fail-over", "recovered"], 5.0, "it is taken back, once")
     redirector.server.close()
 
@@ -93,14 +92,14 @@ def test_an_order_of_our_own_ends_with_its_fault(loop: Loop, tmp_path: Path) -> 
 def test_events_that_make_no_sense_are_not_the_end(loop: Loop, tmp_path: Path) -> None:
     """A redirector of another version: who listens to it begins anew, and hears of the next flip."""
     redirector = Redirector(tmp_path / "redirector.sock", {"targets": {"ldap": "elsewhere"}}, {"targets": {}})
-    threading.Thread(target=loop._follow_redirector, daemon=True).start()
+    loop.link.start()
     event = {"event": "flip", "service": "ldap", "target": "standby"}
 
     def moved() -> bool:
         redirector.server.publish(event)
         with contextlib.suppress(BlockingIOError):  # nothing to wake up for
             loop._drain_wake()
-        return loop.sentries["ldap"].target is Target.STANDBY
+        return loop.monitors["ldap"].target is Target.STANDBY
 
     poll(moved, 10.0, "the flip is heard of")
     redirector.server.close()

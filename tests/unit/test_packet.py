@@ -26,8 +26,8 @@ from scapy.packet import Packet as Layer
 from scapy.packet import Raw
 
 from check_failover.rawip import checksum
-from check_failover.sniffer.flows import Direction
-from check_failover.sniffer.packet import ACK, ETHERNET, LINUX_SLL, RAW_IP, RST, SYN, TCP, UDP, parse
+from check_failover.sniffer.stage1.flows import StreamDirection
+from check_failover.sniffer.stage1.packet import ACK, ETHERNET, LINUX_SLL, RAW_IP, RST, SYN, TCP, UDP, parse
 from tests.fuzz.packets import run
 from tests.unit.packets import packed
 
@@ -216,7 +216,7 @@ _CACHE: dict[str, bytes] = {}
 def test_a_direction_passes_every_byte_on_once(start: int, pieces: list[tuple[int, int]]) -> None:
     """Repetitions, overlaps, holes and the wrap of the sequence numbers: no byte twice, none in the wrong order."""
     stream = bytes(range(100))
-    direction = Direction()
+    direction = StreamDirection()
     direction.next = start
     passed: list[int] = []
     for offset, length in pieces:
@@ -229,7 +229,7 @@ def test_a_direction_passes_every_byte_on_once(start: int, pieces: list[tuple[in
 
 def test_a_segment_that_fills_a_hole_is_no_repetition() -> None:
     """It was lost before it was seen; nobody repeated anything that was here."""
-    direction = Direction()
+    direction = StreamDirection()
     for seq in (0, 20):
         direction.take(seq, b"x" * 10, 10)
     late = direction.take(10, b"x" * 5, 5)

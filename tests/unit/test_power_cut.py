@@ -13,9 +13,9 @@ import pytest
 from check_failover.damping import Damping
 from check_failover.model import Hold, State, Target
 from check_failover.redirector.journal import Journal
-from check_failover.redirector.memory import Memory
 from check_failover.redirector.report import redirect_state
 from check_failover.redirector.state import Drain, ServiceState, intend, load, settle
+from check_failover.redirector.store import StateStore
 
 OLD = ServiceState(since=1e9, downtime=("ldap.example.org",))
 NEW = ServiceState(
@@ -36,9 +36,9 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     logging.disable(logging.NOTSET)
 
 
-def started(tmp_path: Path, kernel: Target | None = None) -> tuple[Memory, list[str]]:
-    memory = Memory(tmp_path, ["ldap"])
-    return memory, memory.load(lambda _name: kernel)
+def started(tmp_path: Path, kernel: Target | None = None) -> tuple[StateStore, list[str]]:
+    store = StateStore(tmp_path, ["ldap"])
+    return store, store.load(lambda _name: kernel)
 
 
 def test_the_intent(directory: Path, tmp_path: Path) -> None:
@@ -47,12 +47,12 @@ def test_the_intent(directory: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole) - 1):  # the newline at its end tells nothing
         path.write_bytes(whole[:length])
-        memory, unfinished = started(tmp_path)
-        assert (memory.state["ldap"], unfinished, memory.problems["ldap"]) == (OLD, [], {}), length
+        store, unfinished = started(tmp_path)
+        assert (store.state["ldap"], unfinished, store.problems["ldap"]) == (OLD, [], {}), length
     path.write_bytes(whole)
-    memory, unfinished = started(tmp_path)
-    assert (memory.state["ldap"], unfinished) == (NEW, ["ldap"])
-    memory.settle("ldap")
+    store, unfinished = started(tmp_path)
+    assert (store.state["ldap"], unfinished) == (NEW, ["ldap"])
+    store.settle("ldap")
     assert load(directory, "ldap") == NEW
     assert not path.exists()
 
@@ -65,15 +65,15 @@ def test_the_state(directory: Path, tmp_path: Path, kernel: Target | None) -> No
     whole = path.read_bytes()
     for length in range(len(whole) - 1):
         path.write_bytes(whole[:length])
-        memory, unfinished = started(tmp_path, kernel)
-        assert (memory.state["ldap"].target, unfinished) == (kernel or Target.PRIMARY, []), length
-        (problem,) = memory.problems["ldap"].values()
+        store, unfinished = started(tmp_path, kernel)
+        assert (store.state["ldap"].target, unfinished) == (kernel or Target.PRIMARY, []), length
+        (problem,) = store.problems["ldap"].values()
         assert "damaged" in problem
         state, text = redirect_state({"problem": problem})
         assert (state, text) == (State.CRITICAL, problem)
         assert path.read_bytes() == whole[:length], "what a person may want to see"
-    memory.save("ldap", NEW)
-    assert memory.problems["ldap"] == {}
+    store.save("ldap", NEW)
+    assert store.problems["ldap"] == {}
     assert started(tmp_path)[0].state["ldap"] == replace(NEW, changes=1)
 
 
@@ -82,9 +82,9 @@ def test_garbage(directory: Path, tmp_path: Path, garbage: bytes) -> None:
     """JSON that makes no sense, zeros that a file system left: damaged, as if it were cut short."""
     for path in (directory / "ldap.json", directory / ".ldap.json.new"):
         path.write_bytes(garbage)
-    memory, unfinished = started(tmp_path, Target.STANDBY)
-    assert (memory.state["ldap"].target, unfinished) == (Target.STANDBY, [])
-    assert "damaged" in memory.problems["ldap"]["damaged"]
+    store, unfinished = started(tmp_path, Target.STANDBY)
+    assert (store.state["ldap"].target, unfinished) == (Target.STANDBY, [])
+    assert "damaged" in store.problems["ldap"]["damaged"]
 
 
 def test_the_journal(tmp_path: Path) -> None:
@@ -106,18 +106,18 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The hold-down's age follows no jump of the wall clock; after a restart it is never below zero."""
     now = [1e9]
     monkeypatch.setattr("time.time", lambda: now[0])
-    memory, _ = started(tmp_path)
-    assert memory.age("ldap") is None
-    memory.intend("ldap", replace(NEW, since=now[0]))
-    memory.moved("ldap", replace(NEW, since=now[0]))
-    memory.settle("ldap")
+    store, _ = started(tmp_path)
+    assert store.age("ldap") is None
+    store.intend("ldap", replace(NEW, since=now[0]))
+    store.moved("ldap", replace(NEW, since=now[0]))
+    store.settle("ldap")
     for jump in (-86400.0, 0.0, 86400.0):
         now[0] = 1e9 + jump
-        age = memory.age("ldap")
+        age = store.age("ldap")
         assert age is not None
         assert 0 <= age < 60
         again = started(tmp_path)[0].age("ldap")
         assert again is not None
         assert max(0.0, jump) <= again < max(0.0, jump) + 60
-    assert asdict(memory.state["ldap"])["since"] == 1e9
+    assert asdict(store.state["ldap"])["since"] == 1e9
     assert json.loads((tmp_path / "target" / "ldap.json").read_bytes())["since"] == 1e9

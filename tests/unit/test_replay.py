@@ -17,7 +17,7 @@ from check_failover.config import Config, load
 from check_failover.sniffer import evidence, replay
 from check_failover.sniffer.capture import CaptureError
 from check_failover.sniffer.evidence import Evidence
-from check_failover.sniffer.packet import parse
+from check_failover.sniffer.stage1.packet import parse
 from tests.unit import packets as made
 
 LINK = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")  # without addresses scapy would ask the network

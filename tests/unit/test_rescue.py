@@ -12,12 +12,12 @@ import pytest
 from check_failover.config import load
 from check_failover.model import Policy, Target
 from check_failover.sniffer import rescue as module
-from check_failover.sniffer.packet import ACK, RST
 from check_failover.sniffer.rescue import FRESH, RATE, Rescue
+from check_failover.sniffer.stage1.packet import ACK, RST
 from tests.lab.netns import poll
 from tests.unit import packets as made
 from tests.unit.packets import Talk, datagram, learn
-from tests.unit.test_sentry import STANDBY, Scene, refuses
+from tests.unit.test_monitor import STANDBY, Scene, refuses
 
 CONFIG = """
 [controller]
@@ -55,7 +55,7 @@ class Desk:
 
     def look(self, scene: Scene, asked: int) -> list[int]:
         """What it has been asked about after one more look, which is so many by then."""
-        self.rescue.overdue(scene.sentry, scene.now)
+        self.rescue.overdue(scene.monitor, scene.now)
         poll(lambda: len(self.asked) >= asked, 5.0, f"{asked} questions, not {len(self.asked)}")
         return self.asked
 
@@ -100,9 +100,9 @@ def test_a_refusal_is_rescued_at_once(desk: Desk) -> None:
     scene = Scene()
     talk = late(scene)
     answer = talk.down(RST | ACK, 0)
-    desk.rescue.refused(scene.sentry, answer._replace(ack=answer.ack + 1))
+    desk.rescue.refused(scene.monitor, answer._replace(ack=answer.ack + 1))
     assert desk.look(scene, 0) == []
-    desk.rescue.refused(scene.sentry, answer)
+    desk.rescue.refused(scene.monitor, answer)
     assert desk.look(scene, 1) == [50000]
 
 
@@ -115,9 +115,9 @@ def test_each_is_tried_once(desk: Desk) -> None:
     scene.wait(0.1)
     assert desk.look(scene, 1) == [50000]
     assert desk.calls == []
-    assert scene.watch.waits(next(packet for _, packet in scene.watch.unanswered(scene.now)))
+    assert scene.traffic.waits(next(packet for _, packet in scene.traffic.unanswered(scene.now)))
     talk.accept()
-    assert list(scene.watch.unanswered(scene.now)) == []
+    assert list(scene.traffic.unanswered(scene.now)) == []
 
 
 def test_a_server_that_speaks_to_others_is_waited_for(desk: Desk) -> None:
@@ -141,8 +141,8 @@ def test_both_questions_of_one_port_go_together(desk: Desk) -> None:
     scene.wait(0.03)
     assert len(desk.look(scene, 1)) == 1
     desk.act(1)
-    assert list(scene.watch.unanswered(scene.now)) == []
-    assert scene.watch.since(0.0) == (2, 0)
+    assert list(scene.traffic.unanswered(scene.now)) == []
+    assert scene.traffic.since(0.0) == (2, 0)
 
 
 def test_what_was_answered_on_the_way_stays(desk: Desk) -> None:
@@ -156,11 +156,11 @@ def test_what_was_answered_on_the_way_stays(desk: Desk) -> None:
         if meanwhile == "answer":
             talk.accept()
         else:
-            scene.sentry.flipped(Target.STANDBY, scene.now)
+            scene.monitor.flipped(Target.STANDBY, scene.now)
         desk.act(1)
         if meanwhile == "answer":
             talk.serve(made.search(1), made.result(1))
-            assert scene.watch.stats(scene.now).replies == 1
+            assert scene.traffic.stats(scene.now).replies == 1
 
 
 @pytest.mark.parametrize("reply", [{"forgotten": False, "reason": "hold"}, None])
@@ -190,18 +190,18 @@ def test_never(desk: Desk, why: str) -> None:
     talk = late(scene)
     scene.wait(0.3)
     if why == "standby failed":
-        scene.sentry.probed(STANDBY, refuses(), scene.now)
+        scene.monitor.probed(STANDBY, refuses(), scene.now)
     elif why == "standby unknown":
-        scene.sentry.health[STANDBY].ok = None
+        scene.monitor.health[STANDBY].ok = None
     elif why == "too long ago":
-        scene.sentry.health[STANDBY].at = scene.now - FRESH
+        scene.monitor.health[STANDBY].at = scene.now - FRESH
     elif why == "on the standby":
-        scene.sentry.flipped(STANDBY, scene.now)
+        scene.monitor.flipped(STANDBY, scene.now)
     elif why == "blind":
-        scene.sentry.see("cl0 is down", scene.now)
+        scene.monitor.see("cl0 is down", scene.now)
     assert desk.look(scene, 0) == []
     talk.refused()
-    desk.rescue.refused(scene.sentry, talk.down(RST | ACK, 0)._replace(now=scene.now))
+    desk.rescue.refused(scene.monitor, talk.down(RST | ACK, 0)._replace(now=scene.now))
     assert desk.asked == []
 
 

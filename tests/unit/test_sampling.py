@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from check_failover.sniffer.sampling import BUDGET, BURST, MAX_BITS, PATIENCE, Sampling
+from check_failover.sniffer.capture.sampling import BUDGET, BURST, MAX_BITS, PATIENCE, Sampling
 
 
 def feed(sampling: Sampling, rate: float, start: float, seconds: float, port: int = 40000) -> float:

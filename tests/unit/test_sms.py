@@ -17,7 +17,7 @@ import pytest
 
 from check_failover.handlers import sms
 from check_failover.sms import GatewayError
-from check_failover.sms.flush import Plan, Sender
+from check_failover.sms.flush import SendPlan, SmsSender
 from check_failover.sms.receipts import Receipts
 from check_failover.sms.spool import AWAITED, FAILED, QUEUE, SENT, Spool, SpoolError, Text, key_of
 from check_failover.sms.text import fit, is_gsm, parts, plain, shorten, units
@@ -158,7 +158,7 @@ def test_the_spool_keeps_and_sends(tmp_path: Path) -> None:
     (waiting,) = (tmp_path / "spool" / QUEUE).iterdir()
     assert waiting.stat().st_mode & 0o777 == 0o660
     assert not spool.put(text())
-    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert SmsSender(spool, "phone", phone).run(stay=0) == 0
     assert not spool.put(text())
     assert phone.got == [("+491", "x")]
     assert (spool.count(QUEUE), spool.count(SENT)) == (0, 1)
@@ -169,9 +169,9 @@ def test_the_same_event_much_later_is_another(tmp_path: Path) -> None:
     """What was told counts for its window only."""
     spool, phone = Spool(tmp_path), Phone()
     spool.put(text())
-    Sender(spool, "phone", phone).run(stay=0)
+    SmsSender(spool, "phone", phone).run(stay=0)
     assert spool.put(text(at=time.time() + 61))
-    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert SmsSender(spool, "phone", phone).run(stay=0) == 0
     assert len(phone.got) == 2
 
 
@@ -182,7 +182,7 @@ def test_a_second_handler_that_came_between(tmp_path: Path) -> None:
     spool.put(one)
     spool.settle(replace(one, sent_at=1.0), SENT)
     (tmp_path / QUEUE / f"{one.key}.json").write_bytes(one.dump())
-    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert SmsSender(spool, "phone", phone).run(stay=0) == 0
     assert (phone.got, spool.count(QUEUE)) == ([], 0)
 
 
@@ -197,7 +197,7 @@ def test_handlers_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert took.count(True) == 1
-    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert SmsSender(spool, "phone", phone).run(stay=0) == 0
     assert len(phone.got) == len(set(phone.got)) == 51
 
 
@@ -207,11 +207,11 @@ def test_a_gateway_that_is_down(tmp_path: Path) -> None:
     for n in range(3):
         spool.put(text(words=f"{n}", at=1000.0 + n))
     phone.down = True
-    assert Sender(spool, "phone", phone).run(stay=0) == 3
+    assert SmsSender(spool, "phone", phone).run(stay=0) == 3
     assert phone.asked == 1
     assert [(t.attempts, t.problem) for t in spool.pending()] == [(1, "connection refused"), (0, ""), (0, "")]
     phone.down = False
-    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert SmsSender(spool, "phone", phone).run(stay=0) == 0
     assert sorted(phone.got) == [("+491", "0"), ("+491", "1"), ("+491", "2")]
 
 
@@ -222,7 +222,7 @@ def test_a_sender_waits_for_the_gateway(tmp_path: Path) -> None:
     phone.down = True
     timer = threading.Timer(0.3, lambda: setattr(phone, "down", False))
     timer.start()
-    assert Sender(spool, "phone", phone).run(stay=10) == 0
+    assert SmsSender(spool, "phone", phone).run(stay=10) == 0
     timer.join()
     assert phone.got == [("+491", "x")]
 
@@ -233,7 +233,7 @@ def test_a_number_that_is_none_holds_nobody_up(tmp_path: Path) -> None:
     phone.refuse = "+490"
     spool.put(text("+490", at=1000.0))
     spool.put(text("+491"))
-    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert SmsSender(spool, "phone", phone).run(stay=0) == 0
     assert phone.got == [("+491", "x")]
     assert spool.count(FAILED) == 1
 
@@ -244,7 +244,7 @@ def test_one_sender_at_a_time(tmp_path: Path) -> None:
     spool.put(text())
     with (tmp_path / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert Sender(spool, "phone", phone).run(stay=10) == 0
+        assert SmsSender(spool, "phone", phone).run(stay=10) == 0
     assert phone.got == []
     assert spool.count(QUEUE) == 1
 
@@ -255,7 +255,7 @@ def test_a_damaged_file_is_put_aside(tmp_path: Path) -> None:
     spool.put(text())
     for name, data in (("a", b"{"), ("b", b"[]"), ("c", b'{"key": "c"}'), ("d", b"\xff\n")):
         (tmp_path / QUEUE / f"{name}.json").write_bytes(data)
-    assert Sender(spool, "phone", phone).run(stay=0) == 0
+    assert SmsSender(spool, "phone", phone).run(stay=0) == 0
     assert phone.got == [("+491", "x")]
     assert spool.count(FAILED) == 4
 
@@ -270,7 +270,7 @@ def test_a_spool_that_cannot_be_written(tmp_path: Path) -> None:
 def test_the_second_gateway_stands_in(tmp_path: Path) -> None:
     """Not before the first one's time is over; at once for a number that the first one refuses."""
     spool, first, second = Spool(tmp_path), Phone(), Phone()
-    sender = Sender(spool, "first", first, Plan(second=("second", second), patience=100.0))
+    sender = SmsSender(spool, "first", first, SendPlan(second=("second", second), patience=100.0))
     first.down, first.refuse = True, "+490"
     spool.put(text(words="young"))
     spool.put(text(words="old", at=time.time() - 101))
@@ -288,7 +288,7 @@ def test_the_second_gateway_stands_in(tmp_path: Path) -> None:
 def test_what_both_gateways_refuse_is_for_a_person(tmp_path: Path) -> None:
     """It is put aside; a second gateway that is down keeps it waiting instead."""
     spool, first, second = Spool(tmp_path), Phone(), Phone()
-    sender = Sender(spool, "first", first, Plan(second=("second", second)))
+    sender = SmsSender(spool, "first", first, SendPlan(second=("second", second)))
     first.refuse = second.refuse = "+490"
     second.down = True
     spool.put(text("+490"))
@@ -304,7 +304,7 @@ def test_a_text_waits_for_the_second_gateway_no_longer_than_it_must(tmp_path: Pa
     first.down = True
     spool.put(text())
     began = time.monotonic()
-    assert Sender(spool, "first", first, Plan(second=("second", second), patience=1.5)).run(stay=30) == 0
+    assert SmsSender(spool, "first", first, SendPlan(second=("second", second), patience=1.5)).run(stay=30) == 0
     assert second.got == [("+491", "x")]
     assert time.monotonic() - began >= 1.4
 
@@ -326,7 +326,7 @@ def tell(url: str, kind: int) -> int:
         return error.code
 
 
-def in_background(sender: Sender, stay: float) -> threading.Thread:
+def in_background(sender: SmsSender, stay: float) -> threading.Thread:
     thread = threading.Thread(target=sender.run, args=(stay,))
     thread.start()
     return thread
@@ -336,7 +336,7 @@ def test_a_receipt_ends_the_waiting(tmp_path: Path, receipts: Receipts) -> None:
     """ "On its way" does not; a word that is not the text's own does nothing."""
     spool, phone, second = Spool(tmp_path), Phone(receipts=True), Phone()
     spool.put(text())
-    thread = in_background(Sender(spool, "p", phone, Plan(receipts=receipts, second=("second", second))), 60)
+    thread = in_background(SmsSender(spool, "p", phone, SendPlan(receipts=receipts, second=("second", second))), 60)
     poll(lambda: spool.count(AWAITED), 10, "the text left")
     assert not spool.put(text()), "the same event again, while its receipt is awaited"
     assert tell(phone.urls[0], 8) == 200
@@ -358,8 +358,8 @@ def test_no_delivery_is_the_second_gateways_business(tmp_path: Path, receipts: R
     spool, phone, second = Spool(tmp_path), Phone(receipts=True), Phone()
     spool.put(text())
     patience = 60.0 if kind else 1.0
-    plan = Plan(second=("second", second), patience=patience, receipts=receipts)
-    thread = in_background(Sender(spool, "p", phone, plan), 90)
+    plan = SendPlan(second=("second", second), patience=patience, receipts=receipts)
+    thread = in_background(SmsSender(spool, "p", phone, plan), 90)
     if kind:
         poll(lambda: spool.count(AWAITED), 10, "the text left")
         tell(phone.urls[0], kind)
@@ -374,7 +374,9 @@ def test_without_a_second_gateway(tmp_path: Path, receipts: Receipts, kind: int,
     """A denied delivery is for a person; silence proves nothing, and is noted."""
     spool, phone = Spool(tmp_path), Phone(receipts=True)
     spool.put(text())
-    thread = in_background(Sender(spool, "p", phone, Plan(patience=60.0 if kind else 0.5, receipts=receipts)), 90)
+    thread = in_background(
+        SmsSender(spool, "p", phone, SendPlan(patience=60.0 if kind else 0.5, receipts=receipts)), 90
+    )
     if kind:
         poll(lambda: spool.count(AWAITED), 10, "the text left")
         tell(phone.urls[0], kind)
@@ -388,10 +390,10 @@ def test_a_text_awaits_its_receipt_over_a_restart(tmp_path: Path, receipts: Rece
     """Whoever sends next listens for it; it is not sent again."""
     spool, phone = Spool(tmp_path), Phone(receipts=True)
     spool.put(text())
-    plan = Plan(patience=60.0, receipts=receipts)
-    assert Sender(spool, "p", phone, plan).run(stay=0) == 0
+    plan = SendPlan(patience=60.0, receipts=receipts)
+    assert SmsSender(spool, "p", phone, plan).run(stay=0) == 0
     assert spool.count(AWAITED) == 1
-    thread = in_background(Sender(spool, "p", phone, replace(plan, receipts=Receipts(receipts._url))), 60)
+    thread = in_background(SmsSender(spool, "p", phone, replace(plan, receipts=Receipts(receipts._url))), 60)
     poll(lambda: thread.is_alive() and _connects(phone.urls[0]), 10, "it listens")
     tell(phone.urls[0], 1)
     thread.join(20)
@@ -414,7 +416,7 @@ def test_a_listener_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         receipts = Receipts(f"http://127.0.0.1:{taken.getsockname()[1]}")
-        assert Sender(spool, "p", phone, Plan(receipts=receipts)).run(stay=5) == 0
+        assert SmsSender(spool, "p", phone, SendPlan(receipts=receipts)).run(stay=5) == 0
     assert (phone.urls, spool.count(SENT)) == ([""], 1)
     assert "cannot listen" in capsys.readouterr().err
 
@@ -426,7 +428,7 @@ def test_a_flood_is_told_by_a_digest(tmp_path: Path) -> None:
     for n in range(20):
         spool.put(text(words=f"event {n}", at=began + n / 100))
     spool.put(text("+492", "other phone"))
-    sender = Sender(spool, "p", phone, Plan(limit=10, window=2.0))
+    sender = SmsSender(spool, "p", phone, SendPlan(limit=10, window=2.0))
     assert sender.run(stay=0) == 0
     told = [words for number, words in phone.got if number == "+491"]
     assert told[:9] == [f"event {n}" for n in range(9)]
@@ -447,7 +449,7 @@ def test_a_digest_waits_for_a_gateway_too(tmp_path: Path) -> None:
     for n in range(5):
         spool.put(text(words=f"event {n}", at=time.time() - 3600 + n))
     phone.down = True
-    sender = Sender(spool, "p", phone, Plan(limit=3))
+    sender = SmsSender(spool, "p", phone, SendPlan(limit=3))
     assert sender.run(stay=0) == 5
     phone.down = False
     assert sender.run(stay=0) == 0

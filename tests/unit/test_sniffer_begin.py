@@ -9,8 +9,8 @@ import pytest
 from check_failover.config import load
 from check_failover.control import ControlError
 from check_failover.model import Probe
-from check_failover.sniffer.daemon import Loop
 from check_failover.sniffer.health import Health
+from check_failover.sniffer.loop import Loop
 
 GOOD = Path(__file__).parent.parent / "fixtures" / "config" / "good.toml"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from check_failover.config import load
 from check_failover.model import PassiveResult, State
-from check_failover.redirector.report import told
+from check_failover.redirector.report import detail_lines
 from check_failover.story import LINE, LINES, done, further, seen, way_back
 from check_failover.transports.command_file import PIPE_BUF, command
 from check_failover.transports.wording import SIZE, output
@@ -70,7 +70,7 @@ def test_a_flip_that_failed() -> None:
 )
 def test_what_the_redirect_tells(changes: dict[str, Any], first: str | None, last: str) -> None:
     """On the standby the flip that led there, whatever was refused since; a refusal on the primary, and what to do."""
-    lines = told(load(GOOD).service("ldap"), STATUS | changes)
+    lines = detail_lines(load(GOOD).service("ldap"), STATUS | changes)
     assert lines[0].startswith("tcp 192.0.2.10:389")
     assert last in lines[-1]
     assert first is None or first in lines[1]
@@ -79,11 +79,11 @@ def test_what_the_redirect_tells(changes: dict[str, Any], first: str | None, las
 def test_the_page_of_an_incident_is_linked() -> None:
     """Of a flip and of a refused fail-over, just above the way back; a hold has no page."""
     service = load(GOOD).service("ldap")
-    lines = told(service, STATUS | {"target": "standby", "flip": FLIP}, "https://c.example.org/reports/")
+    lines = detail_lines(service, STATUS | {"target": "standby", "flip": FLIP}, "https://c.example.org/reports/")
     assert lines[-2] == "report: https://c.example.org/reports/7.html"
-    assert told(service, STATUS | {"last": REFUSED}, "/r")[-1] == "report: /r/9.html"
+    assert detail_lines(service, STATUS | {"last": REFUSED}, "/r")[-1] == "report: /r/9.html"
     hold = {**REFUSED, "verb": "hold", "reason": "hold"}
-    assert "report" not in "\n".join(told(service, STATUS | {"last": hold}, "/r"))
+    assert "report" not in "\n".join(detail_lines(service, STATUS | {"last": hold}, "/r"))
 
 
 @given(st.lists(st.text(max_size=600), max_size=40), st.text(max_size=80))

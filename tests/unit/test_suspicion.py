@@ -10,9 +10,9 @@ import time
 import pytest
 
 from check_failover.model import Detector
-from check_failover.sniffer.detectors import AGAIN
-from check_failover.sniffer.flowtable import MAX_FLOWS, MAX_FRAMES
-from check_failover.sniffer.packet import ACK, SYN, TCP, UDP, Packet
+from check_failover.sniffer.stage1.detectors import AGAIN
+from check_failover.sniffer.stage1.flowtable import MAX_FLOWS, MAX_FRAMES
+from check_failover.sniffer.stage1.packet import ACK, SYN, TCP, UDP, Packet
 from tests.unit import packets as made
 from tests.unit.packets import PRIMARY, STANDBY, WORD, Stage, Talk, datagram, datagram_back, learn, packed, repeatedly
 
@@ -103,7 +103,7 @@ class TestUnansweredSyn:
         Talk(stage).syn()
         stage.wait(2.0)
         assert 0.1 <= stage.first(SYN_UNANSWERED).now - 1000.0 <= 0.5
-        assert stage.watch.since(1000.0) == (1, 0)
+        assert stage.traffic.since(1000.0) == (1, 0)
 
     def test_any_packet_from_the_server_since_is_a_sign_of_life(self) -> None:
         """An ACK to somebody else: one lost SYN."""
@@ -137,7 +137,7 @@ class TestUnansweredSyn:
         stage.wait(0.09)
         begun = stage.now
         talk.syn()
-        assert stage.watch.since(1000.0)[0] == 1
+        assert stage.traffic.since(1000.0)[0] == 1
         talk.accept()
         stage.found.clear()
         stage.wait(5.0)
@@ -154,7 +154,7 @@ class TestUnansweredSyn:
         talk.ask(made.unbind(1))
         stage.wait(10.0)
         assert stage.found == []
-        assert stage.watch.since(0.0) == (0, 0)
+        assert stage.traffic.since(0.0) == (0, 0)
 
     def test_an_answer_with_another_number_is_none(self) -> None:
         """4-tuple and ISN: a SYN-ACK for a connection of the past does not answer this one."""
@@ -163,7 +163,7 @@ class TestUnansweredSyn:
         talk.syn()
         stage.feed(talk.down(SYN | ACK, 5)._replace(ack=77))
         stage.wait(0.5)
-        assert stage.watch.since(1000.0) == (1, 0)
+        assert stage.traffic.since(1000.0) == (1, 0)
 
     def test_a_rescued_connection_stays_a_witness(self) -> None:
         """The other server got the SYN after 100 ms: that this one did not answer is still suspicious."""
@@ -171,14 +171,14 @@ class TestUnansweredSyn:
         for number in range(3):
             Talk(stage, 40000 + number).syn()
         stage.wait(0.1)
-        waiting = list(stage.watch.unanswered(stage.now))
+        waiting = list(stage.traffic.unanswered(stage.now))
         assert len(waiting) == 3
         for _, packet in waiting:
-            stage.watch.sent_on(packet)
-        assert list(stage.watch.unanswered(stage.now)) == []
+            stage.traffic.sent_on(packet)
+        assert list(stage.traffic.unanswered(stage.now)) == []
         stage.wait(0.5)
         assert stage.detectors()[0] is SYN_UNANSWERED
-        assert stage.watch.since(1000.0) == (3, 0)
+        assert stage.traffic.since(1000.0) == (3, 0)
 
     def test_the_answer_of_the_other_server_is_no_sign_of_life(self) -> None:
         """A rescued connection lives on the standby; nothing of it says anything about the primary."""
@@ -186,13 +186,13 @@ class TestUnansweredSyn:
         talk = Talk(stage)
         talk.syn()
         stage.wait(0.1)
-        [(_, packet)] = stage.watch.unanswered(stage.now)
-        stage.watch.sent_on(packet)
+        [(_, packet)] = stage.traffic.unanswered(stage.now)
+        stage.traffic.sent_on(packet)
         talk.accept()
         talk.serve(made.search(1), made.result(1))
         stage.wait(0.5)
         assert stage.detectors()[0] is SYN_UNANSWERED
-        assert stage.watch.mute_since(stage.now) > 0.5
+        assert stage.traffic.mute_since(stage.now) > 0.5
 
 
 class TestRefused:
@@ -208,7 +208,7 @@ class TestRefused:
         assert stage.detectors() == [REFUSED]
         assert stage.found[0].now == stage.now
         assert stage.found[0].since == 1000.0
-        assert stage.watch.first_packet(packed("198.51.100.7"), 40000) is not None
+        assert stage.traffic.first_packet(packed("198.51.100.7"), 40000) is not None
 
     def test_a_rst_that_the_client_gets_ends_it(self) -> None:
         """Suspicious at once, asked in vain, and nothing is left to wait for."""
@@ -218,8 +218,8 @@ class TestRefused:
         talk.refused(None)
         stage.wait(20.0)
         assert stage.detectors() == [REFUSED]
-        assert stage.watch.since(1000.0) == (1, 0)
-        assert list(stage.watch.unanswered(stage.now)) == []
+        assert stage.traffic.since(1000.0) == (1, 0)
+        assert list(stage.traffic.unanswered(stage.now)) == []
 
     def test_behind_source_nat_the_number_tells_whose_it_is(self) -> None:
         """The RST goes to the controller's address; the ISN is the client's."""
@@ -287,7 +287,7 @@ class TestRefused:
         """They have no threshold that could double: only the pause between two."""
         stage = Stage()
         for number in range(5):
-            stage.watch.refuted(REFUSED, stage.now)
+            stage.traffic.refuted(REFUSED, stage.now)
             talk = Talk(stage, 40000 + number)
             talk.syn()
             talk.refused()
@@ -474,7 +474,7 @@ class TestUnansweredRequest:
             repeatedly(stage, slow, slow / 40, lambda n: busy.serve(made.search(1000 + n), made.result(1000 + n)))
             reports.answer(made.result(number + 1))
         busy.serve(made.search(2000), made.result(2000))
-        assert stage.watch._detect.gaps["search"].wait() > 3 * slow
+        assert stage.traffic._detect.reply_times["search"].wait() > 3 * slow
         assert stage.found == []
         begun = stage.now
         repeatedly(stage, 0.3, 0.01, lambda n: Talk(stage, 42000 + n).connect().ask(made.search(1)))
@@ -505,7 +505,7 @@ class TestUnansweredRequest:
             talk.ask(made.search(9))
         stage.wait(0.2)
         assert stage.first(UNANSWERED).text == "12 of 12 requests without reply for 0.10 s"
-        assert stage.watch.since(begun) == (12, 0)
+        assert stage.traffic.since(begun) == (12, 0)
 
     @pytest.mark.parametrize(
         ("service", "request_", "wait"),
@@ -538,8 +538,8 @@ class TestUnansweredRequest:
         stage.wait(0.01)
         datagram_back(stage, 5353, made.dns(1, response=True))
         datagram_back(stage, 5354, made.dns(1, response=True))
-        assert stage.watch.since(1000.0) == (3, 2)
-        assert [packet.payload for _, packet in stage.watch.unanswered(stage.now)] == [made.dns(2)]
+        assert stage.traffic.since(1000.0) == (3, 2)
+        assert [packet.payload for _, packet in stage.traffic.unanswered(stage.now)] == [made.dns(2)]
         datagram_back(stage, 5353, made.dns(2, response=True))
         stage.wait(30.0)
         assert stage.found == []
@@ -552,7 +552,7 @@ class TestUnansweredRequest:
         stage = dns_stage()
         datagram(stage, 5353, made.dns(1))
         datagram(stage, 5353, made.dns(2))
-        assert [packet.payload for _, packet in stage.watch.unanswered(stage.now)] == [made.dns(1), made.dns(2)]
+        assert [packet.payload for _, packet in stage.traffic.unanswered(stage.now)] == [made.dns(1), made.dns(2)]
 
     def test_rescued_datagrams_stay_witnesses(self) -> None:
         """Each was sent to the standby after 100 ms and answered there; the primary is dead all the same."""
@@ -561,15 +561,15 @@ class TestUnansweredRequest:
         def client(number: int) -> None:
             datagram(stage, 6000 + number, made.dns(number))
             stage.wait(0.1)
-            for _, packet in list(stage.watch.unanswered(stage.now)):
-                stage.watch.sent_on(packet)
+            for _, packet in list(stage.traffic.unanswered(stage.now)):
+                stage.traffic.sent_on(packet)
             datagram_back(stage, 6000 + number, made.dns(number, response=True))
 
         repeatedly(stage, 2.0, 0.05, client)
         assert UNANSWERED in stage.detectors()
         assert stage.first(UNANSWERED).now - 1000.0 == pytest.approx(0.3)
-        assert stage.watch.mute_since(stage.now) > 1.9
-        assert stage.watch.since(1000.0)[1] == 0
+        assert stage.traffic.mute_since(stage.now) > 1.9
+        assert stage.traffic.since(1000.0)[1] == 0
 
     def test_bytes_on_the_connection_are_progress(self) -> None:
         """A search of many entries takes its time; it hangs when no byte comes any more."""
@@ -623,7 +623,7 @@ class TestUnansweredRequest:
         stage.wait(0.01)
         talk.server_closes() if how == "closes" else talk.server_resets()
         assert stage.detectors() == [UNANSWERED]
-        assert stage.watch.since(begun) == (1, 0)
+        assert stage.traffic.since(begun) == (1, 0)
         stage.wait(30.0)
         assert len(stage.found) == 1
 
@@ -654,7 +654,7 @@ class TestUnansweredRequest:
             stage.wait(0.5)
         stage.wait(20.0)
         assert stage.found == []
-        asked, answered = stage.watch.since(1000.0)
+        asked, answered = stage.traffic.since(1000.0)
         assert (asked, answered) == (40, 40)
 
 
@@ -698,7 +698,7 @@ class TestErrors:
         talk = Talk(stage).connect()
         talk.serve(request_, reply)
         assert stage.detectors() == [ERRORS]
-        assert stage.watch.since(1000.0) == (1, 0)
+        assert stage.traffic.since(1000.0) == (1, 0)
 
     def test_binds_that_succeed_do_not_excuse_searches_that_fail(self) -> None:
         """Of an error share only the operations that err count, from the first victim on."""
@@ -710,10 +710,10 @@ class TestErrors:
             talk.serve(made.search(number + 1), made.result(number + 1, 80))
         suspicion = stage.first(ERRORS)
         assert suspicion.since == pytest.approx(suspicion.now - 0.002)
-        assert stage.watch.since(suspicion.since, UNANSWERED) == (19, 9)
-        assert stage.watch.since(suspicion.since, ERRORS) == (10, 0)
+        assert stage.traffic.since(suspicion.since, UNANSWERED) == (19, 9)
+        assert stage.traffic.since(suspicion.since, ERRORS) == (10, 0)
         talk.serve(made.search(90), made.result(90))
-        assert stage.watch.since(suspicion.since, ERRORS) == (11, 1)
+        assert stage.traffic.since(suspicion.since, ERRORS) == (11, 1)
 
     def test_honest_refusals_are_answers(self) -> None:
         """A wrong password, a missing entry, a missing name, a missing page."""
@@ -744,14 +744,14 @@ class TestSilence:
         stage = Stage()
         learn(stage)
         rings = 0
-        tick = stage.watch.tick
+        tick = stage.traffic.tick
 
         def counted(now: float) -> object:
             nonlocal rings
             rings += 1
             return tick(now)
 
-        stage.watch.tick = counted  # type: ignore[method-assign, assignment]
+        stage.traffic.tick = counted  # type: ignore[method-assign, assignment]
         stage.wait(8 * 3600.0)
         assert stage.detectors() == [SILENCE]
         assert rings <= 20
@@ -784,14 +784,14 @@ class TestSilence:
 
             repeatedly(stage, 8 * 3600.0, 45.0, keep_alive)
             assert stage.found == []
-            assert stage.watch.since(0.0) == (0, 0)
+            assert stage.traffic.since(0.0) == (0, 0)
 
     def test_no_traffic_ever_is_no_silence(self) -> None:
         """A service that nobody has used since the start."""
         stage = Stage()
         stage.wait(8 * 3600.0)
         assert stage.found == []
-        assert stage.watch.deadline() is None
+        assert stage.traffic.deadline() is None
 
 
 class TestHonestTrouble:
@@ -856,7 +856,7 @@ class TestHonestTrouble:
                 stage.feed(talk.down(0x14, 0)._replace(sport=port))
         stage.wait(30.0)
         assert stage.found == []
-        assert stage.watch.since(0.0) == (0, 0)
+        assert stage.traffic.since(0.0) == (0, 0)
 
     def test_a_half_open_scan_without_a_reset(self) -> None:
         """The SYN-ACKs go unanswered: the scanner's business."""
@@ -954,7 +954,7 @@ class TestHonestTrouble:
             stage.wait(0.05)
         stage.wait(10.0)
         assert stage.found == []
-        assert stage.watch.since(1000.0) == (50, 50)
+        assert stage.traffic.since(1000.0) == (50, 50)
 
     def test_a_half_closed_client_that_is_not_answered_counts(self) -> None:
         """It still waits."""
@@ -1001,7 +1001,7 @@ class TestHonestTrouble:
         talk.answer(made.result(2))
         stage.wait(10.0)
         assert stage.found == []
-        assert stage.watch.since(1000.0) == (31, 31)
+        assert stage.traffic.since(1000.0) == (31, 31)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_five_percent_loss(self, seed: int) -> None:
@@ -1022,7 +1022,7 @@ class TestHonestTrouble:
             talk.serve(made.search(number), made.entry(number) + made.result(number))
         stage.wait(5.0)
         assert stage.found == []
-        assert stage.watch.since(1000.0) == (19, 19)
+        assert stage.traffic.since(1000.0) == (19, 19)
         talk.ask(made.search(99))
         stage.wait(1.0)
         assert stage.detectors()[0] is UNANSWERED
@@ -1056,7 +1056,7 @@ class TestRefutation:
 
         for expected in (0.1, 0.2, 0.4):
             assert waited() == pytest.approx(expected, rel=0.1)
-            stage.watch.refuted(detector, stage.now)
+            stage.traffic.refuted(detector, stage.now)
         repeatedly(stage, 900.0, 30.0, lambda n: talk.serve(made.search(800 + n), made.result(800 + n)))
         assert waited() == pytest.approx(0.1, rel=0.1)
 
@@ -1065,7 +1065,7 @@ class TestRefutation:
         stage = Stage()
         learn(stage)
         for _ in range(5):
-            stage.watch.refuted(UNANSWERED, stage.now)
+            stage.traffic.refuted(UNANSWERED, stage.now)
         begun = stage.now
         talk = Talk(stage)
         talk.syn()
@@ -1085,7 +1085,7 @@ class TestRefutation:
             stage.wait(2.0)
             for _ in stage.found:
                 probes += 1
-                stage.watch.refuted(UNANSWERED, stage.now)
+                stage.traffic.refuted(UNANSWERED, stage.now)
                 break
             talk.answer(made.result(number))
         assert probes < 10
@@ -1112,8 +1112,8 @@ class TestWhatOthersTell:
         Talk(stage, 43000).syn()
         stage.wait(0.3)
         stage.found.clear()
-        stage.watch.flipped(stage.now)
-        assert stage.watch.since(0.0) == (0, 0)
+        stage.traffic.flipped(stage.now)
+        assert stage.traffic.since(0.0) == (0, 0)
         for talk in stranded:
             talk.ask(made.search(2))
             talk.server_resets()  # the controller's own, for stranded connections
@@ -1127,7 +1127,7 @@ class TestWhatOthersTell:
         stage.wait(1.0)
         talk.ask(made.search(1))
         talk.again(len(made.search(1)))
-        stage.watch.flipped(stage.now)
+        stage.traffic.flipped(stage.now)
         stage.wait(0.1)
         talk = Talk(stage, isn=77).connect()
         talk.ask(made.search(1))
@@ -1139,7 +1139,7 @@ class TestWhatOthersTell:
         """From the same clients and ports."""
         stage = Stage()
         Talk(stage).connect().ask(made.search(1))
-        stage.watch.flipped(stage.now)
+        stage.traffic.flipped(stage.now)
         talk = Talk(stage, isn=77).connect()
         talk.ask(made.search(1))
         stage.wait(1.0)
@@ -1152,33 +1152,33 @@ class TestWhatOthersTell:
         talk.ask(made.search(1))
         Talk(stage, 41000).syn()
         stage.wait(0.05)
-        stage.watch.lost(stage.now, 17)
+        stage.traffic.lost(stage.now, 17)
         stage.wait(20.0)
         assert stage.found == []
-        assert stage.watch.since(0.0) == (0, 0)
-        assert list(stage.watch.unanswered(stage.now)) == []
-        assert stage.watch.stats(stage.now).drops == 17
+        assert stage.traffic.since(0.0) == (0, 0)
+        assert list(stage.traffic.unanswered(stage.now)) == []
+        assert stage.traffic.stats(stage.now).drops == 17
 
     def test_dropped_packets_take_the_witness_of_a_rescue_away(self) -> None:
         """Its answer may have been among them, too."""
         stage = Stage()
         Talk(stage).syn()
         stage.wait(0.1)
-        [(_, packet)] = stage.watch.unanswered(stage.now)
-        stage.watch.sent_on(packet)
-        stage.watch.lost(stage.now, 1)
+        [(_, packet)] = stage.traffic.unanswered(stage.now)
+        stage.traffic.sent_on(packet)
+        stage.traffic.lost(stage.now, 1)
         stage.wait(20.0)
         assert stage.found == []
-        assert stage.watch.since(0.0) == (0, 0)
+        assert stage.traffic.since(0.0) == (0, 0)
 
     def test_after_dropped_packets_it_goes_on(self) -> None:
         """Connections are taken up where they are."""
         stage = Stage()
         talk = Talk(stage).connect()
         talk.ask(made.search(1), seen=False)
-        stage.watch.lost(stage.now, 1)
+        stage.traffic.lost(stage.now, 1)
         talk.serve(made.search(2), made.result(2))
-        assert stage.watch.since(0.0) == (1, 1)
+        assert stage.traffic.since(0.0) == (1, 1)
         talk.ask(made.search(3))
         stage.wait(1.0)
         assert stage.detectors()[0] is UNANSWERED
@@ -1194,10 +1194,10 @@ class TestWhatOthersTell:
         answered = Talk(stage, 40005)
         answered.syn()
         answered.accept()
-        waiting = [packet.sport for _, packet in stage.watch.unanswered(stage.now)]
+        waiting = [packet.sport for _, packet in stage.traffic.unanswered(stage.now)]
         assert waiting == [40001, 40002, 40003]
         stage.wait(2.85)
-        assert [packet.sport for _, packet in stage.watch.unanswered(stage.now)] == [40003]
+        assert [packet.sport for _, packet in stage.traffic.unanswered(stage.now)] == [40003]
 
     def test_replies_that_came_are_useful_and_errors_are_not(self) -> None:
         """The numbers for the veto."""
@@ -1208,8 +1208,8 @@ class TestWhatOthersTell:
         talk.serve(made.search(2), made.result(2))
         talk.serve(made.search(3), made.result(3, 52))
         talk.ask(made.search(4))
-        assert stage.watch.since(begun) == (3, 1)
-        assert stage.watch.since(0.0) == (4, 2)
+        assert stage.traffic.since(begun) == (3, 1)
+        assert stage.traffic.since(0.0) == (4, 2)
 
     def test_statistics(self) -> None:
         """For the traffic check."""
@@ -1217,11 +1217,11 @@ class TestWhatOthersTell:
         talk = learn(stage)
         talk.ask(made.search(500))
         stage.wait(0.5)
-        stats = stage.watch.stats(stage.now)
+        stats = stage.traffic.stats(stage.now)
         assert (stats.requests, stats.replies, stats.unanswered) == (257, 256, 1)
         assert stats.oldest_unanswered == 0.5
         assert stats.p99 == pytest.approx(0.002)
-        assert stage.watch.usual() == pytest.approx(0.002)
+        assert stage.traffic.usual() == pytest.approx(0.002)
 
     def test_thousands_of_hanging_requests_cost_no_more_than_their_number(self) -> None:
         """A hang at 1000 requests/s for 6 s: the clock's work stays small."""
@@ -1242,7 +1242,7 @@ class TestWhatOthersTell:
             talk = Talk(stage, number % 60000 + 1024, f"10.1.{number // 60000}.1")
             talk.syn()
             talk.accept()
-        assert len(stage.watch._flows) == MAX_FLOWS
+        assert len(stage.traffic._flows) == MAX_FLOWS
         stage = Stage()
         for number in range(100):
             talk = Talk(stage, 30000 + number).connect()
@@ -1250,27 +1250,31 @@ class TestWhatOthersTell:
             talk.ask(made.unbind(2))
             talk.close()
         stage.wait(1.0)
-        assert (len(stage.watch._flows), len(stage.watch._detect._heap), len(stage.watch._flows._frames)) == (0, 0, 0)
+        assert (len(stage.traffic._flows), len(stage.traffic._detect._heap), len(stage.traffic._flows._frames)) == (
+            0,
+            0,
+            0,
+        )
         stage = Stage()
         for number in range(MAX_FRAMES + 100):
             Talk(stage, number + 1024).syn()
-        assert len(stage.watch._flows._frames) == MAX_FRAMES
+        assert len(stage.traffic._flows._frames) == MAX_FRAMES
         stage = dns_stage()
         for number in range(100):
             datagram(stage, 30000 + number, made.dns(number))
             datagram_back(stage, 30000 + number, made.dns(number, response=True))
-        assert len(stage.watch._flows) == 0
+        assert len(stage.traffic._flows) == 0
         for number in range(100):
             datagram(stage, 30000 + number, made.dns(number))
         repeatedly(stage, 60.0, 1.0, lambda _number: None)
-        assert (len(stage.watch._flows), len(stage.watch._detect._heap)) == (0, 0)
+        assert (len(stage.traffic._flows), len(stage.traffic._detect._heap)) == (0, 0)
 
     def test_ipv6(self) -> None:
         """The same for a service with an IPv6 address."""
         stage = Stage(made.service(address="2001:db8::10"))
         talk = Talk(stage, 40000, "2001:db8::7").connect()
         talk.serve(made.search(1), made.result(1))
-        assert stage.watch.since(1000.0) == (1, 1)
+        assert stage.traffic.since(1000.0) == (1, 1)
         victim = Talk(stage, 41000, "2001:db8::8")
         victim.syn()
         victim.refused("2001:db8::11")

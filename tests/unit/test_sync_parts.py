@@ -11,9 +11,9 @@ import pytest
 from check_failover.checks import replication
 from check_failover.config import load
 from check_failover.model import Target
-from check_failover.sync.guard import RefusedError, Standing, check_direction, check_size
-from check_failover.sync.rsync import Report, _only_unsteady
-from check_failover.syncstate import Direction, Refusal, Size
+from check_failover.sync.guard import Standing, SyncRefusedError, check_direction, check_size
+from check_failover.sync.rsync import TransferReport, _only_unsteady
+from check_failover.syncstate import Refusal, Size, SyncDirection
 from tests.unit.test_sync_config import with_sync
 
 PRESETS = Path(__file__).parents[2] / "nagios-conf/sync"
@@ -39,7 +39,7 @@ Total bytes received: 23
 
 def test_what_rsync_prints_is_understood() -> None:
     """Every kind of itemized line, and numbers with separators."""
-    report = Report()
+    report = TransferReport()
     for line in OUTPUT.splitlines():
         report.line(line)
     assert (report.files, report.bytes, report.wire) == (1200, 12345678, 1023)
@@ -50,7 +50,7 @@ def test_what_rsync_prints_is_understood() -> None:
 
 def test_a_new_time_alone_is_no_difference() -> None:
     """An export that was written anew with the same contents switches nothing."""
-    report = Report()
+    report = TransferReport()
     report.line(".f..t...... data.ldif")
     report.line(".d..t...... ./")
     assert not report.different
@@ -76,24 +76,24 @@ def test_only_a_file_that_moved_asks_for_another_pass(err: str, unsteady: bool) 
 @pytest.mark.parametrize(
     ("direction", "standing", "reason"),
     [
-        (Direction.FORWARD, Standing(Target.PRIMARY), None),
-        (Direction.FORWARD, Standing(Target.STANDBY), Refusal.TARGET_STANDBY),
-        (Direction.FORWARD, Standing(Target.PRIMARY, failing=True), Refusal.PRIMARY_FAILING),
-        (Direction.FORWARD, Standing(None), Refusal.TARGET_UNKNOWN),
-        (Direction.REVERSE, Standing(Target.STANDBY), None),
-        (Direction.REVERSE, Standing(Target.STANDBY, failing=True), None),
-        (Direction.REVERSE, Standing(Target.PRIMARY), Refusal.TARGET_PRIMARY),
-        (Direction.REVERSE, Standing(None), Refusal.TARGET_UNKNOWN),
+        (SyncDirection.FORWARD, Standing(Target.PRIMARY), None),
+        (SyncDirection.FORWARD, Standing(Target.STANDBY), Refusal.TARGET_STANDBY),
+        (SyncDirection.FORWARD, Standing(Target.PRIMARY, failing=True), Refusal.PRIMARY_FAILING),
+        (SyncDirection.FORWARD, Standing(None), Refusal.TARGET_UNKNOWN),
+        (SyncDirection.REVERSE, Standing(Target.STANDBY), None),
+        (SyncDirection.REVERSE, Standing(Target.STANDBY, failing=True), None),
+        (SyncDirection.REVERSE, Standing(Target.PRIMARY), Refusal.TARGET_PRIMARY),
+        (SyncDirection.REVERSE, Standing(None), Refusal.TARGET_UNKNOWN),
     ],
 )
 def test_data_flows_from_the_serving_server_only(
-    direction: Direction, standing: Standing, reason: Refusal | None
+    direction: SyncDirection, standing: Standing, reason: Refusal | None
 ) -> None:
     """The whole table of who may give to whom."""
     if reason is None:
         check_direction(direction, standing)
         return
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(SyncRefusedError) as caught:
         check_direction(direction, standing)
     assert caught.value.reason is reason
 
@@ -117,7 +117,7 @@ def test_a_source_that_shrank_is_refused(now: Size, good: Size | None, share: fl
     if text is None:
         check_size(now, good, share)
         return
-    with pytest.raises(RefusedError, match=text.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(SyncRefusedError, match=text.replace("(", r"\(").replace(")", r"\)")):
         check_size(now, good, share)
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from check_failover import syncstate
 from check_failover.model import State
-from check_failover.syncstate import Direction, Phase, Problem, Refusal, Running, Size, SyncState
+from check_failover.syncstate import Phase, Problem, Refusal, Running, Size, SyncDirection, SyncState
 
 FULL = SyncState(
     equal_at=1000.0,
-    direction=Direction.REVERSE,
+    direction=SyncDirection.REVERSE,
     took=2.5,
     changed=True,
     differed_files=3,
@@ -24,7 +24,7 @@ FULL = SyncState(
     sent=512,
     size=Size(10, 20000, 7),
     synced_back=1000.0,
-    running=Running(4711, 1100.0, Direction.FORWARD, Phase.TRANSFER),
+    running=Running(4711, 1100.0, SyncDirection.FORWARD, Phase.TRANSFER),
     problem=Problem(1050.0, Refusal.SHRUNK, "only 1 of 10 files left"),
 )
 
@@ -114,14 +114,14 @@ def test_a_run_is_believed_only_while_it_holds_its_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("direction", "phase", "blocks"),
     [
-        (Direction.FORWARD, Phase.PREPARE, False),
-        (Direction.FORWARD, Phase.TRANSFER, False),
-        (Direction.FORWARD, Phase.SWITCH, True),
-        (Direction.REVERSE, Phase.TRANSFER, True),
-        (Direction.REVERSE, Phase.SWITCH, True),
+        (SyncDirection.FORWARD, Phase.PREPARE, False),
+        (SyncDirection.FORWARD, Phase.TRANSFER, False),
+        (SyncDirection.FORWARD, Phase.SWITCH, True),
+        (SyncDirection.REVERSE, Phase.TRANSFER, True),
+        (SyncDirection.REVERSE, Phase.SWITCH, True),
     ],
 )
-def test_a_transfer_does_not_forbid_a_fail_over(direction: Direction, phase: Phase, blocks: bool) -> None:
+def test_a_transfer_does_not_forbid_a_fail_over(direction: SyncDirection, phase: Phase, blocks: bool) -> None:
     """The standby is whole while its staging directory fills; only the switch itself holds a flip up."""
     assert SyncState(running=Running(1, 0.0, direction, phase)).blocks is blocks
 

@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from check_failover.sniffer.thresholds import Errors, Gaps, Quiet, RoundTrip, Scale
+from check_failover.sniffer.stage1.thresholds import Errors, Quiet, ReplyTimes, RoundTrip, Scale
 
 
-def gaps(*seconds: float) -> Gaps:
-    made = Gaps()
+def reply_times(*seconds: float) -> ReplyTimes:
+    made = ReplyTimes()
     for each in seconds:
         made.add(each)
     return made
@@ -19,13 +19,13 @@ def gaps(*seconds: float) -> Gaps:
 @pytest.mark.parametrize("known", [0, 1, 10, 99])
 def test_until_100_replies_are_known_the_wait_is_300_ms(known: int) -> None:
     """Whatever those few took: the slowest of ten says nothing, and must not make deaf for long."""
-    assert gaps(*[0.001] * known).wait() == 0.3
-    assert gaps(*[5.0] * known).wait() == 0.3
+    assert reply_times(*[0.001] * known).wait() == 0.3
+    assert reply_times(*[5.0] * known).wait() == 0.3
 
 
 def test_one_slow_reply_of_100_is_not_the_usual() -> None:
     """p99 is the nearest rank: of 100, the second largest."""
-    learned = gaps(*[0.002] * 50, 5.0, *[0.002] * 49)
+    learned = reply_times(*[0.002] * 50, 5.0, *[0.002] * 49)
     assert learned.p99 == 0.002
     assert learned.wait() == 0.1
 
@@ -33,14 +33,14 @@ def test_one_slow_reply_of_100_is_not_the_usual() -> None:
 @pytest.mark.parametrize(("usual", "wait"), [(0.001, 0.1), (0.025, 0.1), (0.03, 0.12), (0.2, 0.8), (2.0, 8.0)])
 def test_the_wait_is_four_times_p99_and_100_ms_at_least(usual: float, wait: float) -> None:
     """From the 100th reply on."""
-    assert gaps(*[usual] * 100).wait() == pytest.approx(wait)
+    assert reply_times(*[usual] * 100).wait() == pytest.approx(wait)
 
 
 def test_p50_and_p99_are_those_of_the_last_replies() -> None:
     """Within 32 replies of what sorting everything would say; old ones are forgotten."""
     chance = random.Random(1)
     seen = [chance.expovariate(100) for _ in range(5120)]
-    learned = gaps(*seen)
+    learned = reply_times(*seen)
     last = sorted(seen[-512:])
     assert learned.p50 == last[255]
     assert learned.p99 == last[506]
@@ -51,7 +51,7 @@ def test_p50_and_p99_are_those_of_the_last_replies() -> None:
 
 def test_nothing_is_known_of_nothing() -> None:
     """No reply yet: no percentile."""
-    assert (Gaps().p50, Gaps().p99) == (None, None)
+    assert (ReplyTimes().p50, ReplyTimes().p99) == (None, None)
 
 
 def test_the_first_round_trip() -> None:

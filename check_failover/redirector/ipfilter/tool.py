@@ -1,0 +1,147 @@
+"""Run ipnat, and say in one line what went wrong and what to do.
+
+The texts on the left of ``FAULTS`` are the tool's own (IPFilter 5.1.2, some from 4.1), spelling included. Exit code 0
+is not enough: an unknown host is only printed. ``-R`` keeps it from asking a directory for the names of ports, which
+may be the very service that just died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from check_failover.redirector import RedirectError
+from check_failover.redirector.ipfilter.rules import Rule, lines
+from check_failover.redirector.ipfilter.sessions import Listing, listing
+
+TIMEOUT = 3.0  # seconds; a call takes milliseconds
+_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/sbin:/usr/sbin:/bin:/usr/bin"}
+
+# what the tool prints -> what it means and what to do
+FAULTS: tuple[tuple[str, str], ...] = (
+    (
+        r"open.*: Permission denied",
+        "no permission on the device: run failover-redirector as root, or give its group /dev/ipnat and /dev/ipl "
+        "(devfs.rules)",
+    ),
+    (
+        r"need write permissions",
+        "the device is read-only for us: give the group of failover-redirector mode 660 on /dev/ipnat (devfs.rules)",
+    ),
+    (
+        r"open.*: (No such file or directory|No such device.*|Device not configured)",
+        "IPFilter is not loaded: 'service ipfilter start' (FreeBSD: ipfilter_enable=\"YES\" in rc.conf)",
+    ),
+    (
+        r"ipfitler is disabled|ipfilter is disabled",
+        "IPFilter is switched off, and forgot its NAT rules with that: 'ipf -E', then restart failover-redirector",
+    ),
+    (r"Operation not permitted", "the system forbids changes: is the securelevel 3? (sysctl kern.securelevel)"),
+    (r"version check failed", "tool and kernel module are of different versions: finish the system's upgrade"),
+    (r"illegal option", "this version of the tool is too old for us: set [controller.ipfilter] version = 4"),
+    (
+        r"syntax error|Unknown host|unknown name|Only 0/0 supported",
+        "the tool did not understand the rule: please report it",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the tool said; ``call`` is how it was called, for texts."""
+
+    call: str
+    exit: int
+    out: str
+    err: str
+
+    @property
+    def ok(self) -> bool:
+        return self.exit == 0 and "Unknown host" not in self.err
+
+    @property
+    def exists(self) -> bool:
+        """An addition that was no news."""
+        return "already exists" in self.err
+
+    @property
+    def missing(self) -> bool:
+        """A removal that was no news."""
+        return "could not be found" in self.err
+
+    def fault(self, about: Rule | None = None) -> RedirectError:
+        """The one line for a person; ``about`` is the rule in question."""
+        said = " / ".join(line.strip() for line in (self.err or self.out).splitlines()[:2]) or "nothing"
+        advice = next((text for pattern, text in FAULTS if re.search(pattern, self.err)), "see ipnat(8)")
+        what = f" [{about}]" if about else ""
+        return RedirectError(f"{self.call}: exit {self.exit}, said: {said}{what}: {advice}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ipnat:
+    """One system's ipnat. Its methods raise RedirectError.
+
+    One rule per call: a file of rules is no transaction, the first error stops it in the middle.
+    """
+
+    path: str
+    purges: bool = True  # whether it knows ``-p`` (IPFilter 5)
+    timeout: float = TIMEOUT
+
+    def read(self, *, verbose: bool = False) -> Listing:
+        """Rules in the order in which the kernel applies them, and sessions; with their counters where ``verbose``."""
+        answer = call([self.path, "-lvR" if verbose else "-lR"], timeout=self.timeout)
+        if not answer.ok or not answer.out.startswith("List of "):
+            raise answer.fault()
+        return listing(answer.out)
+
+    def add(self, rule: Rule) -> None:
+        """Append a rule; one that is there already stays where it is. Tried dry first: a bad rule changes nothing."""
+        for options in (("-nf", "-"), ("-f", "-")):
+            answer = call([self.path, *options], lines([rule]), self.timeout)
+            if not answer.ok and not answer.exists:
+                raise answer.fault(rule)
+
+    def remove(self, rule: Rule, *, purge: bool) -> None:
+        """Remove a rule, with ``purge`` its sessions too (others' stay); one that is gone already is no fault."""
+        options = ("-r", "-p", "-f", "-") if purge and self.purges else ("-r", "-f", "-")
+        answer = call([self.path, *options], lines([rule]), self.timeout)
+        if not answer.ok and not answer.missing:
+            raise answer.fault(rule)
+
+
+def call(argv: Sequence[str], stdin: str = "", timeout: float = TIMEOUT) -> Answer:
+    """Run a tool to its end. Raises RedirectError when it is not there or does not end in time."""
+    text = " ".join(argv)
+    try:
+        process = subprocess.Popen(  # not in a "with": that would wait without limit for a tool stuck in the kernel
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_ENVIRONMENT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise RedirectError(
+            f"{argv[0]}: cannot run: {error.strerror}: is IPFilter installed? Its place is [controller.ipfilter] ipnat"
+        ) from None
+    try:
+        out, err = process.communicate(stdin, timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        raise RedirectError(
+            f"{text}: no end within {timeout:g} s, given up: is the machine overloaded? The next attempt goes on "
+            "from what the kernel has then"
+        ) from None
+    return Answer(text, process.returncode, out, err)

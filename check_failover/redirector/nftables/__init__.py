@@ -1,0 +1,1 @@
+"""The redirect on Linux: our nftables table, its connections in conntrack. Begin with ``redirect``."""

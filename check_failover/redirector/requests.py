@@ -1,0 +1,276 @@
+"""What the verbs of the redirector's socket do: a message becomes an order, its outcome an answer and a report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from check_failover.config import Config
+from check_failover.control import Message
+from check_failover.decide import Reason
+from check_failover.listening import RequestRefusedError
+from check_failover.model import Detector, Facts, Service, Target
+from check_failover.peer import Peer
+from check_failover.redirector import RedirectError, inquiry
+from check_failover.redirector.drill import Drills
+from check_failover.redirector.order import Order
+from check_failover.redirector.report import CoreReports, detail_lines, redirect_state
+from check_failover.redirector.rights import by_hand, refused, user_name
+from check_failover.redirector.state import ServiceState, StateError, parsed
+from check_failover.redirector.steering import Steering
+
+log = logging.getLogger(__name__)
+
+
+class RedirectorRequests:
+    """What the socket's verbs do. One method per verb would only repeat the table in ``control``."""
+
+    def __init__(self, config: Config, steering: Steering, report: CoreReports, drills: Drills) -> None:
+        self._services, self._controller = config.services, config.controller
+        self._steering, self._report, self._drills = steering, report, drills
+        self._report_url: str | None = config.monitoring.get("report_url")
+        self._started = time.monotonic()
+
+    def authorise(self, verb: str, peer: Peer) -> str | None:
+        """None, or why not."""
+        return refused(self._controller, verb, peer)
+
+    def handle(self, message: Message, peer: Peer) -> Message:
+        verb = str(message["verb"])
+        if verb == "status":
+            return {"services": {service.name: self.status(service) for service in self._services}}
+        if verb == "history":
+            return {"entries": self._history(message)}
+        if verb == "state":
+            return {"state": {name: asdict(state) for name, state in self._steering.states().items()}}
+        by = _words(message.get("by") or user_name(peer.uid))[:200]
+        try:
+            if verb == "downtime":
+                return self._downtime(message, by, peer)
+            if verb == "follow":
+                return self._follow(message)
+            return self._act(verb, self._service(message), by, message, peer)
+        except (RedirectError, StateError) as error:
+            raise RequestRefusedError(str(error)) from None
+
+    def status(self, service: Service) -> dict[str, Any]:
+        """The steering's status, with the state and all the lines that "NAME redirect" shows for it."""
+        order = None
+        if self._steering.targets()[service.name] is Target.STANDBY:
+            health = inquiry.health(self._controller, service, Target.PRIMARY)
+            facts = inquiry.synced(self._controller, service, Facts())
+            order = self._fail_back(Order(service, "fail-back", "", facts), health.get("ok"), health)
+        status = self._steering.status(service.name, order)
+        state, text = redirect_state(status)
+        lines = detail_lines(service, status, self._report_url)
+        return {**status, "state": int(state), "text": text, "story": lines, "drill": self._drill(service)}
+
+    def _drill(self, service: Service) -> dict[str, Any] | None:
+        try:
+            return self._drills.status(service)
+        except RedirectError as error:
+            log.warning("%s: drill: %s", service.name, error)
+            return None
+
+    def _act(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Message:
+        name = service.name
+        if verb in ("fail-over", "drain", "fail-back"):
+            return _answer(self._do(self._order(verb, service, by, message, peer)))
+        if verb == "facts":
+            facts = inquiry.synced(self._controller, service, _facts(message))
+            acted = self._steering.facts(name, facts)
+            if acted is None:
+                return {"flipped": False, "text": "nothing pending, or nothing new"}
+            return _answer(self._reported(service, acted))
+        if verb == "recovered":
+            return {"text": self._steering.recovered(name)}
+        if verb == "drilled":
+            return self._drills.report(service, message, peer)
+        if verb in ("drill", "drill-end"):
+            return (self._drills.begin if verb == "drill" else self._drills.end)(service, message, by)
+        if verb == "forget":
+            client, port = _client(message)
+            facts = inquiry.synced(self._controller, service, Facts())
+            refusal = self._steering.refusal(Order(service, "rescue", by, facts))
+            if refusal is not None:
+                return {"forgotten": False, "reason": str(refusal.reason)}
+            return {"forgotten": self._steering.forget(name, client, port)}
+        if verb == "hold":
+            text = self._steering.hold(name, by, _words(message.get("reason") or "")[:500])
+        else:
+            text = self._steering.release(name, by)
+        self._report.state(service, self.status(service))
+        return {"text": text}
+
+    def _do(self, order: Order) -> dict[str, Any]:
+        """The journal's entry; reported as well."""
+        return self._reported(order.service, self._steering.order(order))
+
+    def _reported(self, service: Service, entry: dict[str, Any]) -> dict[str, Any]:
+        """An order that found all done tells nothing: a core may give it a hundred times."""
+        if entry["reason"] != Reason.ALREADY:
+            self._report.attempt(service, entry, self.status(service))
+        return entry
+
+    def _downtime(self, message: Message, by: str, peer: Peer) -> Message:
+        """A downtime of the primary begins or ends. The end moves nothing: it is an item of the fail-back checklist."""
+        host, description = str(message.get("host") or ""), str(message.get("description") or "")
+        begin, said = bool(message.get("begin")), []
+        for service in self._services:
+            if not _of_primary(service, host, description):
+                continue
+            of = f"{description} on {host}" if description else host
+            self._steering.downtime(service.name, of, by, begin=begin)
+            if begin and service.policy.downtime == "drain":
+                order = self._order("drain", service, by, {}, peer)
+                said.append(self._do(replace(order, why=f"downtime of {of}"))["line"])
+            else:
+                self._report.state(service, self.status(service))
+                said.append(f"{service.name}: downtime {'began' if begin else 'ended'}")
+        return {"text": "; ".join(said) or "no primary's downtime"}
+
+    def _follow(self, message: Message) -> Message:
+        followed = self._steering.follow(_states(message))
+        for service in self._services:
+            if service.name in followed:
+                self._report.state(service, self.status(service))
+        return {"followed": followed}
+
+    def _order(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Order:
+        manual = bool(message.get("manual"))
+        if manual and not by_hand(self._controller, peer):
+            raise RequestRefusedError(f"{verb}: only operators and root may order by hand")
+        deadline = _deadline(service, message)
+        facts = inquiry.synced(self._controller, service, _facts(message))
+        since = self._steering.since(service.name)
+        facts = inquiry.with_missing_facts(self._controller, service, verb, facts, manual=manual, since=since)
+        order = Order(service, verb, by, facts, manual=manual, peer={"pid": peer.pid, "uid": peer.uid})
+        if verb == "fail-over":
+            return order
+        # Nobody waits for a standby that died: then a fail-back is a flip like a fail-over.
+        order = replace(order, drain=verb == "drain" or facts.standby_ok is not False, deadline=deadline)
+        if verb == "drain":
+            return order
+        health = inquiry.health(self._controller, service, Target.PRIMARY)
+        return self._fail_back(order, inquiry.probe(self._controller, service, Target.PRIMARY), health)
+
+    def _fail_back(self, order: Order, primary_ok: bool | None, health: dict[str, Any]) -> Order:
+        """The order with what its checklist asks about the primary."""
+        since = self._steering.since(order.service.name)
+        return replace(
+            order,
+            manual=True,
+            primary_ok=primary_ok,
+            primary_passes=int(health.get("passes") or 0),
+            primary_good_for=float(health.get("good_for") or 0.0),
+            synced_back=inquiry.synced_back(self._controller, order.service, since),
+        )
+
+    # ------------------------------------------------------------ every few seconds
+
+    def advance(self, service: Service) -> None:
+        """Look after a drain or a drill that goes on."""
+        try:
+            self._drills.advance(service)
+        except RedirectError as error:
+            log.warning("%s: drill: %s", service.name, error)
+        drain = self._steering.draining(service.name)
+        if drain is None:
+            return
+        health = inquiry.health(self._controller, service, drain.old)
+        failed = health.get("ok") is False and inquiry.probe(self._controller, service, drain.old) is False
+        if self._steering.advance(service.name, old_failed=failed):
+            self._report.state(service, self.status(service))
+
+    def fail_back(self, service: Service) -> None:
+        """The automatic fail-back, where it is on. A restart proves nothing anew."""
+        if not service.policy.auto_fail_back or self._steering.targets()[service.name] is Target.PRIMARY:
+            return
+        health = inquiry.health(self._controller, service, Target.PRIMARY)
+        facts = inquiry.synced(self._controller, service, Facts())
+        why = "automatic: the primary is proven and no item of the checklist is open"
+        order = Order(service, "auto-fail-back", "redirector", facts, drain=True, why=why)
+        order = self._fail_back(order, health.get("ok"), health)
+        order = replace(
+            order,
+            manual=False,
+            deadline=service.policy.drain_deadline,
+            primary_good_for=min(order.primary_good_for, time.monotonic() - self._started),
+        )
+        if self._steering.refusal(order) is None:
+            self._do(replace(order, primary_ok=inquiry.probe(self._controller, service, Target.PRIMARY)))
+
+    # ------------------------------------------------------------ messages
+
+    def _history(self, message: Message) -> list[dict[str, Any]]:
+        limit = message.get("limit", 50)
+        if not isinstance(limit, int) or not 1 <= limit <= 10000:
+            raise RequestRefusedError("history: limit must be a number from 1 to 10000")
+        return self._steering.history(limit)
+
+    def _service(self, message: Message) -> Service:
+        name = message.get("service")
+        for service in self._services:
+            if service.name == name:
+                return service
+        known = ", ".join(service.name for service in self._services)
+        raise RequestRefusedError(f"no service {name!r}; configured are: {known}")
+
+
+def _of_primary(service: Service, host: str, description: str) -> bool:
+    """Whether the core's object stands for that service's primary: its host, or "NAME primary"."""
+    if description:
+        return host == service.host and description == f"{service.name} primary"
+    return host in (service.host, service.primary_host)
+
+
+def _answer(entry: dict[str, Any]) -> Message:
+    keys = ("flipped", "reason", "text", "line", "id", "took", "left", "error")
+    return {key: entry[key] for key in keys if key in entry}
+
+
+def _facts(message: Message) -> Facts:
+    """The facts of an order: as fields (sniffer), or as perfdata (the core's handler)."""
+    raw = message.get("facts")
+    if isinstance(raw, dict):
+        try:
+            detector = raw.get("detector")
+            return Facts(**{**raw, "detector": None if detector is None else Detector(detector)})
+        except (TypeError, ValueError) as error:
+            raise RequestRefusedError(f"facts: {error}") from None
+    perfdata = str(message.get("perfdata") or "")
+    facts = Facts.parse(perfdata)
+    return replace(facts, downtime=bool(message.get("downtime")))
+
+
+def _states(message: Message) -> dict[str, ServiceState]:
+    try:
+        return {str(name): parsed(raw) for name, raw in message["state"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RequestRefusedError(
+            "follow: not the state of a redirector: do both controllers run the same version?"
+        ) from None
+
+
+def _deadline(service: Service, message: Message) -> float | None:
+    """Seconds until a drain cuts what is left: the order's own, or the policy's."""
+    deadline = message.get("deadline")
+    if deadline is None:
+        return service.policy.drain_deadline
+    if not isinstance(deadline, int | float) or not 0 <= deadline < float("inf"):
+        raise RequestRefusedError("deadline: want a number of seconds, 0 or more")
+    return float(deadline)
+
+
+def _words(text: object) -> str:
+    """Free text as one line: the journal's lines and a core's results are read line by line."""
+    return " ".join(str(text).split())
+
+
+def _client(message: Message) -> tuple[str, int]:
+    client, port = message.get("client"), message.get("port")
+    if not isinstance(client, str) or not isinstance(port, int) or not 0 < port < 65536:
+        raise RequestRefusedError("forget: want client (an IP address) and port")
+    return client, port

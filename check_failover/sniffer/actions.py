@@ -1,0 +1,110 @@
+"""What monitors have done for them: probes, results for the core, facts for the redirector, kept evidence.
+
+Nothing here blocks the loop. A probe runs in a thread, and its outcome is handed to ``call``, which brings it to the
+loop's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from check_failover import syncstate
+from check_failover.checks import ProbeError, probe_function
+from check_failover.config import Config
+from check_failover.control import ControlError
+from check_failover.model import Facts, PassiveResult, Probe, Service, Target
+from check_failover.sniffer.evidence import Evidence
+from check_failover.sniffer.monitor import ServiceMonitor
+from check_failover.sniffer.redirector_link import RedirectorLink
+from check_failover.sniffer.stage1.packet import Packet
+from check_failover.transports import TRANSPORTS
+from check_failover.transports.outbox import Outbox
+
+PROBERS = 16  # threads: two servers of a handful of services
+
+log = logging.getLogger("failover-sniffer")
+
+
+class ServiceActions:
+    """See ``monitor.Actions``, which this carries out. Raises ControlError where it can keep no state."""
+
+    def __init__(
+        self,
+        config: Config,
+        monitors: Mapping[str, ServiceMonitor],
+        link: RedirectorLink,
+        call: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._config, self._monitors, self._link, self._call = config, monitors, link, call
+        self._probes = {service.name: probe_function(service.check) for service in config.services}
+        self._pool = ThreadPoolExecutor(PROBERS, thread_name_prefix="probe")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="evidence")
+        directory = config.controller.state_dir / "sniffer"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ControlError(f"{directory}: cannot make: {error.strerror}: check space and rights") from None
+        transport = TRANSPORTS[config.monitoring["transport"]](config.monitoring)
+        self._outbox = Outbox(transport, directory / "results.kept", on_failure=lambda: call(lambda: None))
+        self._evidence = Evidence(directory / "evidence")
+
+    def probe(self, service: Service, target: Target, timeout: float) -> None:
+        self._pool.submit(self._probe, service, target, timeout)
+
+    def _probe(self, service: Service, target: Target, timeout: float) -> None:
+        probe = self.probe_now(service, target, timeout)
+        if probe is not None:
+            self._call(lambda: self._monitors[service.name].probed(target, probe, time.monotonic()))
+
+    def probe_now(self, service: Service, target: Target, timeout: float) -> Probe | None:
+        """One probe, in this thread; None when it could not be made (then nothing is known, and nothing moves)."""
+        try:
+            probe = self._probes[service.name](service.server(target), service.check.options, timeout)
+        except ProbeError as error:
+            why = str(error)
+            log.error("%s: cannot probe the %s: %s", service.name, target, why)
+            self._call(lambda: self._monitors[service.name].health[target].unasked(why))
+            return None
+        if not probe.passed:
+            log.info("%s: probe of the %s failed: %s", service.name, target, probe.text)
+        return probe
+
+    def report(self, result: PassiveResult) -> None:
+        self._outbox.submit(result)
+
+    def waiting(self) -> int:
+        """Results that the core has not taken yet."""
+        return self._outbox.waiting()
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the core took the last result."""
+        return self._outbox.reachable
+
+    def facts(self, service: Service, facts: Facts) -> None:
+        self._link.send_facts(service, facts)
+
+    def note(self, text: str) -> None:
+        log.info("%s", text)
+
+    def frame(self, name: str, packet: Packet, frame: bytes) -> None:
+        """A captured frame of this service: its headers may become evidence."""
+        self._evidence.frame(name, packet, frame)
+
+    def keep(self, service: Service, story: dict[str, Any]) -> int | None:
+        number = time.time_ns() // 1_000_000
+        frames = self._evidence.snapshot(service.name)
+        self._writer.submit(self._evidence.save, f"{service.name}-{number}", frames, {"evidence": number, **story})
+        return number
+
+    def sync(self, service: Service, facts: Facts) -> Facts:
+        return syncstate.known(self._config.controller.state_dir, service, facts, time.time())
+
+    def close(self) -> None:
+        for pool in (self._pool, self._writer):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._outbox.close()

@@ -1,0 +1,30 @@
+"""Blindness that no interface shows: the NAT forwards a service's packets and the capture sees none of them.
+
+A wrong ``client_interface``, a second way for the clients, or a port mirror that lost its tap. Two threads touch a
+``Bypass``; each touches whole values only.
+"""
+
+from __future__ import annotations
+
+ENOUGH = 50  # requests forwarded without one captured
+
+
+class Bypass:
+    """``blind``: service -> why, for the services whose packets pass by the capture."""
+
+    def __init__(self) -> None:
+        self.blind: dict[str, str] = {}
+        self._before: dict[str, tuple[int, int]] = {}
+
+    def compare(self, name: str, asked: int, seen: int) -> None:
+        """The NAT's counter of packets that demand an answer, and the frames captured so far."""
+        asked_before, seen_before = self._before.get(name, (asked, seen))
+        forwarded, captured = asked - asked_before, seen - seen_before
+        if captured > 0 or forwarded < 0:
+            self.blind.pop(name, None)
+        elif forwarded >= ENOUGH:
+            self.blind[name] = (
+                f"the NAT forwarded {forwarded} requests and none was captured: is client_interface right?"
+            )
+        if captured > 0 or forwarded < 0 or forwarded >= ENOUGH or name not in self._before:
+            self._before[name] = (asked, seen)

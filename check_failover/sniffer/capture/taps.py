@@ -1,0 +1,170 @@
+"""All taps of the sniffer: one for each client interface and service, one for faults on every interface.
+
+The rings are not looked at more often than the loop likes: frames carry the kernel's time, and those of all taps are
+put in order. What is too much is sampled (``sampling``).
+
+RSTs to SYNs never reach the client interface, because the redirector withholds them; the faults tap sees them come in
+from the servers.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from check_failover.config import Config
+from check_failover.model import Service
+from check_failover.sniffer.capture import CaptureError, bpf, down
+from check_failover.sniffer.capture.sampling import Sampling
+from check_failover.sniffer.stage1.packet import Packet, parse
+
+if sys.platform == "linux":
+    from check_failover.sniffer.capture.linux import LinuxTap as Tap
+else:
+    from check_failover.sniffer.capture.bsd import BsdTap as Tap
+
+LOOK = 128  # frames between two looks at the budget
+
+log = logging.getLogger("failover-sniffer")
+Row = tuple[str | None, Packet, bytes]  # the service; None: seen by the faults tap
+
+
+@dataclass(slots=True, eq=False)
+class TapSlot:
+    """``service`` None: the faults tap, and ``interface`` None: all."""
+
+    interface: str | None
+    service: Service | None
+    sampling: Sampling  # one for all interfaces of a service
+    tap: Tap | None = None
+
+    def program(self) -> bytes:
+        sample = (self.sampling.bits, self.sampling.port)
+        if self.service is None:
+            return bpf.faults_filter(*sample)
+        return bpf.clients_filter(self.service, *sample, leaving=sys.platform == "linux")
+
+    def port(self, packet: Packet) -> int:
+        """The client's."""
+        if self.service is None:
+            return packet.sport if packet.unreachable else packet.dport
+        return packet.dport if packet.src == self.service.address.packed else packet.sport
+
+
+class Taps:
+    """Owns the taps. Interfaces may go and come back; a service is blind when none of them sees."""
+
+    def __init__(self, config: Config, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        now = time.monotonic()
+        self._sampling = {service.name: Sampling(now) for service in config.services}
+        self._slots = [
+            TapSlot(interface, service, self._sampling[service.name])
+            for interface in config.controller.client_interfaces
+            for service in config.services
+        ]
+        # Without packet(7) there is no tap for all interfaces, and nothing is withheld that it would have to see.
+        self._all = [TapSlot(None, None, Sampling(now)), *self._slots] if sys.platform == "linux" else self._slots
+        self._read = 0.0
+        self._narrowed: set[str] = set()
+
+    def open(self) -> None:
+        """Open every tap that can be opened. Raises CaptureError when there is no permission at all."""
+        for slot in self._all:
+            self._try_open(slot)
+
+    def read(self) -> list[Row]:
+        """What was captured until now at any tap, in order of time. Ask ``narrowed`` before these are looked at."""
+        now, wall = time.monotonic(), time.time()
+        found: list[Row] = []
+        for slot in self._all:
+            if slot.tap is not None:
+                found += self._packets(slot, slot.tap, now, wall)
+        self._read = now
+        found.sort(key=lambda row: row[1].now)
+        return found
+
+    def narrowed(self) -> Iterator[tuple[str, Callable[[int], bool]]]:
+        """Each service that is sampled otherwise since the last call, and which of its clients' ports are watched."""
+        names, self._narrowed = self._narrowed, set()
+        for name in names:
+            yield name, self._sampling[name].keeps
+
+    def _packets(self, slot: TapSlot, tap: Tap, now: float, wall: float) -> list[Row]:
+        found: list[Row] = []
+        before, count = self._read, 0
+        name = None if slot.service is None else slot.service.name
+        ports: list[int] = []
+        for count, (when, frame) in enumerate(tap.frames(wall), 1):
+            at = when - wall + now
+            packet = parse(frame, at if before <= at <= now else now)  # otherwise the clock was set
+            if packet is not None:
+                ports.append(slot.port(packet))
+                found.append((name, packet, frame))
+            if count % LOOK == 0 and slot.sampling.count(LOOK, ports[-LOOK:], now):
+                self._refilter(slot)
+        if slot.sampling.count(count % LOOK, ports[-LOOK:], now):
+            self._refilter(slot)
+        if slot.sampling.bits:  # captured before the filter was changed: half of a conversation would look like a fault
+            found = [row for row in found if slot.sampling.keeps(slot.port(row[1]))]
+        return found
+
+    def _refilter(self, changed: TapSlot) -> None:
+        for slot in self._all:
+            if slot.sampling is changed.sampling and slot.tap is not None:
+                slot.tap.refilter(slot.program())
+        if changed.service is not None:
+            self._narrowed.add(changed.service.name)
+        what = "refused connections" if changed.service is None else f"{changed.service.name}: connections"
+        log.info("%s: watching one of %d", what, changed.sampling.share)
+
+    def alarmed(self, slot: object) -> bool:
+        """Whether the kernel reported trouble with this tap: the interface went down, or is gone."""
+        return isinstance(slot, TapSlot) and slot.tap is not None and slot.tap.failed()
+
+    def check_taps(self, now: float) -> dict[str, tuple[str | None, int]]:
+        """For each service: why it is blind (or None), and how many frames were dropped since the last call."""
+        found: dict[str, tuple[str | None, int]] = {}
+        for slot in self._slots:
+            if slot.interface is None or slot.service is None:
+                continue
+            why = down(slot.interface, slot.tap.index if slot.tap is not None else 0)
+            if slot.tap is not None and why is not None and "gone" in why:
+                self._close(slot)
+            elif slot.tap is None and why is None:
+                why = self._try_open(slot)
+            drops = slot.tap.drops() if slot.tap is not None else 0
+            before, dropped = found.get(slot.service.name, ("", 0))
+            blind = None if why is None or before is None else ", ".join(filter(None, (before, why)))
+            found[slot.service.name] = (blind, dropped + drops)
+        return found
+
+    def share(self, service: str) -> int:
+        """One of how many connections of a service is watched."""
+        return self._sampling[service].share
+
+    def close(self) -> None:
+        for slot in self._all:
+            self._close(slot)
+
+    def _try_open(self, slot: TapSlot) -> str | None:
+        """Why it cannot be opened, if so. Raises CaptureError where no tap can be."""
+        try:
+            slot.tap = Tap(slot.interface, slot.program())
+        except CaptureError as error:
+            if slot.interface is None or "permission" in str(error):
+                raise
+            log.warning("%s", error)
+            return str(error)
+        self._selector.register(slot.tap, selectors.EVENT_READ, slot)
+        return None
+
+    def _close(self, slot: TapSlot) -> None:
+        if slot.tap is not None:
+            self._selector.unregister(slot.tap)
+            slot.tap.close()
+            slot.tap = None

@@ -1,0 +1,162 @@
+"""The sniffer's one loop over packet sockets, moments and the outcomes of probes. Read ``Loop.run`` first.
+
+The loop's thread alone touches the monitors. What blocks runs in threads elsewhere (``actions``, ``redirector_link``,
+``rescue``); they hand a function to ``call``, which wakes the loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import selectors
+import threading
+import time
+from collections.abc import Callable
+
+from check_failover.config import Config
+from check_failover.model import Target
+from check_failover.notify import notify
+from check_failover.sniffer.actions import ServiceActions
+from check_failover.sniffer.bypass import Bypass
+from check_failover.sniffer.capture.taps import Taps
+from check_failover.sniffer.monitor import ServiceMonitor
+from check_failover.sniffer.redirector_link import RedirectorLink
+from check_failover.sniffer.rescue import Rescue
+from check_failover.sniffer.stage1.detectors import NEVER
+from check_failover.sniffer.stage1.packet import RST, Packet
+
+PAUSE = 0.01  # seconds between two looks at the rings while there is traffic
+CHECK_TAPS_EVERY = 0.5  # seconds between two looks at interfaces and drops
+COMPARE_EVERY = 5.0  # seconds between two comparisons of the NAT's counters with what was captured
+
+
+class Loop:
+    """The sniffer. Raises ControlError where it can keep no state."""
+
+    def __init__(self, config: Config) -> None:
+        now = time.monotonic()
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.monitors: dict[str, ServiceMonitor] = {}
+        self._bypass = Bypass()
+        self.link = RedirectorLink(config, self, self._bypass)
+        self.actions = ServiceActions(config, self.monitors, self.link, self.call)
+        self.monitors |= {service.name: ServiceMonitor(service, self.actions, now) for service in config.services}
+        self._rescue = Rescue(config, self.link.ask, self.call)
+        self._selector, self._urgent = selectors.DefaultSelector(), selectors.DefaultSelector()
+        self._taps = Taps(config, self._selector)
+        self._captured = dict.fromkeys(self.monitors, 0)  # frames
+        self._compared = 0.0
+        self._checked = NEVER
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Until ``stop``. Raises CaptureError without the permission to capture."""
+        for selector in (self._selector, self._urgent):
+            selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._taps.open()
+        self.link.start()
+        busy = False
+        while not self._stop.is_set():
+            self._wait(busy)
+            now = time.monotonic()  # the rings hold nothing older when they were read after this moment
+            busy = self._frames()
+            for monitor in self.monitors.values():
+                monitor.tick(now)
+                self._rescue.overdue(monitor, now)
+                self.link.order_if_core_is_silent(monitor, now, reachable=self.actions.reachable)
+            if now - self._checked >= CHECK_TAPS_EVERY:
+                self._checked = now
+                self._check_taps(now)
+        self.close()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.call(lambda: None)
+
+    def close(self) -> None:
+        notify("STOPPING=1")
+        self.link.close()
+        self._taps.close()
+        self.actions.close()
+
+    def call(self, act: Callable[[], None]) -> None:
+        """Have the loop's thread do something; from any thread."""
+        self._calls.put(act)
+        with contextlib.suppress(BlockingIOError):  # full: it is awake already
+            os.write(self._wake_write, b"x")
+
+    def _drain_wake(self) -> None:
+        os.read(self._wake_read, 4096)
+        while True:
+            try:
+                act = self._calls.get_nowait()
+            except queue.Empty:
+                return
+            act()
+
+    def _wait(self, busy: bool) -> None:
+        """Until something is due. While frames come in, wait a moment and read the next ones together."""
+        now = time.monotonic()
+        due = min(self._checked + CHECK_TAPS_EVERY, *(monitor.deadline(now) for monitor in self.monitors.values()))
+        if busy:
+            events = self._urgent.select(max(0.0, min(due - now, PAUSE)))
+        else:
+            events = self._selector.select(max(0.0, due - now))
+        for key, _ in events:
+            if key.data is None:
+                self._drain_wake()
+            elif self._taps.alarmed(key.data):
+                self._checked = NEVER  # look at once
+
+    def _frames(self) -> bool:
+        """Whether there were any."""
+        rows = self._taps.read()
+        for name, keeps in self._taps.narrowed():
+            self.monitors[name].traffic.narrowed(keeps)
+        for whose, packet, frame in rows:
+            # What the faults tap saw is for all: each monitor knows its own packets by their addresses.
+            for name in self.monitors if whose is None else (whose,):
+                self._frame(name, packet, frame)
+        return bool(rows)
+
+    def _frame(self, name: str, packet: Packet, frame: bytes) -> None:
+        monitor = self.monitors[name]
+        self._captured[name] += 1
+        self.actions.frame(name, packet, frame)
+        monitor.packet(packet, frame)
+        if packet.flags & RST:
+            self._rescue.refused(monitor, packet)
+
+    def _check_taps(self, now: float) -> None:
+        for name, (blind, drops) in self._taps.check_taps(now).items():
+            monitor = self.monitors[name]
+            if drops:
+                monitor.traffic.lost(now, drops)
+            monitor.traffic.share = self._taps.share(name)
+            monitor.see(blind or self._bypass.blind.get(name), now)
+        if now >= self._compared:
+            self._compared = now + COMPARE_EVERY
+            seen = {name: count for name, count in self._captured.items() if self._taps.share(name) == 1}
+            self.link.compare_counters(seen)
+
+    # ------------------------------------------------------------ redirector_link.Listener
+
+    def redirected(self, name: str, target: Target, *, replay: bool) -> None:
+        monitor = self.monitors.get(name)
+        if monitor is None:
+            return
+
+        def moved() -> None:
+            now = time.monotonic()
+            if monitor.target is not target:
+                self.link.watchdog.moved(name)
+                if replay:
+                    self._rescue.replay(monitor, now)
+            monitor.flipped(target, now)
+
+        self.call(moved)
+
+    def order_refused(self, name: str) -> None:
+        self.call(lambda: self.link.watchdog.spoken(name, time.monotonic()))

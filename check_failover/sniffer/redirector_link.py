@@ -1,0 +1,131 @@
+"""The sniffer's end of the redirector's socket: orders and facts go out, targets and refusals come in.
+
+What blocks runs in two threads of this room: one asks, one listens to the subscription. The core stays the judge:
+``core_watchdog`` says when the sniffer orders a fail-over itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Protocol
+
+from check_failover import control
+from check_failover.config import Config
+from check_failover.control import ControlError, Message, UnreachableError
+from check_failover.model import Facts, Service, Target
+from check_failover.sniffer.bypass import Bypass
+from check_failover.sniffer.core_watchdog import CoreWatchdog
+from check_failover.sniffer.monitor import Condition, ServiceMonitor
+
+log = logging.getLogger("failover-sniffer")
+
+
+class Listener(Protocol):
+    """Who hears of the redirector's events; called in the link's thread."""
+
+    def redirected(self, name: str, target: Target, *, replay: bool) -> None:
+        """The redirect points to ``target``. ``replay``: it was flipped now, without a drain."""
+
+    def order_refused(self, name: str) -> None:
+        """The redirector refused a fail-over, whoever ordered it."""
+
+
+class RedirectorLink:
+    """One for all services. ``watchdog`` and ``order_if_core_is_silent`` belong to the loop's thread."""
+
+    def __init__(self, config: Config, listener: Listener, bypass: Bypass) -> None:
+        self._socket = config.controller.redirector_socket
+        self._listener, self._bypass = listener, bypass
+        self.watchdog = CoreWatchdog(config.monitoring.get("core_deadline"))
+        self._asker = ThreadPoolExecutor(1, thread_name_prefix="redirector")
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Subscribe, and again whenever the redirector was away."""
+        threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._asker.shutdown(wait=False, cancel_futures=True)
+
+    # ------------------------------------------------------------ orders and questions
+
+    def ask(self, message: Message) -> Message | None:
+        """The reply; None when the redirector is away or refuses. Blocks for up to 10 s."""
+        try:
+            return control.ask(self._socket, message, timeout=10.0)
+        except ControlError as error:
+            log.warning("%s", error)
+            return None
+
+    def send_facts(self, service: Service, facts: Facts) -> None:
+        """Fresh facts for an order that may be pending."""
+        self._asker.submit(self.ask, {"verb": "facts", "service": service.name, "facts": asdict(facts)})
+
+    def order_if_core_is_silent(self, monitor: ServiceMonitor, now: float, *, reachable: bool) -> None:
+        """A failed verdict cannot wait for a core that is not there (``reachable``: it took the last result)."""
+        name = monitor.service.name
+        if self.watchdog.withdraws(name, well=monitor.condition is Condition.OK):
+            self._asker.submit(self.ask, {"verb": "recovered", "service": name, "by": "sniffer"})
+        why = self.watchdog.due(name, now, failed=monitor.failed, reachable=reachable)
+        facts = None if why is None else monitor.last_facts()
+        if facts is None:
+            return
+        log.warning("%s: %s; asking the redirector", name, why)
+        message = {"verb": "fail-over", "service": name, "by": f"sniffer ({why})", "facts": asdict(facts)}
+        self._asker.submit(self.ask, message)
+
+    def compare_counters(self, seen: Mapping[str, int]) -> None:
+        """Hold what the NAT forwards against what was captured. ``seen``: service -> frames captured so far."""
+        self._asker.submit(self._compare, dict(seen))
+
+    def _compare(self, seen: Mapping[str, int]) -> None:
+        reply = self.ask({"verb": "status"})
+        for name, status in (reply or {}).get("services", {}).items():
+            asked = (status.get("activity") or {}).get("asked")
+            if name in seen and isinstance(asked, int):
+                self._bypass.compare(name, asked, seen[name])
+
+    # ------------------------------------------------------------ events
+
+    def _follow(self) -> None:
+        """Keep a subscription: the targets, and each flip in the moment it happens."""
+        while not self._stop.is_set():
+            try:
+                self._listen()
+            except UnreachableError:
+                pass  # it restarts
+            except (ControlError, LookupError, TypeError, ValueError) as error:  # nonsense, or of another version
+                log.warning("the redirector's events are not understood: %s", error)
+            self._stop.wait(0.5)
+
+    def _listen(self) -> None:
+        sock, hello = control.subscribe(self._socket)
+        with sock:
+            sock.settimeout(None)
+            for name, target in hello.get("targets", {}).items():
+                self._listener.redirected(name, Target(target), replay=False)
+            buffer = bytearray()
+            while chunk := _receive(sock):
+                buffer += chunk
+                for event in control.split_lines(buffer):
+                    self._event(event)
+
+    def _event(self, event: Message) -> None:
+        if event.get("event") == "refused" and event.get("verb") == "fail-over":
+            self._listener.order_refused(str(event["service"]))
+        if event.get("event") == "flip":
+            name, target = str(event["service"]), Target(event["target"])
+            self._listener.redirected(name, target, replay=not event.get("drain"))
+
+
+def _receive(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(65536)
+    except OSError:
+        return b""

@@ -1,0 +1,72 @@
+"""The sniffer's socket: ``status``, ``probe`` and ``drill``, for whoever may connect.
+
+A drill's result takes the way of a verdict, to the service "NAME drill", in words that are fixed here. It is a service
+of its own, because a drill's CRITICAL for "NAME primary" would hide a fault that comes in the middle of it.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import time
+
+from check_failover.config import Config, ConfigError
+from check_failover.control import DRILL_STEPS, Message
+from check_failover.listening import RequestRefusedError
+from check_failover.model import PassiveResult, Service, State, Target
+from check_failover.peer import Peer
+from check_failover.sniffer.loop import Loop
+
+TAKEN_WITHIN = 3.0  # seconds for the core to take a drill's results
+
+
+class SnifferRequests:
+    """One request each; the loop's own thread looks at the monitors."""
+
+    def __init__(self, config: Config, loop: Loop) -> None:
+        self._config, self._loop = config, loop
+
+    def handle(self, message: Message, _peer: Peer) -> Message:
+        if message["verb"] == "status":
+            return self._status()
+        try:
+            service = self._config.service(str(message.get("service")))
+            if message["verb"] == "drill":
+                return self._drill(service, str(message.get("id")), message.get("step"))
+            target = Target(str(message.get("target")))
+        except (ConfigError, ValueError) as error:
+            raise RequestRefusedError(f"probe: {error}") from None
+        probe = self._loop.actions.probe_now(service, target, service.check.timeout)
+        if probe is None:
+            raise RequestRefusedError(f"probe: cannot probe the {target}: see the sniffer's log")
+        self._loop.call(lambda: self._loop.monitors[service.name].probed(target, probe, time.monotonic()))
+        return {"passed": probe.passed, "seconds": probe.seconds, "text": probe.text}
+
+    def _drill(self, service: Service, number: str, step: object) -> Message:
+        if not re.fullmatch(r"[\w.-]{1,100}", number) or step not in ("begin", "passed", *DRILL_STEPS):
+            raise RequestRefusedError("drill: want id and step")
+        results = [(State.OK, f"drill {number} passed")]
+        if step == "begin":  # OK first: after a drill that was killed the core would see no change
+            results = [(State.OK, f"drill {number} begins"), (State.CRITICAL, f"drill {number}: nothing moves")]
+        elif step != "passed":
+            results = [(State.WARNING, f"drill {number} failed at the step: {step}")]
+        for state, text in results:
+            text = f"{state.name}: {text}"
+            self._loop.actions.report(PassiveResult(service.host, f"{service.name} drill", state, text, time.time()))
+        end = time.monotonic() + TAKEN_WITHIN
+        while self._loop.actions.waiting() and time.monotonic() < end:
+            time.sleep(0.01)
+        return {"taken": not self._loop.actions.waiting()}
+
+    def _status(self) -> Message:
+        answer: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+        def look() -> None:
+            now = time.monotonic()
+            answer.put({name: monitor.status(now) for name, monitor in self._loop.monitors.items()})
+
+        self._loop.call(look)
+        try:
+            return {"services": answer.get(timeout=2.0)}
+        except queue.Empty:
+            raise RequestRefusedError("status: the loop is busy") from None

@@ -1,0 +1,59 @@
+"""DNS: replies by transaction id (RFC 1035, 4.1.1; over TCP with a length of two bytes before it, 4.2.2). Pure.
+
+SERVFAIL and REFUSED are what a sick resolver says; NXDOMAIN is an honest answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from check_failover.sniffer.stage1.dialects import UNREADABLE, Reply
+from check_failover.sniffer.stage1.dialects.stream import NotAMessageError, Stream
+
+SICK = frozenset({2, 5})  # SERVFAIL, REFUSED (RFC 1035, 4.1.1)
+_HEADER = 12
+
+Message = tuple[int, bool, int]  # id, is a response, rcode
+
+
+class Dns:
+    """One connection, or one client's UDP port. See ``dialects``."""
+
+    __slots__ = ("_client", "_server", "_udp", "encrypted")
+
+    def __init__(self, udp: bool) -> None:
+        self.encrypted = False
+        self._udp = udp
+        self._client: Stream[Message] = Stream(_framed)
+        self._server: Stream[Message] = Stream(_framed)
+
+    def request(self, data: bytes, missing: int) -> list[tuple[Hashable, str]]:
+        messages = self._datagram(data) if self._udp else self._client.feed(data, missing)
+        return [(number, "query") for number, response, _ in messages if not response]
+
+    def reply(self, data: bytes, missing: int) -> list[Reply]:
+        messages = self._datagram(data) if self._udp else self._server.feed(data, missing)
+        found = [Reply(number, True, code in SICK) for number, response, code in messages if response]
+        if not self._udp and self._server.astray:
+            found.append(UNREADABLE)
+        return found
+
+    def resync(self, from_client: bool) -> None:
+        (self._client if from_client else self._server).resync()
+
+    @staticmethod
+    def _datagram(data: bytes) -> list[Message]:
+        return [_message(data)] if len(data) >= _HEADER else []
+
+
+def _message(data: bytes) -> Message:
+    return (data[0] << 8) | data[1], bool(data[2] & 0x80), data[3] & 15
+
+
+def _framed(data: bytes, _last: bool) -> tuple[int, Message] | None:
+    if len(data) < 2 + 4:
+        return None
+    length = (data[0] << 8) | data[1]
+    if length < _HEADER:
+        raise NotAMessageError
+    return 2 + length, _message(data[2:6])

@@ -1,0 +1,191 @@
+"""One client's connection (or UDP port) as far as stage 1 needs it: what is open, in which order bytes came. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from check_failover.sniffer.stage1.dialects import ALL, ANY, GIVEN_UP, Dialect, Reply
+
+MAX_OPEN = 256  # requests of one flow that are waited for; a client that asks more and reads nothing is its own fault
+WINDOW = 0.8  # seconds in which retransmissions count (Blink, NSDI 2019)
+_MAX_HOLES = 8
+_HALF = 1 << 31
+_WORD = 1 << 32
+
+FlowKey = tuple[bytes, int]  # the client's address and port
+
+
+class Request:
+    """One request of a client. ``answered``: None open, True usefully, False by an error or not at all."""
+
+    __slots__ = ("answered", "asked", "counts", "key", "operation", "sent_on")
+
+    def __init__(self, key: Hashable, operation: str, asked: float) -> None:
+        self.key, self.operation, self.asked = key, operation, asked
+        self.answered: bool | None = None
+        self.counts = True  # False: no evidence either way (a SYN that was answered, a request that was given up)
+        self.sent_on = False  # the other server got it, because this one did not answer
+
+
+class Segment(NamedTuple):
+    """What a segment brought. ``late``: it fills a hole, too late for the dialect; ``repeated``: nothing was new."""
+
+    new: bytes
+    missing: int  # new bytes that were not captured
+    hole: bool  # bytes before it were not seen
+    repeated: bool
+    late: bool
+
+
+_LATE = Segment(b"", 0, False, False, True)
+_REPEATED = Segment(b"", 0, False, True, False)
+
+
+class StreamDirection:
+    """Bytes of one direction in order: new ones are passed on, repeated ones and holes noticed (RFC 9293, 3.4)."""
+
+    __slots__ = ("_holes", "next")
+
+    def __init__(self) -> None:
+        self.next: int | None = None
+        self._holes: list[tuple[int, int]] = []
+
+    def forget(self) -> None:
+        """Take up at whatever comes next."""
+        self.next = None
+        self._holes.clear()
+
+    def take(self, seq: int, payload: bytes, length: int) -> Segment:
+        end = (seq + length) % _WORD
+        expected = seq if self.next is None else self.next
+        ahead = (seq - expected) % _WORD
+        if ahead < _HALF:
+            if ahead:
+                self._holes = [*self._holes[1 - _MAX_HOLES :], (expected, seq)]
+            self.next = end
+            return Segment(payload, length - len(payload), ahead > 0, False, False)
+        old = _WORD - ahead
+        filled = self._fill(seq, end)
+        if old >= length:
+            return _LATE if filled else _REPEATED
+        self.next = end
+        new = payload[old:]
+        return Segment(new, length - old - len(new), filled, False, False)
+
+    def _fill(self, seq: int, end: int) -> bool:
+        """Whether the bytes from ``seq`` to ``end`` lie in a hole, at least in part."""
+        if not self._holes:
+            return False
+        length = (end - seq) % _WORD
+        left: list[tuple[int, int]] = []
+        found = False
+        for first, last in self._holes:
+            if (first - seq) % _WORD < length or (seq - first) % _WORD < (last - first) % _WORD:
+                found = True
+                if (first - seq) % _WORD >= _HALF:
+                    left.append((first, seq))
+                if 0 < (last - end) % _WORD < _HALF:
+                    left.append((end, last))
+            else:
+                left.append((first, last))
+        self._holes = left[-_MAX_HOLES:]
+        return found
+
+
+class Flow:
+    """State of one connection."""
+
+    __slots__ = ("acked", "client", "client_done", "dialect", "heard", "key", "open", "server", "spoke", "syn", "twice")
+
+    def __init__(self, key: FlowKey, dialect: Dialect) -> None:
+        self.key = key
+        self.dialect = dialect
+        self.client, self.server = StreamDirection(), StreamDirection()
+        self.open: OrderedDict[Hashable, Request] = OrderedDict()
+        self.syn: tuple[int, float] | None = None  # ISN and time of a SYN that has no answer yet
+        self.twice = False  # that SYN was repeated: its round trip cannot be told (Karn; RFC 6298, 3)
+        self.acked: int | None = None  # what the server acknowledged of the client's bytes
+        self.heard = 0.0  # when the server last sent payload here
+        self.spoke: float | None = None  # when the client last sent anything
+        self.client_done = False  # the client's FIN was seen
+
+    def acknowledged(self, seq: int, length: int) -> bool:
+        """The server has these bytes: a client that repeats them did not get the ACK, no fault of the server's."""
+        return self.acked is not None and (self.acked - seq - length) % _WORD < _HALF
+
+    def ask(self, asked: list[tuple[Hashable, str]], now: float) -> list[Request]:
+        """Open requests; one that is open already (same key) is the same one."""
+        fresh: list[Request] = []
+        for key, operation in asked:
+            if operation == GIVEN_UP:
+                self.give_up(key)
+                continue
+            if key in self.open or len(self.open) >= MAX_OPEN:
+                continue
+            request = self.open[key] = Request(key, operation, now)
+            fresh.append(request)
+        return fresh
+
+    def give_up(self, key: Hashable) -> None:
+        """Nobody waits any longer for this (or ALL), or nobody can tell what became of it: no evidence."""
+        for request in list(self.open.values()) if key == ALL else [self.open.get(key)]:
+            if request is not None:
+                request.counts = False
+                del self.open[request.key]
+
+    def answer(self, replies: list[Reply]) -> list[tuple[Request, bool]]:
+        """Close requests; returns those that ended, with whether the reply was an error."""
+        ended: list[tuple[Request, bool]] = []
+        for reply in replies:
+            if reply.key == ALL:
+                if reply.final:
+                    ended += [(request, reply.error) for request in self.open.values()]
+                    self.open.clear()
+                else:
+                    self.give_up(ALL)
+                continue
+            if not reply.final:
+                continue
+            key = next(iter(self.open), None) if reply.key == ANY else reply.key
+            request = self.open.pop(key, None)
+            if request is not None:
+                ended.append((request, reply.error))
+        for request, error in ended:
+            request.answered = not error
+        return ended
+
+
+class Stuck:
+    """Flows whose client repeats data that the server neither acknowledged nor followed by anything since."""
+
+    __slots__ = ("_last", "_runs")
+
+    def __init__(self) -> None:
+        self._last: OrderedDict[FlowKey, float] = OrderedDict()  # the last repetition
+        self._runs: dict[FlowKey, list[float]] = {}  # the last two
+
+    def repeated(self, key: FlowKey, now: float) -> None:
+        while self._last and next(iter(self._last.values())) < now - WINDOW:
+            self.moves(next(iter(self._last)))
+        self._last[key] = now
+        self._last.move_to_end(key)
+        self._runs[key] = [*self._runs.get(key, [])[-1:], now]
+
+    def moves(self, key: FlowKey) -> None:
+        """The server sent something there, or the connection is over."""
+        if self._last.pop(key, None) is not None:
+            del self._runs[key]
+
+    def clear(self) -> None:
+        self._last.clear()
+        self._runs.clear()
+
+    def twice_since(self, key: FlowKey, moment: float) -> bool:
+        """Repeated twice after ``moment`` and within the window."""
+        run = self._runs.get(key, [])
+        return len(run) == 2 and run[0] > moment and run[1] - run[0] <= WINDOW
+
+    def __len__(self) -> int:
+        return len(self._last)

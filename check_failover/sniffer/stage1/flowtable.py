@@ -1,0 +1,184 @@
+"""The flows of one service: which are watched, which talk to the other server, the first packets nobody answered. Pure.
+
+Bounded in every direction: the flow that was quiet longest goes first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from check_failover.sniffer.stage1.dialects import ALL, Dialect
+from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, Stuck
+from check_failover.sniffer.stage1.packet import SYN, TCP, UDP, Packet
+
+MAX_FLOWS = 20000
+MAX_FRAMES = 5000
+REPLAY_AGE = 3.0  # seconds: an older SYN or datagram was given up or repeated by its sender
+UDP_ELSEWHERE = 120.0  # seconds without a packet until conntrack forgets which server a client's port talks to
+
+
+class FlowTable:
+    """``dialect`` makes the dialect of a new flow."""
+
+    def __init__(self, dialect: Callable[[], Dialect]) -> None:
+        self._dialect = dialect
+        self._flows: OrderedDict[FlowKey, Flow] = OrderedDict()
+        self._frames: OrderedDict[tuple[bytes, int, object], tuple[bytes, Packet]] = OrderedDict()
+        # Flows that talk to another server than the target, with the ISN (TCP) or the time of the last packet (UDP).
+        self._elsewhere: OrderedDict[FlowKey, float] = OrderedDict()
+        self._connecting: OrderedDict[int, FlowKey] = OrderedDict()  # by what acknowledges the SYN
+        self.stuck = Stuck()
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def __contains__(self, key: FlowKey) -> bool:
+        return key in self._flows
+
+    def get(self, key: FlowKey) -> Flow | None:
+        return self._flows.get(key)
+
+    def at(self, key: FlowKey) -> Flow:
+        """The flow with this key, new if need be."""
+        flow = self._flows.get(key)
+        if flow is None:
+            if len(self._flows) >= MAX_FLOWS:
+                self.drop(next(iter(self._flows)))
+            flow = self._flows[key] = Flow(key, self._dialect())
+        else:
+            self._flows.move_to_end(key)
+        return flow
+
+    def drop(self, key: FlowKey) -> None:
+        """Forget a flow; what is open there was given up: neither asked nor answered."""
+        self.stuck.moves(key)
+        flow = self._flows.pop(key, None)
+        if flow is not None:
+            for request in flow.open.values():
+                request.counts = False
+                self._frames.pop((*key, request.key), None)
+
+    def narrowed(self, kept: Callable[[int], bool]) -> None:
+        """Only connections from these ports are seen from now on."""
+        for key in [key for key in self._flows if not kept(key[1])]:
+            self.drop(key)
+
+    def active(self, now: float) -> int:
+        """Connections whose client spoke within the window; the newest stand last."""
+        count = 0
+        for flow in reversed(self._flows.values()):
+            if flow.spoke is not None:
+                if flow.spoke < now - WINDOW:
+                    break
+                count += 1
+        return count
+
+    def connects(self, flow: Flow, seq: int, now: float) -> None:
+        """A SYN without an answer yet."""
+        flow.syn = (seq, now)
+        self._connecting[(seq + 1) & 0xFFFFFFFF] = flow.key
+        if len(self._connecting) > MAX_FLOWS:
+            self._connecting.popitem(last=False)
+
+    def by_syn(self, ack: int) -> Flow | None:
+        """The flow whose unanswered SYN is acknowledged by ``ack``: where source NAT hides the client."""
+        flow = self._flows.get(self._connecting.get(ack, (b"", 0)))
+        return flow if flow is not None and flow.syn and ack == (flow.syn[0] + 1) & 0xFFFFFFFF else None
+
+    # ------------------------------------------------------------ first packets
+
+    def keep(self, whose: tuple[bytes, int, object], frame: bytes, p: Packet) -> None:
+        """``whose``: client, port and the request's key."""
+        self._frames[whose] = (frame, p)
+        if len(self._frames) > MAX_FRAMES:
+            self._frames.popitem(last=False)
+
+    def answered(self, whose: tuple[bytes, int, object]) -> None:
+        """The server has it: it need not be kept."""
+        self._frames.pop(whose, None)
+
+    def unanswered(self, now: float) -> Iterator[tuple[bytes, Packet]]:
+        """Captured first packets that nobody answered yet, oldest first: what can be sent on for their clients."""
+        for whose, (frame, p) in list(self._frames.items()):
+            flow = self._flows.get((p.src, p.sport))
+            if now - p.now > REPLAY_AGE or flow is None or whose[2] not in flow.open:
+                del self._frames[whose]
+                continue
+            yield frame, p
+
+    def first_packet(self, client: bytes, port: int) -> tuple[bytes, Packet] | None:
+        """The captured first packet of a client's connection, while nobody answered it."""
+        flow = self._flows.get((client, port))
+        return self._frames.get((client, port, "syn")) if flow is not None and flow.syn is not None else None
+
+    def waits(self, p: Packet) -> bool:
+        """Whether this kept first packet still has no answer."""
+        key = (p.src, p.sport)
+        flow = self._flows.get(key)
+        return flow is not None and any(self._frames.get((*key, asked), (b"", None))[1] is p for asked in flow.open)
+
+    # ------------------------------------------------------------ the other server
+
+    def sent_on(self, p: Packet) -> None:
+        """A first packet was sent to the other server: what comes of it says nothing about this one any more.
+
+        That this one did not answer remains: else a service whose every client is rescued would never be suspected.
+        """
+        key = (p.src, p.sport)
+        flow = self._flows.get(key)
+        if flow is not None:
+            for request in flow.open.values():
+                request.answered, request.sent_on = False, True
+                self._frames.pop((*key, request.key), None)
+            flow.open.clear()
+        self.drop(key)
+        self._elsewhere[key] = p.seq if p.proto == TCP else p.now
+        self._elsewhere.move_to_end(key)
+        if len(self._elsewhere) > MAX_FLOWS:
+            self._elsewhere.popitem(last=False)
+
+    def asks_elsewhere(self, key: FlowKey, p: Packet) -> bool:
+        """Whether the client of this packet still talks to the other server; a new connection does not."""
+        mark = self._elsewhere.get(key)
+        if mark is None:
+            return False
+        if p.proto == UDP:
+            stays = p.now - mark < UDP_ELSEWHERE
+            self._elsewhere[key] = p.now
+        else:
+            stays = not p.flags & SYN or mark == p.seq
+        if not stays:
+            del self._elsewhere[key]
+        return stays
+
+    def answers_elsewhere(self, key: FlowKey, p: Packet) -> bool:
+        """Whether this packet comes from the other server."""
+        if key not in self._elsewhere:
+            return False
+        if p.proto == UDP:
+            self._elsewhere[key] = p.now
+        return True
+
+    def flipped(self, proto: int) -> None:
+        """Another server answers now: open connections are not its own."""
+        self._elsewhere.clear()
+        if proto == TCP:
+            for key, flow in self._flows.items():
+                if flow.syn is None:
+                    self._elsewhere[key] = -1
+        self._flows.clear()
+        self._frames.clear()
+        self.stuck.clear()
+
+    def lost(self) -> None:
+        """Packets of any flow may have been lost: nothing open is evidence, and every stream has a hole."""
+        for flow in self._flows.values():
+            flow.give_up(ALL)
+            flow.syn = None
+            flow.dialect.resync(from_client=True)
+            flow.dialect.resync(from_client=False)
+            flow.client.forget()
+            flow.server.forget()
+        self._frames.clear()
+        self.stuck.clear()

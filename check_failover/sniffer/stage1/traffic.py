@@ -1,0 +1,341 @@
+"""Stage 1: packets in, suspicion out. Pure; time comes with the packets.
+
+A suspicion costs one probe, so the detectors (``detectors``) are sensitive and stage 2 is strict. This module reads
+the packets: whose they are, what they ask and answer, how a connection ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from check_failover.model import Detector, Service, Suspicion, TrafficStats
+from check_failover.sniffer.stage1.detectors import NEVER, RECENT, Detectors
+from check_failover.sniffer.stage1.dialects import ALL, UNREADABLE, dialect_for
+from check_failover.sniffer.stage1.flows import Flow, FlowKey, Request
+from check_failover.sniffer.stage1.flowtable import FlowTable
+from check_failover.sniffer.stage1.packet import ACK, FIN, RST, SYN, TCP, UDP, Packet
+from check_failover.sniffer.stage1.thresholds import MIN_WAIT, ReplyTimes
+
+_OPAQUE = frozenset({"bytes", "encrypted"})  # operations of which nobody knows whether they want a reply
+
+
+class TrafficMonitor:
+    """Stage 1 of one service: feed it packets and moments, it answers with a Suspicion when there is one."""
+
+    def __init__(self, service: Service) -> None:
+        self._proto = TCP if service.protocol == "tcp" else UDP
+        self._address, self._port = service.address.packed, service.address.port
+        self._servers = {(e.packed, e.port) for e in (service.primary, service.standby)}
+        self._nat = service.source_nat is not None
+        self._flows = FlowTable(dialect_for(service))
+        self._detect = Detectors(service.name, self._flows)
+        self.lost_at = NEVER  # when the capture last dropped packets
+        self._requests = self._replies = self._drops = 0
+        self.rescued = 0
+        self.share = 1  # one of how many connections is captured
+
+    # ------------------------------------------------------------ packets
+
+    def packet(self, p: Packet, frame: bytes | None = None) -> Suspicion | None:
+        """One packet of this service, or about it; others are ignored. ``frame`` is kept while it is unanswered."""
+        if p.unreachable:
+            return self._unreachable(p)
+        if p.proto != self._proto:
+            return None
+        if p.dport == self._port and p.dst == self._address:
+            return self._from_client(p, frame)
+        if p.sport == self._port and p.src == self._address:
+            return self._from_server(p, withheld=False)
+        if (p.src, p.sport) in self._servers and p.flags & RST:
+            return self._from_server(p, withheld=True)
+        return None
+
+    def _from_client(self, p: Packet, frame: bytes | None) -> Suspicion | None:
+        self._detect.quiet.heard(p.now)
+        key = (p.src, p.sport)
+        if self._flows.asks_elsewhere(key, p):
+            return None
+        if p.proto == UDP:
+            self._datagram(key, p, frame)
+            return None
+        if p.flags & SYN:
+            self._syn(key, p, frame)
+            return None
+        if p.flags & RST:
+            self._flows.drop(key)
+            return None
+        if not p.length and key not in self._flows:
+            return None  # the end of a connection that is over, or a keep-alive of one that was never seen
+        flow = self._flows.at(key)
+        flow.spoke = p.now
+        suspicion = self._data(flow, p) if p.length else None
+        if p.flags & FIN:
+            flow.client_done = True
+            if not flow.open:
+                self._flows.drop(key)
+        return suspicion
+
+    def _datagram(self, key: FlowKey, p: Packet, frame: bytes | None) -> None:
+        flow = self._flows.at(key)
+        flow.spoke = p.now
+        fresh = flow.ask(flow.dialect.request(p.payload, p.length - len(p.payload)), p.now)
+        self._opened(flow, fresh, p.now)
+        if frame is not None:
+            for request in fresh:
+                self._flows.keep((*key, request.key), frame, p)
+        if not flow.open:
+            self._flows.drop(key)  # nothing in it was understood
+
+    def _syn(self, key: FlowKey, p: Packet, frame: bytes | None) -> None:
+        flow = self._flows.get(key)
+        if flow is not None and flow.client.next == (p.seq + 1) & 0xFFFFFFFF:
+            flow.spoke = p.now  # the same one again
+            flow.twice = True
+            return
+        self._flows.drop(key)  # the port is used anew: what was open belongs to the past
+        flow = self._flows.at(key)
+        flow.spoke = p.now
+        self._flows.connects(flow, p.seq, p.now)
+        flow.client.next = (p.seq + 1) & 0xFFFFFFFF
+        self._opened(flow, flow.ask([("syn", "connect")], p.now), p.now)
+        if frame is not None and not p.length:  # data in a SYN is Fast Open: never replayed
+            self._flows.keep((*key, "syn"), frame, p)
+
+    def _data(self, flow: Flow, p: Packet) -> Suspicion | None:
+        if flow.client.next is None and p.length == 1:
+            flow.client.take(p.seq, p.payload, p.length)  # out of nowhere: a keep-alive of old
+            return None
+        segment = flow.client.take(p.seq, p.payload, p.length)
+        if segment.repeated:
+            if p.length == 1 or flow.acknowledged(p.seq, p.length):
+                return None  # a keep-alive (RFC 9293, 3.8.4), or the client did not get the server's ACK
+            return self._detect.repeated(flow.key, p.now)
+        if segment.late:
+            return None
+        if segment.hole:
+            flow.dialect.resync(from_client=True)
+        if flow.syn is not None:  # its answer was not captured, but the client has one
+            flow.give_up("syn")
+            flow.syn = None
+        self._opened(flow, flow.ask(flow.dialect.request(segment.new, segment.missing), p.now), p.now)
+        return None
+
+    def _opened(self, flow: Flow, requests: list[Request], now: float) -> None:
+        for request in requests:
+            if request.key != "syn":
+                self._requests += 1
+            self._detect.opened(flow.key, request, now)
+
+    def _from_server(self, p: Packet, *, withheld: bool) -> Suspicion | None:
+        key = (p.dst, p.dport)
+        if self._flows.answers_elsewhere(key, p):
+            return None
+        flow = self._flows.get(key)
+        if p.flags & RST and p.proto == TCP:
+            return self._reset(flow, p, withheld=withheld)
+        self._detect.quiet.heard(p.now)
+        self._detect.server_spoke = p.now
+        if flow is None:
+            if not p.length or p.proto == UDP:
+                return None
+            flow = self._flows.at(key)  # the capture began in the middle of a connection
+        self._flows.stuck.moves(key)
+        if p.proto == TCP and p.flags & ACK:
+            if flow.syn is not None and p.flags & SYN and p.ack == (flow.syn[0] + 1) & 0xFFFFFFFF:
+                self._accepted(flow, p)
+                return None
+            flow.acked = p.ack
+            if flow.client.next is None:
+                flow.client.next = p.ack
+        suspicion = self._replied(flow, p) if p.length or p.proto == UDP else None
+        if p.flags & FIN:
+            if flow.server.next not in (None, (p.seq + p.length) & 0xFFFFFFFF):
+                flow.give_up(ALL)  # a reply may be in what was not seen yet
+            suspicion = self._closed(flow, p.now) or suspicion
+        elif p.proto == UDP and not flow.open:
+            self._flows.drop(key)
+        return suspicion
+
+    def _accepted(self, flow: Flow, p: Packet) -> None:
+        """A SYN-ACK."""
+        if flow.syn is not None and not flow.twice:
+            self._detect.round_trip.add(p.now - flow.syn[1])
+        flow.syn = None
+        flow.give_up("syn")
+        self._flows.answered((*flow.key, "syn"))
+        flow.server.next = (p.seq + 1) & 0xFFFFFFFF
+
+    def _replied(self, flow: Flow, p: Packet) -> Suspicion | None:
+        flow.heard = p.now
+        self._detect.heard(flow)
+        new, missing = p.payload, p.length - len(p.payload)
+        if p.proto == TCP:
+            segment = flow.server.take(p.seq, p.payload, p.length)
+            if segment.repeated or segment.late:
+                return None
+            new, missing = segment.new, segment.missing
+            if segment.hole:  # replies may have been in it
+                flow.dialect.resync(from_client=False)
+                flow.answer([UNREADABLE])
+        suspicion = None
+        for request, error in flow.answer(flow.dialect.reply(new, missing)):
+            self._flows.answered((*flow.key, request.key))
+            self._replies += 1
+            self._detect.errors.add(error)
+            if error:
+                suspicion = self._detect.bad_reply(request, p.now) or suspicion
+            else:
+                self._detect.reply_times.setdefault(request.operation, ReplyTimes()).add(p.now - request.asked)
+        return suspicion
+
+    def _reset(self, flow: Flow | None, p: Packet, *, withheld: bool) -> Suspicion | None:
+        """A RST that answers a SYN is a refusal; any other one ends the connection and its requests."""
+        if flow is None and withheld and self._nat and p.flags & ACK:
+            flow = self._flows.by_syn(p.ack)
+        if flow is None:
+            return None
+        if flow.syn is not None:
+            if not p.flags & ACK or p.ack != (flow.syn[0] + 1) & 0xFFFFFFFF:
+                return None
+            asked = flow.syn[1]
+            if not withheld:  # the client knows
+                self._failed(flow)
+            return self._detect.refused(p.now, "connection refused", asked)
+        if withheld:
+            return None  # it will be seen once more, on its way to the client
+        if flow.client_done:
+            flow.give_up(ALL)
+        return self._failed(flow, p.now, "reset")
+
+    def _closed(self, flow: Flow, now: float) -> Suspicion | None:
+        """The server closed in order. To a client that waits and did not close itself that is a failure."""
+        for request in list(flow.open.values()):
+            if flow.client_done or request.operation in _OPAQUE:
+                flow.give_up(request.key)
+        suspicion = self._failed(flow, now, "closed") if flow.open else None
+        if flow.client_done:
+            self._flows.drop(flow.key)
+        return suspicion
+
+    def _failed(self, flow: Flow, now: float = 0.0, how: str = "") -> Suspicion | None:
+        """The connection is over; what was asked there was asked in vain."""
+        cut = list(flow.open.values())
+        for request in cut:
+            request.answered = False
+        flow.open.clear()
+        self._flows.drop(flow.key)
+        if not how or not cut:
+            return None
+        return self._detect.unanswered(cut[-1], now, f"connection {how} with {len(cut)} requests open")
+
+    def _unreachable(self, p: Packet) -> Suspicion | None:
+        about_service = (p.dst, p.dport) == (self._address, self._port) or (p.dst, p.dport) in self._servers
+        if p.proto != self._proto or not about_service:
+            return None
+        flow = self._flows.get((p.src, p.sport))
+        if flow is None or not flow.open:
+            return None  # nobody asked: forged, or long ago
+        return self._detect.refused(p.now, "ICMP unreachable", next(iter(flow.open.values())).asked)
+
+    # ------------------------------------------------------------ moments
+
+    def deadline(self) -> float | None:
+        """The next moment at which ``tick`` may have something to say."""
+        return self._detect.deadline()
+
+    def tick(self, now: float) -> Suspicion | None:
+        """Look at what is unanswered. Call it at ``deadline`` or later."""
+        return self._detect.tick(now, datagrams=self._proto == UDP)
+
+    # ------------------------------------------------------------ what others tell
+
+    def refuted(self, detector: Detector, now: float) -> None:
+        """A probe passed: be slower to suspect for a while."""
+        self._detect.refuted(detector, now)
+
+    def flipped(self, now: float) -> None:
+        """Another server answers now: what was unanswered is not its fault, and open connections are not its own."""
+        self._flows.flipped(self._proto)
+        self._detect.flipped(now)
+
+    def lost(self, now: float, drops: int) -> None:
+        """The capture dropped packets: replies may have been among them, so nothing open is evidence."""
+        self._drops += drops
+        self.lost_at = now
+        self._detect.lost(now)
+        self._flows.lost()
+
+    def narrowed(self, kept: Callable[[int], bool]) -> None:
+        """Only connections from these ports of clients are captured from now on: the others are no evidence."""
+        self._flows.narrowed(kept)
+
+    def sent_on(self, p: Packet) -> None:
+        """A first packet was sent to the other server: what comes of it says nothing about this one any more."""
+        self._flows.sent_on(p)
+
+    # ------------------------------------------------------------ what others ask
+
+    def since(self, at: float, detector: Detector | None = None) -> tuple[int, int]:
+        """(requests asked since ``at``, of these usefully answered), as far as they say something to ``detector``."""
+        return self._detect.since(at, detector)
+
+    def unanswered(self, now: float) -> Iterator[tuple[bytes, Packet]]:
+        """Captured first packets that nobody answered yet, oldest first: what can be sent on for their clients."""
+        return self._flows.unanswered(now)
+
+    def overdue(self, now: float) -> list[list[tuple[bytes, Packet]]]:
+        """What a healthy server would have answered by now, while this one says nothing to anyone: flow by flow.
+
+        All of a flow, however young: whoever asks twice from one port must get both answers from one server.
+        """
+        mute = self.mute_since(now)
+        if mute < MIN_WAIT:
+            return []
+        flows: dict[FlowKey, list[tuple[bytes, Packet]]] = {}
+        for frame, p in self._flows.unanswered(now):
+            flows.setdefault((p.src, p.sport), []).append((frame, p))
+        return [first for key, first in flows.items() if self._is_overdue(key, now, mute)]
+
+    def _is_overdue(self, key: FlowKey, now: float, mute: float) -> bool:
+        flow = self._flows.get(key)
+        waiting = () if flow is None else flow.open.values()
+        return any(min(mute, now - request.asked) >= self._detect.patience(request) for request in waiting)
+
+    def waits(self, p: Packet) -> bool:
+        """Whether this captured first packet still has no answer."""
+        return self._flows.waits(p)
+
+    def first_packet(self, client: bytes, port: int) -> tuple[bytes, Packet] | None:
+        """The captured first packet of a client's connection, while nobody answered it."""
+        return self._flows.first_packet(client, port)
+
+    def stats(self, now: float) -> TrafficStats:
+        """Numbers for ``check_failover_traffic``."""
+        window = [r for r in self._detect.recent if r.asked > now - 10.0 and r.key != "syn"]
+        answered = [r for r in window if r.answered is not None]
+        waiting = [r for r in self._detect.recent if r.counts and r.answered is None and r.asked > now - RECENT]
+        p50 = [g.p50 for g in self._detect.reply_times.values() if g.p50 is not None]
+        p99 = [g.p99 for g in self._detect.reply_times.values() if g.p99 is not None]
+        return TrafficStats(
+            request_rate=round(self.share * len(window) / 10.0, 1),
+            reply_rate=round(self.share * len(answered) / 10.0, 1),
+            unanswered=len(waiting),
+            oldest_unanswered=round(now - waiting[0].asked, 3) if waiting else 0.0,
+            p50=max(p50) if p50 else None,
+            p99=max(p99) if p99 else None,
+            error_share=self._detect.errors.share,
+            requests=self._requests,
+            replies=self._replies,
+            rescued=self.rescued,
+            drops=self._drops,
+            share=self.share,
+        )
+
+    def mute_since(self, now: float) -> float:
+        """For how long the server has said nothing to anyone, in seconds."""
+        return now - self._detect.server_spoke
+
+    def usual(self) -> float | None:
+        """The largest p99 of the operations seen, in seconds: what a probe may be expected to take."""
+        known = [g.p99 for g in self._detect.reply_times.values() if g.p99 is not None]
+        return max(known) if known else None

@@ -1,0 +1,268 @@
+"""Where a run is recorded and asks who serves: the controller.
+
+``LocalAccess`` is on the controller itself. Where failover-sync runs elsewhere, ``RemoteAccess`` speaks with a
+``failover-sync --serve-home`` there through ssh, one JSON object per line each way, for as long as the run lasts; so
+the lock is the controller's in both cases, and is gone when the run is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import grp
+import json
+import os
+import pwd
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from check_failover import checks, control, syncstate
+from check_failover.config import Config
+from check_failover.model import PassiveResult, Service, SyncSpec, Target
+from check_failover.sync import hosts
+from check_failover.sync.guard import Standing, SyncRefusedError
+from check_failover.sync.hosts import SyncStepError
+from check_failover.syncstate import Refusal, SyncState
+from check_failover.transports import TRANSPORTS, TransportError
+
+GROUP = "check_failover"
+_LOCK_PATIENCE = 1.0  # seconds: a reader of the record may hold the lock for a moment
+_REPLY_LIMIT = 60.0
+
+
+class ControllerAccess(Protocol):
+    """The record of one service, its lock, and who serves. Methods raise StepError or RefusedError."""
+
+    def acquire(self) -> SyncState:
+        """Take the lock and return the record; RefusedError ALREADY RUNNING when another run lives."""
+
+    def standing(self) -> Standing:
+        """Who serves now, and how the primary is."""
+
+    def record(self, state: SyncState) -> None:
+        """Replace the record."""
+
+    def tell(self, state: SyncState) -> None:
+        """Tell the core, as far as it listens: the active check says the same a little later."""
+
+    def close(self) -> None:
+        """Give the lock back."""
+
+
+def open_home(config: Config, service: Service) -> ControllerAccess:
+    """The home that the config says."""
+    if service.sync is None or service.sync.controller == "local":
+        return LocalAccess(config, service)
+    return RemoteAccess(config, service, service.sync)
+
+
+def settle_in(state_dir: Path) -> None:
+    """Make the records' directory, and become its owner when we are root: who owns it is who syncs.
+
+    Records and keys then belong to one user, whether the timer or a person started us. Raises StepError.
+    """
+    place = syncstate.directory(state_dir)
+    try:
+        if not place.exists():
+            place.mkdir(mode=0o2750, parents=True)
+            if os.geteuid() == 0 and any(group.gr_name == GROUP for group in grp.getgrall()):
+                os.chown(place, -1, grp.getgrnam(GROUP).gr_gid)
+            place.chmod(0o2750)  # mkdir's mode passes the umask
+        owner = place.stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            user = pwd.getpwuid(owner)
+            os.initgroups(user.pw_name, user.pw_gid)
+            os.setgid(user.pw_gid)
+            os.setuid(owner)
+            os.environ["HOME"] = user.pw_dir
+    except KeyError:
+        raise SyncStepError(f"{place}: its owner is no known user; chown it to the user that syncs") from None
+    except OSError as error:
+        raise SyncStepError(f"{place}: {error.strerror}: run as the user that owns it") from None
+
+
+class LocalAccess:
+    """The controller itself: sockets, record, lock and transport."""
+
+    def __init__(self, config: Config, service: Service) -> None:
+        self._config, self._service = config, service
+        self._state_dir = config.controller.state_dir
+        self._lock: int | None = None
+
+    def acquire(self) -> SyncState:
+        settle_in(self._state_dir)
+        path = syncstate.directory(self._state_dir) / f"{self._service.name}.lock"
+        end = time.monotonic() + _LOCK_PATIENCE
+        try:
+            self._lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            while True:
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise SyncRefusedError(Refusal.RUNNING, "another run of this service is under way") from None
+                    time.sleep(0.05)
+        except OSError as error:
+            raise SyncStepError(f"{path}: {error.strerror}: run as the user that owns it") from None
+        return syncstate.read(self._state_dir, self._service.name)
+
+    def standing(self) -> Standing:
+        name, controller = self._service.name, self._config.controller
+        try:
+            services = control.ask(controller.redirector_socket, {"verb": "status"})["services"]
+            mine = services[name]
+            target, since = Target(mine["target"]), mine.get("since")
+            kernel = mine.get("kernel")
+        except control.ControlError as error:
+            return Standing(None, text=str(error))
+        except (KeyError, ValueError, TypeError):
+            return Standing(None, text=f"the redirector knows no service {name!r}")
+        if kernel is not None and kernel != target:
+            return Standing(None, text=f"the redirector says {target}, the kernel {kernel}")
+        if target is Target.STANDBY:
+            return Standing(target, since)
+        why = f"a fail-over is pending: {mine['pending']}" if mine.get("pending") else self._failing()
+        return Standing(target, since, why is not None, why or "")
+
+    def _failing(self) -> str | None:
+        """Why the primary is thought to fail; where the sniffer has no opinion, one probe of our own tells."""
+        try:
+            services = control.ask(self._config.controller.sniffer_socket, {"verb": "status"})["services"]
+            mine = services[self._service.name]
+            verdict, text = str(mine["verdict"]), str((mine.get("primary") or {}).get("text") or "")
+        except (control.ControlError, KeyError, TypeError, AttributeError):
+            verdict, text = "idle", ""
+        if verdict == "ok":
+            return None
+        if verdict in ("suspect", "failed"):
+            return f"the sniffer's verdict is {verdict}" + (f" ({text})" if text else "")
+        check = self._service.check
+        try:
+            probe = checks.probe_function(check)(self._service.primary, check.options, check.timeout)
+        except checks.ProbeError as error:
+            return f"it cannot be probed: {error}"
+        return None if probe.passed else probe.text
+
+    def record(self, state: SyncState) -> None:
+        if self._lock is None:
+            raise SyncStepError("a record is only written by the run that holds the lock")
+        place = syncstate.directory(self._state_dir)
+        path, new = place / f"{self._service.name}.json", place / f".{self._service.name}.new"
+        try:
+            new.unlink(missing_ok=True)
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "w") as file:
+                os.fchmod(file.fileno(), 0o640)
+                file.write(syncstate.dump(state))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        except OSError as error:
+            raise SyncStepError(f"{path}: cannot write: {error.strerror}") from None
+
+    def tell(self, state: SyncState) -> None:
+        now = time.time()
+        warn, crit = syncstate.limits(self._service)
+        level, text = syncstate.judge(state, now, warn, crit)
+        result = PassiveResult(
+            host=self._service.host,
+            service=f"{self._service.name} sync",
+            state=level,
+            text=f"{level.name}: {text}",
+            at=now,
+            perfdata=syncstate.perfdata(state, now, warn, crit),
+        )
+        try:
+            TRANSPORTS[self._config.monitoring["transport"]](self._config.monitoring).send([result])
+        except (TransportError, KeyError, ImportError) as error:
+            raise SyncStepError(f"the core was not told: {error}") from None
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+class RemoteAccess:
+    """The controller, seen from another machine."""
+
+    def __init__(self, config: Config, service: Service, spec: SyncSpec) -> None:
+        settle_in(config.controller.state_dir)
+        self._host = hosts.host(spec, "controller")
+        command = ["failover-sync", "--serve-home", service.name]
+        self._process: subprocess.Popen[bytes] = hosts.start(self._host.argv(command, 86400))
+
+    def _ask(self, op: str, state: SyncState | None = None) -> Mapping[str, Any]:
+        process = self._process
+        to, back, errors = hosts.pipe(process.stdin), hosts.pipe(process.stdout), hosts.pipe(process.stderr)
+        request = {"op": op} | ({} if state is None else {"state": json.loads(syncstate.dump(state))})
+        try:
+            to.write(json.dumps(request).encode() + b"\n")
+            to.flush()
+            line = back.readline()  # ends with the connection at the latest (ServerAliveInterval)
+        except OSError:
+            line = b""
+        if not line:
+            hosts.kill(process)
+            raise SyncStepError(f"{self._host}: no answer: {hosts.last_line(errors.read()) or 'connection lost'}")
+        reply: Mapping[str, Any] = json.loads(line)
+        if "refused" in reply:
+            raise SyncRefusedError(Refusal(reply["refused"]), str(reply["text"]))
+        if "error" in reply:
+            raise SyncStepError(f"{self._host}: {reply['error']}")
+        return reply
+
+    def acquire(self) -> SyncState:
+        return syncstate.parse(json.dumps(self._ask("acquire")["state"]))
+
+    def standing(self) -> Standing:
+        raw = self._ask("standing")
+        target = None if raw["target"] is None else Target(raw["target"])
+        return Standing(target, raw["since"], bool(raw["failing"]), str(raw["text"]))
+
+    def record(self, state: SyncState) -> None:
+        self._ask("record", state)
+
+    def tell(self, state: SyncState) -> None:
+        self._ask("tell", state)
+
+    def close(self) -> None:
+        with hosts.ended(self._process):
+            pass
+
+
+def serve(access: LocalAccess, readline: Callable[[], str], write: Callable[[str], None]) -> None:
+    """The controller's end of RemoteHome: answer until the other end is gone."""
+    while line := readline():
+        try:
+            write(json.dumps(_answer(access, json.loads(line))) + "\n")
+        except SyncRefusedError as error:
+            write(json.dumps({"refused": error.reason, "text": error.text}) + "\n")
+        except SyncStepError as error:
+            write(json.dumps({"error": str(error)}) + "\n")
+        except (ValueError, KeyError, TypeError):
+            write(json.dumps({"error": "bogus message"}) + "\n")
+
+
+def _answer(access: LocalAccess, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    op = request["op"]
+    if op == "acquire":
+        return {"state": json.loads(syncstate.dump(access.acquire()))}
+    if op == "standing":
+        standing = access.standing()
+        return {
+            "target": standing.target,
+            "since": standing.since,
+            "failing": standing.failing,
+            "text": standing.text,
+        }
+    state = syncstate.parse(json.dumps(request["state"]))
+    if op == "record":
+        access.record(state)
+    elif op == "tell":
+        access.tell(state)
+    else:
+        raise ValueError(op)
+    return {}
