@@ -7,6 +7,7 @@ the wall clock (Unix time). Sizes are bytes.
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
@@ -38,7 +39,7 @@ class State(IntEnum):
 
 
 class Detector(StrEnum):
-    """What made stage 1 suspicious (DESIGN: "When to suspect")."""
+    """What made stage 1 suspicious."""
 
     REFUSED = "refused"  # RST to a SYN, ICMP unreachable
     UNANSWERED_SYN = "unanswered-syn"
@@ -52,6 +53,23 @@ class Detector(StrEnum):
     def lossy(self) -> bool:
         """Whether one failed probe may be chance, so that two of three are wanted instead of two of two."""
         return self in (Detector.RETRANSMISSION, Detector.ERROR_SHARE)
+
+    @property
+    def number(self) -> int:
+        """What stands for it in perfdata, which holds numbers only."""
+        return _DETECTOR_NUMBERS[self]
+
+
+# Other versions and the sites' databases have them: a new detector gets a new number, none is ever changed.
+_DETECTOR_NUMBERS = {
+    Detector.REFUSED: 0,
+    Detector.UNANSWERED_SYN: 1,
+    Detector.UNANSWERED_REQUEST: 2,
+    Detector.RETRANSMISSION: 3,
+    Detector.ERROR_SHARE: 4,
+    Detector.SILENCE: 5,
+    Detector.CORE: 6,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +151,7 @@ class Facts:
     def perfdata(self) -> str:
         """The facts as perfdata, in labels without spaces so that Nagios's macro cleaning leaves them whole."""
         pairs: dict[str, str] = {
-            "detector": "" if self.detector is None else str(list(Detector).index(self.detector)),
+            "detector": "" if self.detector is None else str(self.detector.number),
             "probes": str(self.probes),
             "probes_failed": str(self.probes_failed),
             "asked": str(self.requests),
@@ -154,13 +172,13 @@ class Facts:
         for label, value in pairs.items():
             text = value.split(";", 1)[0].rstrip("s")
             try:
-                numbers[label.strip("'")] = float(text)
+                read = float(text)
             except ValueError:
                 continue
-        detectors = list(Detector)
-        index = int(numbers.get("detector", -1))
+            if math.isfinite(read):
+                numbers[label.strip("'")] = read
         return Facts(
-            detector=detectors[index] if 0 <= index < len(detectors) else None,
+            detector=next((d for d in Detector if d.number == numbers.get("detector")), None),
             probes=int(numbers.get("probes", 0)),
             probes_failed=int(numbers.get("probes_failed", 0)),
             requests=int(numbers.get("asked", 0)),

@@ -65,8 +65,3 @@ def _groups_of(uid: int, gid: int) -> frozenset[int]:
 
 
 _PEER_OF = {"linux": _peer_linux, "freebsd": _peer_freebsd, "netbsd": _peer_netbsd}
-
-
-def self_peer() -> Peer:
-    """This process as a peer; what a daemon uses for its own actions."""
-    return Peer(os.getpid(), os.getuid(), frozenset(os.getgroups()) | {os.getgid()})

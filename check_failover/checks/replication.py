@@ -45,11 +45,6 @@ class Comparison:
     missing: tuple[str, ...] = ()  # server ids of which the receiver has no contextCSN at all
     entries: Mapping[Target, int | None] | None = None
 
-    @property
-    def in_step(self) -> bool:
-        """Whether the receiver has all that the giver had."""
-        return not self.lag and not self.missing
-
 
 def compare(service: Service, giver: Target, timeout: float, *, count: bool = True, grace: float = GRACE) -> Comparison:
     """Compare both servers of an LDAP service. Raises SilentError, ProbeError."""

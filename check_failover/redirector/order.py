@@ -1,4 +1,4 @@
-"""What somebody wants of a service, what the tables say to it, and what it makes of the service's state. Pure.
+"""What is wanted of a service, what the tables say to it, and what it makes of the service's state. Pure.
 
 ``age`` is seconds since the service was last moved (None: never); ``now`` is the wall clock, as in the state.
 """
@@ -24,7 +24,7 @@ TABLES = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Who wants what. ``primary`` is what a fail-back needs to know of the primary (DESIGN: the checklist)."""
+    """Who wants what. ``primary_*`` and ``synced_back``: what the fail-back's checklist asks (``decide.FAIL_BACK``)."""
 
     service: Service
     verb: str  # a key of TABLES

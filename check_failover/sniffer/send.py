@@ -39,11 +39,6 @@ class PacketSender:
             return False
         return True
 
-    def close(self) -> None:
-        for sock in self._sockets.values():
-            sock.close()
-        self._sockets.clear()
-
     def _socket(self, version: int, mark: int) -> socket.socket:
         key = (version, mark)
         if key not in self._sockets:

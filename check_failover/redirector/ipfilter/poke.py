@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable
 
 from check_failover.model import Endpoint
+from check_failover.rawip import checksum
 
 PACE = 10_000  # clients per second: they all connect anew, and one server takes them
 _BATCH = 100
@@ -61,11 +62,4 @@ def segment(address: Endpoint, client: Endpoint) -> bytes:
         *(5 << 4, 0x10, 8192, 0, 0),
     )
     pseudo = address.packed + client.packed + struct.pack("!II", len(header), socket.IPPROTO_TCP)
-    return header[:16] + struct.pack("!H", _checksum(pseudo + header)) + header[18:]
-
-
-def _checksum(data: bytes) -> int:
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return header[:16] + struct.pack("!H", checksum(pseudo + header)) + header[18:]

@@ -132,12 +132,6 @@ class Conntrack:
                 return None
         return next((entry for entry in found if entry is not None), None)
 
-    def close(self) -> None:
-        with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
-
     def _ask(self, kind: int, flags: int, af: int, attributes: bytes) -> Iterator[bytes]:
         """Payloads of the replies. FileNotFoundError for ENOENT; a broken socket is opened anew next time."""
         with self._kernel() as sock:

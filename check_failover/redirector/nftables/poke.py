@@ -48,11 +48,6 @@ class Poker:
                 continue  # no route to that client any more: it is not waiting for us either
         return sent
 
-    def close(self) -> None:
-        for sock in self._sockets.values():
-            sock.close()
-        self._sockets.clear()
-
     def _socket(self, family: int) -> socket.socket:
         if family not in self._sockets:
             af = socket.AF_INET6 if family == 6 else socket.AF_INET

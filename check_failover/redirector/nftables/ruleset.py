@@ -22,8 +22,8 @@ def ruleset(services: Iterable[Service], marks: Mapping[str, int], targets: Mapp
     """The whole table, ready to replace an older one: ``add`` makes ``delete`` safe when there is none."""
     services = tuple(services)
     body = _table(services, marks, targets)
-    version = hashlib.sha256(_table(services, marks, {}).encode()).hexdigest()[:16]
-    return f"add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{body}  chain v_{version} {{ }}\n}}\n"
+    made_for = f"  chain {version(services, marks)} {{ }}\n"
+    return f"add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{body}{made_for}}}\n"
 
 
 def version(services: Iterable[Service], marks: Mapping[str, int]) -> str:

@@ -1,6 +1,6 @@
 """The detectors of stage 1: from what is open, repeated, refused or bad to a Suspicion. Pure.
 
-Their clocks run only while there is demand: an idle night is no failure (DESIGN, "When to suspect"):
+Their clocks run only while there is demand: an idle night is no failure. What each one catches:
 
 - a refused SYN (RST, ICMP unreachable): at once
 - a SYN without an answer and no packet at all from the server since: SRTT + 4 RTTVAR
