@@ -1,8 +1,8 @@
-"""What is known about the standby's data: the record that failover-sync leaves and everybody else reads.
+"""The sync record: failover-sync writes how fresh the standby's data is; daemons, checks and failoverctl read it.
 
-``state_dir/sync/NAME.json`` is replaced as a whole after each step of a run, so a reader never sees half of one; a run
-holds a lock on ``NAME.lock`` for as long as it lives, so a killed one is not believed to run. Standard library only.
-Times in the record are wall clock (Unix time), because they must outlive a restart.
+Each step of a run replaces ``state_dir/sync/NAME.json`` atomically, so a reader never sees half a record. A run locks
+``NAME.lock`` until its process ends, so a killed run does not count as running. Standard library only.
+Times in the record are wall clock (Unix time), because they must survive a restart.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Any
 
 from check_failover.model import Facts, Service, State
 
-LIMIT = 1 << 20  # bytes of a record; a whole one has a thousand
-CLOCK_SLACK = 60.0  # seconds by which a record may be ahead of our clock before it is no longer believed
+LIMIT = 1 << 20  # bytes that are read of a record; a valid one has about a thousand
+CLOCK_SLACK = 60.0  # seconds by which a record may be ahead of our clock and still be valid
 
 
 class SyncDirection(StrEnum):
-    """Who gives: the primary (``forward``) or the standby (``reverse``)."""
+    """The source of the data: the primary (``forward``) or the standby (``reverse``)."""
 
     FORWARD = "forward"
     REVERSE = "reverse"
 
 
 class Phase(StrEnum):
-    """How far a run is. Only in ``SWITCH`` does the receiving server change; it takes seconds."""
+    """The progress of a run. The receiving server's data changes in ``SWITCH`` only, which takes seconds."""
 
     PREPARE = "prepare"
     TRANSFER = "transfer"
@@ -40,7 +40,7 @@ class Phase(StrEnum):
 
 
 class Refusal(StrEnum):
-    """Why a run did not happen or did not finish. The words stand in records, texts and tests: never rename one."""
+    """Why a run was refused or failed. Records, texts and tests contain these words: never rename one."""
 
     RUNNING = "already-running"
     TARGET_UNKNOWN = "target-unknown"
@@ -49,12 +49,12 @@ class Refusal(StrEnum):
     PRIMARY_FAILING = "primary-failing"
     SHRUNK = "source-shrank"
     NOT_ADOPTED = "not-adopted"
-    FAILED = "failed"  # a step went wrong
+    FAILED = "failed"  # a step failed
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much data a server has. ``entries`` is what the configured ``count`` printed."""
+    """How much data a server has. ``entries`` is the number that the configured ``count`` command printed."""
 
     files: int
     bytes: int
@@ -63,7 +63,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A run that is under way."""
+    """A run in progress."""
 
     pid: int
     since: float
@@ -82,7 +82,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class SyncState:
-    """The record of one service. ``None`` means that it never happened."""
+    """The record of one service. In a time, ``None`` means that the event never happened."""
 
     equal_at: float | None = None  # start of the last good run: both servers had the same data then
     direction: SyncDirection = SyncDirection.FORWARD  # of that run
@@ -90,12 +90,12 @@ class SyncState:
     changed: bool = False  # whether that run found differences
     differed_files: int = 0  # before that run
     differed_bytes: int = 0
-    sent: int = 0  # bytes that went over the wire
-    size: Size | None = None  # what the giving server had
+    sent: int = 0  # bytes on the wire
+    size: Size | None = None  # of the source server's data
     synced_back: float | None = None  # start of the last good run in reverse
     running: Running | None = None
     problem: Problem | None = None
-    damaged: str | None = None  # why the record could not be read
+    damaged: str | None = None  # why the record cannot be read
 
     def age(self, now: float) -> float | None:
         """The sync age at ``now`` (wall clock): seconds since the data was equal; ``None``: unknown."""
@@ -105,25 +105,25 @@ class SyncState:
 
     @property
     def blocks(self) -> bool:
-        """Whether a flip must wait (``Facts.sync_running``): a server's data is being switched at this moment.
+        """Whether a flip must wait (``Facts.sync_running``) because a run is changing the data of the flip's target.
 
-        A forward run fills a staging directory most of the time; the standby stays whole and may take over. A reverse
-        run writes to the primary, to which a fail-back would lead, so there the whole run counts.
+        A forward run fills a staging directory until its switch; the standby stays consistent and may take over. A
+        reverse run changes the primary, the target of a fail-back, so it blocks from start to end.
         """
         running = self.running
         return running is not None and (running.direction is SyncDirection.REVERSE or running.phase is Phase.SWITCH)
 
     def brought_back(self, since: float | None, now: float, valid: float) -> bool:
-        """Whether what the standby took in since the flip at ``since`` is on the primary (``Situation.synced_back``).
+        """Whether the primary has the data written to the standby since the flip at ``since``.
 
-        Clients may go on writing afterwards, so a reverse run counts for ``valid`` seconds only.
+        Clients may write again after a reverse run, so it counts for ``valid`` seconds (``Situation.synced_back``).
         """
         at = self.synced_back
         return at is not None and (since is None or at >= since) and now - valid <= at <= now + CLOCK_SLACK
 
 
 def parse(text: str) -> SyncState:
-    """A record from its text. Raises ValueError."""
+    """The record that ``text`` holds as JSON. Raises ValueError."""
     raw = json.loads(text)
     if not isinstance(raw, dict):
         raise ValueError("not an object")
@@ -167,12 +167,12 @@ def dump(state: SyncState) -> str:
 
 
 def directory(state_dir: Path) -> Path:
-    """Where the records are. Whoever owns it is the user that syncs."""
+    """The directory of the records. Its owner is the user that failover-sync runs as."""
     return state_dir / "sync"
 
 
 def read(state_dir: Path, name: str) -> SyncState:
-    """The record of a service; an empty one when it was never synced. Never raises: see ``damaged``."""
+    """The record of a service; an empty one if no run was recorded. Never raises: errors are in ``damaged``."""
     path = directory(state_dir) / f"{name}.json"
     try:
         state = parse(_text(path))
@@ -183,12 +183,12 @@ def read(state_dir: Path, name: str) -> SyncState:
     except ValueError as error:
         return SyncState(damaged=f"{path}: damaged: {error}")
     if state.running is not None and not locked(state_dir, name):
-        return replace(state, running=None)  # killed: the kernel has dropped its lock
+        return replace(state, running=None)  # the run was killed: the kernel released its lock
     return state
 
 
 def _text(path: Path) -> str:
-    """A small file's text. Raises OSError, ValueError. A FIFO in its place must not stop the daemons, who ask often."""
+    """A small file's text. Raises OSError, ValueError. A FIFO at this path must not block the daemons."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a file")
@@ -196,13 +196,13 @@ def _text(path: Path) -> str:
 
 
 def locked(state_dir: Path, name: str) -> bool:
-    """Whether a living run holds the lock of that service (flock(2))."""
+    """Whether a running failover-sync holds the lock of that service (flock(2))."""
     try:
         lock = os.open(directory(state_dir) / f"{name}.lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # not ours to look into: believe the record
+        return True  # no permission to test the lock: trust the record
     with contextlib.closing(os.fdopen(lock)):
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -212,7 +212,7 @@ def locked(state_dir: Path, name: str) -> bool:
 
 
 def known(state_dir: Path, service: Service, facts: Facts, now: float) -> Facts:
-    """The facts with what the record says of the standby's data; untouched where the service has no sync."""
+    """The facts with sync age and sync activity from the record; unchanged if the service has no sync."""
     if service.sync is None:
         return facts
     record = read(state_dir, service.name)
@@ -220,18 +220,18 @@ def known(state_dir: Path, service: Service, facts: Facts, now: float) -> Facts:
 
 
 def limits(service: Service) -> tuple[float, float]:
-    """The ages that are a warning and critical: the policy's, or two and three runs missed of one in ten minutes."""
+    """Ages in seconds for WARNING and CRITICAL, from the policy; default: two and three missed runs at ten minutes."""
     crit = service.policy.max_sync_age or 1800.0
     return crit * 2 / 3, crit
 
 
 def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State, str]:
-    """The state and the line of "NAME sync", for the check and for the result after each run alike."""
+    """State and text of "NAME sync", for the active check and for the passive result after each run."""
     problem, age = state.problem, state.age(now)
     if state.damaged is not None:
         return State.UNKNOWN, state.damaged
     if problem is not None and problem.reason is Refusal.TARGET_STANDBY and now - problem.at <= crit:
-        return State.OK, "the standby serves: nothing to bring to it"
+        return State.OK, "the standby serves: nothing is copied to it"
     known = "never in step" if age is None else f"in step {duration(age)} ago"
     if problem is not None:
         severe = age is None or age > crit or problem.reason is Refusal.SHRUNK
@@ -243,7 +243,7 @@ def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State
 
 
 def perfdata(state: SyncState, now: float, warn: float, crit: float) -> str:
-    """The record's numbers; what was never measured is left out."""
+    """The record's numbers as performance data, without those that were never measured."""
     age, size = state.age(now), state.size
     parts = [] if age is None else [f"sync_age={age:.0f}s;{warn:.0f};{crit:.0f};0"]
     if size is not None:
@@ -255,7 +255,7 @@ def perfdata(state: SyncState, now: float, warn: float, crit: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3 h``, ``2 d``: what a person reads in a text message."""
+    """Seconds as a person reads them in a text message: ``40 s``, ``12 min``, ``3 h``, ``2 d``."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

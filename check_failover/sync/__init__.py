@@ -1,5 +1,5 @@
-"""Who keeps the data in step: ``failover-sync`` (``run``), its steps, and what it refuses (``guard``).
+"""Data synchronization: the program ``failover-sync`` (``run``), its ``steps``, and its refusals (``guard``).
 
-``hosts`` runs a step here or over ssh, ``rsync`` moves the differences, ``remote.sh`` switches on the receiving server,
-``home`` is the controller: who serves, the lock, the record. The record itself is read through ``syncstate``.
+``hosts`` runs a step here or over ssh, ``rsync`` copies the differences, ``remote.sh`` switches copies on the receiving
+server, ``controller_access`` gives the serving server, the lock and the record. Other wings read it by ``syncstate``.
 """

@@ -1,8 +1,8 @@
-"""Where a run is recorded and asks who serves: the controller.
+"""Access to the controller: which server serves, the lock of a run, and its record.
 
-``LocalAccess`` is on the controller itself. Where failover-sync runs elsewhere, ``RemoteAccess`` speaks with a
-``failover-sync --serve-home`` there through ssh, one JSON object per line each way, for as long as the run lasts; so
-the lock is the controller's in both cases, and is gone when the run is.
+``LocalAccess`` works on the controller itself. On another machine ``RemoteAccess`` talks over ssh to a process
+``failover-sync --serve-home`` on the controller, one JSON object per line in each direction, until the run ends. In
+both cases the lock is on the controller, and the kernel releases it when the run ends.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from check_failover.syncstate import Refusal, SyncState
 from check_failover.transports import TRANSPORTS, TransportError
 
 GROUP = "check_failover"
-_LOCK_PATIENCE = 1.0  # seconds: a reader of the record may hold the lock for a moment
+_LOCK_PATIENCE = 1.0  # seconds: a reader of the record holds the lock for a moment
 _REPLY_LIMIT = 60.0
 
 
 class ControllerAccess(Protocol):
-    """The record of one service, its lock, and who serves. Methods raise StepError or RefusedError."""
+    """Record and lock of one service, and its serving server. Methods raise SyncStepError or SyncRefusedError."""
 
     def acquire(self) -> SyncState:
-        """Take the lock and return the record; RefusedError ALREADY RUNNING when another run lives."""
+        """Take the lock and return the record; SyncRefusedError (RUNNING) while another run holds the lock."""
 
     def standing(self) -> Standing:
-        """Who serves now, and how the primary is."""
+        """Which server serves now, and whether the primary is failing."""
 
     def record(self, state: SyncState) -> None:
         """Replace the record."""
 
     def tell(self, state: SyncState) -> None:
-        """Tell the core, as far as it listens: the active check says the same a little later."""
+        """Send "NAME sync" to the core; if that fails, the active check reports the same a little later."""
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
 
 
-def open_home(config: Config, service: Service) -> ControllerAccess:
-    """The home that the config says."""
+def open_access(config: Config, service: Service) -> ControllerAccess:
+    """The access that the config asks for: local, or over ssh to the controller."""
     if service.sync is None or service.sync.controller == "local":
         return LocalAccess(config, service)
     return RemoteAccess(config, service, service.sync)
 
 
-def settle_in(state_dir: Path) -> None:
-    """Make the records' directory, and become its owner when we are root: who owns it is who syncs.
+def become_owner(state_dir: Path) -> None:
+    """Create the records' directory; as root, change to the user that owns it.
 
-    Records and keys then belong to one user, whether the timer or a person started us. Raises StepError.
+    All records and keys then have one owner, whether the timer or a person started the run. Raises SyncStepError.
     """
     place = syncstate.directory(state_dir)
     try:
@@ -69,7 +69,7 @@ def settle_in(state_dir: Path) -> None:
             place.mkdir(mode=0o2750, parents=True)
             if os.geteuid() == 0 and any(group.gr_name == GROUP for group in grp.getgrall()):
                 os.chown(place, -1, grp.getgrnam(GROUP).gr_gid)
-            place.chmod(0o2750)  # mkdir's mode passes the umask
+            place.chmod(0o2750)  # mkdir applied the umask
         owner = place.stat().st_uid
         if os.geteuid() == 0 and owner != 0:
             user = pwd.getpwuid(owner)
@@ -78,7 +78,7 @@ def settle_in(state_dir: Path) -> None:
             os.setuid(owner)
             os.environ["HOME"] = user.pw_dir
     except KeyError:
-        raise SyncStepError(f"{place}: its owner is no known user; chown it to the user that syncs") from None
+        raise SyncStepError(f"{place}: unknown owner; chown it to the user that failover-sync runs as") from None
     except OSError as error:
         raise SyncStepError(f"{place}: {error.strerror}: run as the user that owns it") from None
 
@@ -92,7 +92,7 @@ class LocalAccess:
         self._lock: int | None = None
 
     def acquire(self) -> SyncState:
-        settle_in(self._state_dir)
+        become_owner(self._state_dir)
         path = syncstate.directory(self._state_dir) / f"{self._service.name}.lock"
         end = time.monotonic() + _LOCK_PATIENCE
         try:
@@ -103,7 +103,7 @@ class LocalAccess:
                     break
                 except BlockingIOError:
                     if time.monotonic() > end:
-                        raise SyncRefusedError(Refusal.RUNNING, "another run of this service is under way") from None
+                        raise SyncRefusedError(Refusal.RUNNING, "another run of this service is in progress") from None
                     time.sleep(0.05)
         except OSError as error:
             raise SyncStepError(f"{path}: {error.strerror}: run as the user that owns it") from None
@@ -121,14 +121,14 @@ class LocalAccess:
         except (KeyError, ValueError, TypeError):
             return Standing(None, text=f"the redirector knows no service {name!r}")
         if kernel is not None and kernel != target:
-            return Standing(None, text=f"the redirector says {target}, the kernel {kernel}")
+            return Standing(None, text=f"target is {target} in the redirector, but {kernel} in the kernel")
         if target is Target.STANDBY:
             return Standing(target, since)
         why = f"a fail-over is pending: {mine['pending']}" if mine.get("pending") else self._failing()
         return Standing(target, since, why is not None, why or "")
 
     def _failing(self) -> str | None:
-        """Why the primary is thought to fail; where the sniffer has no opinion, one probe of our own tells."""
+        """Why the primary is considered failing, or None; without a verdict of the sniffer one probe decides."""
         try:
             services = control.ask(self._config.controller.sniffer_socket, {"verb": "status"})["services"]
             mine = services[self._service.name]
@@ -148,7 +148,7 @@ class LocalAccess:
 
     def record(self, state: SyncState) -> None:
         if self._lock is None:
-            raise SyncStepError("a record is only written by the run that holds the lock")
+            raise SyncStepError("only the run that holds the lock may write the record")
         place = syncstate.directory(self._state_dir)
         path, new = place / f"{self._service.name}.json", place / f".{self._service.name}.new"
         try:
@@ -177,7 +177,7 @@ class LocalAccess:
         try:
             TRANSPORTS[self._config.monitoring["transport"]](self._config.monitoring).send([result])
         except (TransportError, KeyError, ImportError) as error:
-            raise SyncStepError(f"the core was not told: {error}") from None
+            raise SyncStepError(f"cannot send the result to the core: {error}") from None
 
     def close(self) -> None:
         if self._lock is not None:
@@ -186,10 +186,10 @@ class LocalAccess:
 
 
 class RemoteAccess:
-    """The controller, seen from another machine."""
+    """The controller, reached over ssh from another machine."""
 
     def __init__(self, config: Config, service: Service, spec: SyncSpec) -> None:
-        settle_in(config.controller.state_dir)
+        become_owner(config.controller.state_dir)
         self._host = hosts.host(spec, "controller")
         command = ["failover-sync", "--serve-home", service.name]
         self._process: subprocess.Popen[bytes] = hosts.start(self._host.argv(command, 86400))
@@ -201,7 +201,7 @@ class RemoteAccess:
         try:
             to.write(json.dumps(request).encode() + b"\n")
             to.flush()
-            line = back.readline()  # ends with the connection at the latest (ServerAliveInterval)
+            line = back.readline()  # returns when the connection ends at the latest (ServerAliveInterval)
         except OSError:
             line = b""
         if not line:
@@ -234,7 +234,7 @@ class RemoteAccess:
 
 
 def serve(access: LocalAccess, readline: Callable[[], str], write: Callable[[str], None]) -> None:
-    """The controller's end of RemoteHome: answer until the other end is gone."""
+    """The controller's end of RemoteAccess: answer requests until the other end closes the connection."""
     while line := readline():
         try:
             write(json.dumps(_answer(access, json.loads(line))) + "\n")

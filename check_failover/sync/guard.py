@@ -1,8 +1,8 @@
-"""Whether data may move: never against the direction of truth. Pure.
+"""Whether a run may copy data: only from the serving server to the other one. Pure.
 
-The serving server's data is the truth. A forward run while the standby serves would undo what clients wrote there; one
-from a failing primary may spread the damage; a source that lost most of its data is a wiped one until a person says
-otherwise. What nobody knows refuses.
+The serving server's data is authoritative. A forward run while the standby serves would undo the clients' writes to
+the standby; a forward run from a failing primary may copy damage; a source that lost most of its data counts as wiped
+until a person confirms it. If the serving server is unknown, the run is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from check_failover.syncstate import Refusal, Size, SyncDirection
 
 
 class SyncRefusedError(Exception):
-    """The run may not happen: a named reason and the line for a person."""
+    """The run is refused: a named reason, and one line for a person."""
 
     def __init__(self, reason: Refusal, text: str) -> None:
         super().__init__(text)
@@ -23,18 +23,18 @@ class SyncRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Who serves and how the primary is, as the daemons say."""
+    """Which server serves and whether the primary is failing, according to the daemons."""
 
-    target: Target | None  # None: nobody could say
+    target: Target | None  # None: unknown
     since: float | None = None  # Unix time of the last flip
     failing: bool = False  # the primary
     text: str = ""  # why the target is unknown or the primary failing
 
 
 def check_direction(direction: SyncDirection, standing: Standing) -> None:
-    """Raises RefusedError when the truth is on the other side, or nobody knows where it is."""
+    """Raises SyncRefusedError when the source is not the serving server, is failing, or the target is unknown."""
     if standing.target is None:
-        raise SyncRefusedError(Refusal.TARGET_UNKNOWN, f"nobody says which server serves: {standing.text}")
+        raise SyncRefusedError(Refusal.TARGET_UNKNOWN, f"the serving server is unknown: {standing.text}")
     if direction is SyncDirection.FORWARD:
         if standing.target is Target.STANDBY:
             raise SyncRefusedError(Refusal.TARGET_STANDBY, "the standby serves; its data is the newer")
@@ -45,7 +45,7 @@ def check_direction(direction: SyncDirection, standing: Standing) -> None:
 
 
 def check_size(now: Size, good: Size | None, max_shrink: float) -> None:
-    """Raises RefusedError when the giving server lost more than the share ``max_shrink`` since the last good run."""
+    """Raises SyncRefusedError when the source lost more than the share ``max_shrink`` since the last good run."""
     if now.files == 0 or now.entries == 0:
         raise SyncRefusedError(
             Refusal.SHRUNK, f"the source is empty ({'no files' if now.files == 0 else 'no entries'})"
@@ -57,5 +57,5 @@ def check_size(now: Size, good: Size | None, max_shrink: float) -> None:
     for what, have, had in pairs:
         if had and have < had * (1 - max_shrink):
             raise SyncRefusedError(
-                Refusal.SHRUNK, f"the source shrank to {have} of {had} {what}; if that is right: --accept-shrink"
+                Refusal.SHRUNK, f"the source shrank to {have} of {had} {what}; if that is intended: --accept-shrink"
             )

@@ -1,8 +1,8 @@
-"""Where a step runs: on this machine or over ssh, always bounded in time, always one line when it fails.
+"""Runs a step on this machine or over ssh, with a time limit; a failure is one line of text.
 
-The far side of ssh is a shell, whatever we do: it gets one string. Each argument is quoted for it (``shlex``), so that
-a command is the same list here and there. Keys, ports and known hosts belong into ``ssh_config``; unknown hosts are
-refused and nothing is ever asked (ssh_config(5): StrictHostKeyChecking, BatchMode).
+ssh always passes one string to a shell on the remote host. ``shlex`` quotes each argument for that shell, so a command
+is the same argument list on both machines. Keys, ports and known hosts belong into ``ssh_config``. ssh refuses unknown
+hosts and never prompts (ssh_config(5): StrictHostKeyChecking, BatchMode).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ _SSH_OPTIONS = (
     "ForwardAgent=no",
     "LogLevel=ERROR",
 )
-_SETPRIV = "/usr/bin/setpriv"  # util-linux: what we started ends with us, even when we are killed
-_SHORT = 60.0  # seconds for a step of remote.sh that renames
-_LONG = 3600.0  # for one that removes old copies
+_SETPRIV = "/usr/bin/setpriv"  # util-linux: the child gets SIGTERM when this process dies, even by SIGKILL
+_SHORT = 60.0  # seconds for a step of remote.sh that only renames
+_LONG = 3600.0  # seconds for a step that removes old copies
 
 
 class SyncStepError(Exception):
-    """A step went wrong: one line that says what, where and what to do."""
+    """A step failed: one line that says what, where and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """A machine that a step runs on. ``target`` is ``user@host`` for ssh, ``None`` for this machine."""
 
-    role: str  # primary | standby | controller | relay, for texts
+    role: str  # primary | standby | controller | relay, for messages
     target: str | None = None
     ssh: tuple[str, ...] = (SSH,)
 
@@ -53,10 +53,10 @@ class Host:
         return f"{self.role} ({self.target or 'local'})"
 
     def argv(self, argv: Sequence[str], limit: float) -> list[str]:
-        """``argv`` as it must be started here to run there; the far side ends it by itself after ``limit``."""
+        """The local command that runs ``argv`` on this host; a remote host ends it after ``limit`` seconds."""
         if self.target is None:
             return list(argv)
-        far = ["timeout", "-k", "10", f"{limit:.0f}", *argv]  # our ssh may be gone by then: nobody else would end it
+        far = ["timeout", "-k", "10", f"{limit:.0f}", *argv]  # without our ssh nothing else would end it
         return [*self.ssh, self.target, shlex.join(far)]
 
 
@@ -72,13 +72,13 @@ def server(spec: SyncSpec, target: Target) -> Host:
 
 
 def ssh_argv(spec: SyncSpec) -> tuple[str, ...]:
-    """ssh with the options that all steps share. No argument has a space: rsync's ``-e`` splits there."""
+    """The ssh command with the options of all steps. No argument has a space, because rsync's ``-e`` splits there."""
     options = [part for option in _SSH_OPTIONS for part in ("-o", option)]
     return (SSH, "-a", "-x", *options, *(("-F", spec.ssh_config) if spec.ssh_config else ()))
 
 
 def run(on: Host, argv: Sequence[str], limit: float, stdin: str = "") -> str:
-    """Run a command to its end and return its stdout. Raises StepError."""
+    """Run a command to its end and return its stdout. Raises SyncStepError."""
     process = start(on.argv(argv, limit))
     what = f"{on}: {os.path.basename(argv[0])}"  # noqa: PTH119, a name, not a path of this machine
     with ended(process):
@@ -96,7 +96,7 @@ def run(on: Host, argv: Sequence[str], limit: float, stdin: str = "") -> str:
 
 
 def remote(on: Host, verb: str, path: str, *arguments: str) -> dict[str, str]:
-    """One verb of remote.sh on the receiving server; its answer as words. Raises StepError."""
+    """Run one verb of remote.sh on the receiving server; its output as key and value. Raises SyncStepError."""
     script = resources.files("check_failover.sync").joinpath("remote.sh").read_text("utf-8")
     try:
         limit = _LONG if verb in ("prepare", "prune", "discard") else _SHORT
@@ -107,7 +107,7 @@ def remote(on: Host, verb: str, path: str, *arguments: str) -> dict[str, str]:
 
 
 def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a program in a process group of its own, which ends when we do. Raises StepError."""
+    """Start a program in its own process group; it ends when this process ends. Raises SyncStepError."""
     if Path(_SETPRIV).exists():
         argv = [_SETPRIV, "--pdeathsig", "TERM", "--", *argv]
     try:
@@ -124,7 +124,7 @@ def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 def pipe(end: IO[bytes] | None) -> IO[bytes]:
-    """One of the three pipes that ``start`` made."""
+    """One of the three pipes that ``start`` created."""
     if end is None:
         raise ValueError("no such pipe")
     return end
@@ -132,7 +132,7 @@ def pipe(end: IO[bytes] | None) -> IO[bytes]:
 
 @contextlib.contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whatever happens inside, the process and its children are gone afterwards."""
+    """End the process and its children when the block ends, also by an exception."""
     try:
         yield
     finally:
@@ -145,7 +145,7 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to its group (rsync keeps its partial file then), SIGKILL after two seconds."""
+    """Send SIGTERM to the process group (rsync keeps its partial file then), SIGKILL after two seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -155,9 +155,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def stream(argv: Sequence[str], limit: float, line: Callable[[str], None]) -> tuple[int, str]:
-    """Run a program and pass on each line of its stdout (``\\r`` ends one too). Returns exit code and stderr.
+    """Run a program and call ``line`` for each line of its stdout (``\\r`` ends a line too).
 
-    Raises StepError when it takes longer than ``limit`` seconds.
+    Returns exit code and stderr. Raises SyncStepError when the program takes longer than ``limit`` seconds.
     """
     process = start(argv)
     errors: list[bytes] = []
@@ -190,12 +190,12 @@ def stream(argv: Sequence[str], limit: float, line: Callable[[str], None]) -> tu
 
 
 def last_line(text: bytes | str) -> str:
-    """The last line that says something, cleaned for a result's text."""
+    """The last line that is not blank, cleaned for a result's text."""
     decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
     lines = [line.strip() for line in decoded.splitlines() if line.strip()]
     return clean(lines[-1]) if lines else ""
 
 
 def clean(text: str) -> str:
-    """Without control characters and ``|``, at most 200 characters."""
+    """The text without control characters and ``|``, at most 200 characters."""
     return "".join(c if c.isprintable() and c != "|" else " " for c in text)[:200]

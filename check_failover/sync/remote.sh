@@ -1,13 +1,13 @@
-# The steps that failover-sync takes on the receiving server beside rsync. Read by `/bin/sh -s -- VERB PATH ...`, so
-# nothing has to be installed there; POSIX sh, GNU or BSD tools.
+# The steps of failover-sync on the receiving server, apart from rsync. `/bin/sh -s -- VERB PATH ...` reads this script
+# from stdin, so nothing has to be installed there; it needs POSIX sh and GNU or BSD tools.
 #
-# PATH is a symbolic link to one of the copies in PATH.sync. Each copy is made complete before the link moves to it:
+# PATH is a symbolic link to one of the copies in PATH.sync. A copy is complete before the link moves to it:
 #
 #   PATH -> PATH.sync/v-000012-3fa1   what the service reads
-#   PATH.sync/v-000011-77c0           the copy before it
-#   PATH.sync/staging-000013-09be     being filled; nobody reads it
-#   PATH.sync/pending                 names the copy before, while it is not yet known that the service likes the new one
-#   PATH.sync/lock                    the process whose step changes something here
+#   PATH.sync/v-000011-77c0           the previous copy
+#   PATH.sync/staging-000013-09be     rsync fills it; no service reads it
+#   PATH.sync/pending                 name of the previous copy, from the switch until the service accepted the new copy
+#   PATH.sync/lock                    process id of the step that is changing something here
 set -eu
 umask 022
 verb=$1 path=$2
@@ -16,24 +16,24 @@ name=${path##*/}
 
 fail() { echo "$1" >&2; exit 1; }
 
-works() { # whether the process $1 is a step of ours; a number comes round again, after a reboot for instance
+works() { # whether the process $1 is a step of failover-sync; after a reboot another process may have its id
     kill -0 "$1" 2>/dev/null || return 1
     case $(ps -p "$1" -o args= 2>/dev/null || echo "$path") in *"$path"*) ;; *) return 1 ;; esac
 }
 
-alone() { # a run that was killed may have left a step at work here: two must not mix
+alone() { # take the lock: a step of a killed run may still be running, and two steps must not run at once
     mkdir -p "$place"
     tries=0
     until (set -C && echo $$ >"$place/lock") 2>/dev/null; do
         holder=$(cat "$place/lock" 2>/dev/null || :)
         if [ -n "$holder" ] && works "$holder"; then
             tries=$((tries + 1))
-            [ "$tries" -le 40 ] || fail "an earlier step (process $holder) is still at work"
+            [ "$tries" -le 40 ] || fail "an earlier step (process $holder) is still running"
             sleep 1
         elif [ -s "$place/lock" ] || [ "$tries" -gt 2 ]; then
             rm -f "$place/lock"
         else
-            [ -w "$place" ] || fail "$place: cannot write there"
+            [ -w "$place" ] || fail "$place: no write permission"
             tries=$((tries + 1))
             sleep 1
         fi
@@ -41,20 +41,20 @@ alone() { # a run that was killed may have left a step at work here: two must no
     trap 'rm -f "$place/lock"' EXIT
 }
 
-current() { # the serving copy's name, or nothing
+current() { # print the name of the serving copy, or nothing if there is none
     [ -L "$path" ] || return 0
     link=$(readlink "$path")
     case $link in "$name.sync"/v-*) echo "${link##*/}" ;; esac
 }
 
-point() { # move the link to the copy $1 in one step, rename(2)
+point() { # point the link to the copy $1 atomically, by rename(2)
     rm -f "$place"/link-*
     ln -s "$name.sync/$1" "$place/link-$1"
     # -T (GNU) and -h (BSD): replace the link, do not move into the directory behind it
     mv -T "$place/link-$1" "$path" 2>/dev/null || mv -h "$place/link-$1" "$path"
 }
 
-flush() { sync -f "$place" 2>/dev/null || sync; } # what the link points to must outlive a power cut
+flush() { sync -f "$place" 2>/dev/null || sync; } # the copy behind the link must survive a power failure
 
 case $verb in
 inspect)
@@ -71,8 +71,8 @@ inspect)
     if [ -s "$place/pending" ]; then echo "pending $(cat "$place/pending")"; fi
     ;;
 
-prepare) # new staging directory with the suffix $3; the newest unfinished one stays as a source of finished files
-    [ -d "${path%/*}/" ] || fail "${path%/*}: no such directory: make it once by hand"
+prepare) # make a staging directory with the suffix $3; keep the newest unfinished one, whose files rsync can reuse
+    [ -d "${path%/*}/" ] || fail "${path%/*}: no such directory: create it once by hand"
     alone
     keep=
     for old in "$place"/staging-*; do if [ -d "$old" ]; then keep=$old; fi; done
@@ -93,7 +93,7 @@ prepare) # new staging directory with the suffix $3; the newest unfinished one s
     if [ -n "$keep" ]; then echo "leftover ${keep##*/}"; fi
     ;;
 
-switch) # $3: the staged copy becomes the serving one
+switch) # the staged copy $3 becomes the serving copy
     alone
     old=$(current)
     mv "$place/staging-$3" "$place/v-$3"
@@ -109,11 +109,11 @@ settle)
     rm -f "$place/pending"
     ;;
 
-back) # the service did not like the new copy: the one before serves again
+back) # the service rejected the new copy: the previous copy serves again
     alone
     old=$(cat "$place/pending")
-    [ "$old" != - ] || fail "there is no copy before this one"
-    [ -d "$place/$old" ] || fail "$place/$old: the copy before is gone"
+    [ "$old" != - ] || fail "there is no previous copy"
+    [ -d "$place/$old" ] || fail "$place/$old: the previous copy is gone"
     bad=$(current)
     point "$old"
     rm -f "$place/pending"
@@ -126,7 +126,7 @@ discard)
     for old in "$place"/staging-*; do if [ -d "$old" ]; then rm -rf -- "$old"; fi; done
     ;;
 
-prune) # leave the serving copy and the newest $3 - 1 before it
+prune) # keep the serving copy and the newest $3 - 1 copies before it
     alone
     copy=$(current)
     [ -n "$copy" ] || fail "$path: not a link to a copy"
@@ -139,21 +139,21 @@ prune) # leave the serving copy and the newest $3 - 1 before it
         if [ "$left" -gt 0 ]; then left=$((left - 1)); else rm -rf -- "${place:?}/$old"; fi
     done
     past=
-    for old in "$place"/v-*; do # newer than the serving one: staged, never switched to
+    for old in "$place"/v-*; do # copies newer than the serving one were staged, but never served
         if [ -n "$past" ]; then rm -rf -- "$old"; fi
         if [ "${old##*/}" = "$copy" ]; then past=1; fi
     done
     rm -rf -- "$place"/staging-* "$place/partial"
     ;;
 
-adopt) # an ordinary directory becomes the first copy
-    [ ! -L "$path" ] || fail "$path: is a link already"
+adopt) # turn an ordinary directory into the first copy
+    [ ! -L "$path" ] || fail "$path: is already a link"
     [ -d "$path" ] || fail "$path: no such directory"
     alone
     mv "$path" "$place/v-000000-adopted"
     ln -s "$name.sync/v-000000-adopted" "$path" || {
         mv "$place/v-000000-adopted" "$path"
-        fail "$path: cannot make the link; the directory is back"
+        fail "$path: cannot create the link; the directory is back in its place"
     }
     ;;
 

@@ -1,7 +1,7 @@
-"""Servers that replicate by themselves (``method = "syncrepl"``): nothing is copied, only compared and recorded.
+"""Servers that replicate by themselves (``method = "syncrepl"``): a run compares and records, and copies nothing.
 
-Data counts as equal from the moment the receiving server has every contextCSN that the giving one had when the run
-began, so the sync age, the refusals and the fail-back checklist work as they do for copied data.
+The data counts as equal at the start of a run if the receiving server has every contextCSN that the source server had
+then. So sync age, refusals and the fail-back checklist work as they do for copied data.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from check_failover.syncstate import Refusal, Size, SyncDirection, SyncState, du
 def compare(
     service: Service, direction: SyncDirection, state: SyncState, started: float, *, max_shrink: float, limit: float
 ) -> SyncState:
-    """The new record. Raises RefusedError when the giving server lost its entries, StepError when they differ."""
-    giver = Target.PRIMARY if direction is SyncDirection.FORWARD else Target.STANDBY
+    """The new record. Raises SyncRefusedError when the source lost entries, SyncStepError when the servers differ."""
+    source = Target.PRIMARY if direction is SyncDirection.FORWARD else Target.STANDBY
     try:
-        found = replication.compare(service, giver, limit)
+        found = replication.compare(service, source, limit)
     except (replication.SilentError, ProbeError) as error:
         raise SyncStepError(str(error)) from None
     counts = found.entries or {}
-    have, there = counts.get(giver), counts.get(giver.other)
+    have, there = counts.get(source), counts.get(source.other)
     had = state.size.entries if state.size else None
     if have == 0 or (have is not None and had and have < had * (1 - max_shrink)):
         text = "is empty" if have == 0 else f"shrank to {have} of {had} entries"
-        raise SyncRefusedError(Refusal.SHRUNK, f"the {giver} {text}; replication takes it to the {giver.other} as well")
+        raise SyncRefusedError(Refusal.SHRUNK, f"the {source} {text}; replication copies that to the {source.other}")
     if found.missing:
         raise SyncStepError(
-            f"the {giver.other} has no contextCSN of server {', '.join(found.missing)}: does it replicate?"
+            f"the {source.other} has no contextCSN of server {', '.join(found.missing)}: does it replicate?"
         )
     if found.lag is None:
-        raise SyncStepError(f"the {giver} keeps no contextCSN: is the overlay syncprov loaded, and may we read it?")
+        raise SyncStepError(f"the {source} keeps no contextCSN: is the overlay syncprov loaded, and may we read it?")
     if found.lag:
-        raise SyncStepError(f"the {giver.other} is behind: contextCSN {duration(found.lag)} older than the {giver}'s")
+        raise SyncStepError(f"the {source.other} is behind: contextCSN {duration(found.lag)} older than the {source}'s")
     if have != there:
-        raise SyncStepError(f"same contextCSN, but {have} entries on the {giver} and {there} on the {giver.other}")
+        raise SyncStepError(f"same contextCSN, but {have} entries on the {source} and {there} on the {source.other}")
     equal = replace(
         state,
         equal_at=started,

@@ -1,8 +1,8 @@
-"""rsync, as failover-sync uses it: one command line, what it printed, and what that means (rsync(1)).
+"""One rsync run: its command line, its output, and the meaning of its exit code (rsync(1)).
 
-A copy is built in an empty staging directory beside the serving one. ``--link-dest`` makes it share the unchanged files
-with the serving copy and take the changed ones as a basis, so that only differences travel and nothing that is being
-served is ever written to.
+rsync builds a copy in an empty staging directory beside the serving copy. With ``--link-dest`` unchanged files are hard
+links into the serving copy, and changed files use it as their basis: only differences are transferred, and rsync never
+writes to the serving copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from check_failover.model import SyncSpec
 from check_failover.sync.hosts import Host, SyncStepError, clean, stream
 
 RSYNC = next((p for p in ("/usr/bin/rsync", "/usr/local/bin/rsync") if Path(p).exists()), "/usr/bin/rsync")
-_IO_TIMEOUT = 60  # seconds without a byte
+_IO_TIMEOUT = 60  # seconds without any data
 _PARTIAL, _VANISHED = 23, 24  # rsync(1), EXIT VALUES: not all transferred; source files vanished during the transfer
 _PROGRESS = re.compile(r"\s*[\d,.]+[KMGT]?\s+(\d+%)\s+(\S+)")
 _CUT = re.compile(r"read errors mapping .*(No data available|\(61\))|file has vanished|WARNING: .* failed verification")
@@ -25,7 +25,7 @@ _ITEM = re.compile(r"([<>ch.])([fdLDS])([.+?cstTpoguabxn ]{9}) ")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A directory on a machine. The trailing slash means its contents, not itself."""
+    """A directory on a machine. Its text ends in a slash, which means its contents to rsync."""
 
     host: Host
     path: str
@@ -40,25 +40,25 @@ class Place:
 
 @dataclass(slots=True)
 class TransferReport:
-    """What one rsync did or, in a dry run, would do."""
+    """What one rsync run did or, as a dry run, would do."""
 
-    files: int = 0  # regular files that the giving side has
+    files: int = 0  # regular files at the source
     bytes: int = 0  # their sizes
     differed_files: int = 0  # changed, new or gone
     differed_bytes: int = 0  # sizes of the changed and new ones
     other: int = 0  # directories, links, owners, modes
     touched: int = 0  # files of which only the time differed
     wire: int = 0  # bytes sent and received
-    unsteady: bool = False  # a file vanished or was cut short under rsync's hands: another pass is needed
+    unsteady: bool = False  # a file vanished or was truncated while rsync read it: another pass is needed
     _left: dict[str, int] = field(default_factory=dict)
 
     @property
     def different(self) -> bool:
-        """Whether anything but a time differed; an export written anew with the same contents is no difference."""
+        """Whether more than times differed; an export rewritten with the same contents is no difference."""
         return bool(self.differed_files or self.other or self.unsteady)
 
     def line(self, text: str) -> None:
-        """Take in one line of ``--itemize-changes --stats``."""
+        """Parse one output line of ``--itemize-changes --stats``."""
         if text.startswith("*deleting"):
             self.differed_files += not text.endswith("/")
             self.other += text.endswith("/")
@@ -98,10 +98,10 @@ def copy(
     own_owners: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> TransferReport:
-    """Make ``destination`` equal to ``source``, or with ``dry`` only say what differs. Raises StepError.
+    """Make ``destination`` equal to ``source``; with ``dry`` only report what differs. Raises SyncStepError.
 
-    ``basis``: directories on the receiving side whose equal files are linked. ``own_owners`` False: owners and modes
-    are kept in extended attributes on this machine, which may not set them (``--fake-super``).
+    ``basis``: directories at the destination whose equal files are hard-linked. ``own_owners`` False: rsync stores
+    owners and modes in extended attributes, because this process may not set them (``--fake-super``).
     """
     if source.host.target and destination.host.target:
         raise ValueError("rsync has one local end")
@@ -138,12 +138,12 @@ def _argv(source: Place, destination: Place, spec: SyncSpec, checksum: bool, dry
         argv += ["-e", " ".join(far.ssh)]
         argv += [f"--rsync-path={spec.rsync_path}"] if spec.rsync_path else []
     else:
-        argv += ["--no-whole-file"]  # differences only on one machine as well: a large file stays cheap
+        argv += ["--no-whole-file"]  # transfer differences on one machine too: a large file stays cheap
     return argv
 
 
 def _only_unsteady(err: str) -> bool:
-    """Whether nothing but files that changed while they were read is why a transfer is not whole."""
+    """Whether a transfer is incomplete only because files changed while rsync read them."""
     lines = [line for line in err.splitlines() if line.strip() and not line.startswith("rsync error: ")]
     return bool(lines) and all(_CUT.search(line) for line in lines)
 

@@ -1,6 +1,6 @@
-"""failover-sync: bring a service's data from the serving server to the other one. Read this first, then ``steps``.
+"""failover-sync: copies a service's data from the serving server to the other one. Read this first, then ``steps``.
 
-Exit code and first word are a plugin's (OK, WARNING, CRITICAL, UNKNOWN), so that Nagios may run it as well as a timer.
+Exit code and first word are those of a plugin (OK, WARNING, CRITICAL, UNKNOWN), so a timer or Nagios may run it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from check_failover import __version__, syncstate
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.model import Service, State, SyncSpec, Target
 from check_failover.sync import hosts, steps
-from check_failover.sync.controller_access import ControllerAccess, LocalAccess, open_home, serve, settle_in
+from check_failover.sync.controller_access import ControllerAccess, LocalAccess, become_owner, open_access, serve
 from check_failover.sync.guard import SyncRefusedError
 from check_failover.sync.hosts import SyncStepError
 from check_failover.sync.steps import Job
@@ -33,27 +33,27 @@ class StoppedError(SyncStepError):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """A typing error is UNKNOWN, not argparse's 2, which would be CRITICAL."""
+        """A usage error exits as UNKNOWN; argparse's exit code 2 would mean CRITICAL."""
         print(f"UNKNOWN: {message}; see {self.prog} --help")
         raise SystemExit(State.UNKNOWN)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = _Parser(prog="failover-sync", description="Bring a service's data from the serving server to the other one.")
-    p.add_argument("name", metavar="NAME", help="service, as in the configuration")
+    """The command line parser."""
+    p = _Parser(prog="failover-sync", description="Copy a service's data from the serving server to the other one.")
+    p.add_argument("name", metavar="NAME", help="name of the service in the configuration")
     p.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"configuration (default {DEFAULT_PATH})")
-    p.add_argument("--reverse", action="store_true", help="bring the standby's data to the primary, before a fail-back")
-    p.add_argument("--dry-run", action="store_true", help="only say what differs; before and after are not run")
+    p.add_argument("--reverse", action="store_true", help="copy the standby's data to the primary, before a fail-back")
+    p.add_argument("--dry-run", action="store_true", help="only report what differs; does not run before and after")
     p.add_argument("--json", action="store_true", help="with --dry-run: print the differences as JSON")
-    p.add_argument("--accept-shrink", action="store_true", help="the source is meant to be that small")
+    p.add_argument("--accept-shrink", action="store_true", help="accept that the source is smaller than before")
     p.add_argument("--full", action="store_true", help="load and switch even when nothing differs")
     p.add_argument(
-        "--adopt", action="store_true", help="once: make the receiving directories links that can be switched"
+        "--adopt", action="store_true", help="once: replace each server's directory by a link that can be switched"
     )
-    p.add_argument("--detach", action="store_true", help="start the run and return at once (for a core that waits)")
+    p.add_argument("--detach", action="store_true", help="run in the background and return at once (for Nagios)")
     p.add_argument("--serve-home", action="store_true", help=argparse.SUPPRESS)
-    p.add_argument("-v", "--verbose", action="store_true", help="say each step, also without a terminal")
+    p.add_argument("-v", "--verbose", action="store_true", help="report each step, also without a terminal")
     p.add_argument("-V", "--version", action="version", version=f"failover-sync {__version__}")
     return p
 
@@ -82,19 +82,19 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
             serve(access, sys.stdin.readline, _write)
         return State.OK
     if spec.method == "syncrepl" and (args.adopt or args.dry_run):
-        raise ConfigError(f"{config.path}: service {service.name!r} replicates by itself: nothing to adopt or to copy")
+        raise ConfigError(f"{config.path}: service {service.name!r} replicates by itself: nothing to adopt or copy")
     if args.adopt:
         return _adopt(service, spec)
     if args.dry_run:
-        settle_in(config.controller.state_dir)
+        become_owner(config.controller.state_dir)
         return _dry_run(_job(args, config, service, spec, LocalAccess(config, service)), args.json)
     if args.detach:
         _detach()
-    with _stoppable(), contextlib.closing(open_home(config, service)) as home_:
-        job = _job(args, config, service, spec, home_)
+    with _stoppable(), contextlib.closing(open_access(config, service)) as controller:
+        job = _job(args, config, service, spec, controller)
         state = run(job)
     level, text = syncstate.judge(state, time.time(), *syncstate.limits(service))
-    if state.problem is not None:  # what was asked was not done: say so, even where Nagios has nothing to worry about
+    if state.problem is not None:  # the run was refused: warn the caller, even if "NAME sync" is OK for Nagios
         level, text = max(level, State.WARNING), f"{text} [{state.problem.reason}]"
     else:
         text += f"; {state.differed_files} files differed, {state.sent} bytes sent, {state.took:.1f} s"
@@ -105,7 +105,7 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
 
 
 def run(job: Job) -> SyncState:
-    """One run with its record; a refusal or failure is part of the record. Raises when not even that can be written."""
+    """One run with its record, which includes a refusal or failure. Raises if the record cannot be written."""
     started = time.time()
     state = job.access.acquire()
 
@@ -117,7 +117,7 @@ def run(job: Job) -> SyncState:
         enter(Phase.PREPARE)
         state = steps.sync(job, state, started)
     except SyncRefusedError as error:
-        if error.reason is Refusal.TARGET_PRIMARY:  # a person's mistake, no news about the data
+        if error.reason is Refusal.TARGET_PRIMARY:  # an operator's mistake, not a problem of the data
             job.access.record(replace(state, running=None))
             raise
         state = replace(state, problem=Problem(time.time(), error.reason, error.text))
@@ -128,20 +128,20 @@ def run(job: Job) -> SyncState:
     try:
         job.access.tell(state)
     except SyncStepError as error:
-        job.say(str(error))  # the active check says the same a little later
+        job.say(str(error))  # the active check reports the same a little later
     return state
 
 
 def _job(args: argparse.Namespace, config: Config, service: Service, spec: SyncSpec, access: ControllerAccess) -> Job:
     direction = SyncDirection.REVERSE if args.reverse else SyncDirection.FORWARD
     servers = [hosts.server(spec, target) for target in (Target.PRIMARY, Target.STANDBY)]
-    giver, taker = servers if direction is SyncDirection.FORWARD else servers[::-1]
+    source, receiver = servers if direction is SyncDirection.FORWARD else servers[::-1]
     return Job(
         service=service,
         spec=spec,
         direction=direction,
-        giver=giver,
-        taker=taker,
+        source=source,
+        receiver=receiver,
         access=access,
         state_dir=config.controller.state_dir,
         may_chown=os.geteuid() == 0,
@@ -177,11 +177,11 @@ def _adopt(service: Service, spec: SyncSpec) -> int:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGINT end the step under way in order: its children are ended and the record says why."""
+    """On SIGTERM or SIGINT end the current step: its children are ended and the record says why."""
 
     def stop(number: int, _frame: object) -> None:
         for again in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(again, signal.SIG_IGN)  # the clean-up is not interrupted
+            signal.signal(again, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
         raise StoppedError(f"stopped by {signal.Signals(number).name}")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -193,9 +193,9 @@ def _stoppable() -> Iterator[None]:
 
 
 def _detach() -> None:
-    """Go on in the background; the caller gets its OK."""
+    """Continue in the background; the calling process exits with OK."""
     if os.fork():
-        print("OK: started; the result follows as a passive one")
+        print("OK: started; a passive result follows")
         sys.stdout.flush()
         os._exit(State.OK)
     os.setsid()

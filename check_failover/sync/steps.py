@@ -1,14 +1,14 @@
 """The steps of one run, in order; read this second.
 
-1. refused?      the direction of truth, asked from the daemons (``guard``)
-2. before        on the giving server: export, snapshot; ``count`` says how many entries that are
-3. relay         where both servers are reached by ssh: the giving server's data comes to a directory here first
-4. look          what differs, by a dry run; a source that shrank is refused before anything is written
-5. stage         into an empty directory beside the serving copy, until a pass finds nothing left to change
+1. refused?      ``guard`` checks the direction against the daemons' answers
+2. before        on the source server: export or snapshot; ``count`` prints the number of entries
+3. relay         if both servers are remote: rsync copies the source's data to a directory on this machine first
+4. look          a dry run shows what differs; a source that shrank is refused before anything is written
+5. stage         rsync fills an empty directory beside the serving copy until a pass finds no difference
 6. verify        the site's own command; it may build what the service needs inside the staged copy
-7. switch        the link moves in one step; ``after`` tells the service; if that fails the link moves back
+7. switch        one rename moves the link; ``after`` reloads the service; if ``after`` fails, the link moves back
 
-The receiving server's serving copy is never written to, so whatever happens at whatever moment it is whole.
+No step writes to the receiving server's serving copy, so a run may fail at any moment and that copy is still complete.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from check_failover.syncstate import Phase, Refusal, Size, SyncDirection, SyncSt
 
 T = TypeVar("T")
 
-MAX_PASSES = 4  # over a source that changes while it is read; then a snapshot is needed
+MAX_PASSES = 4  # over a source that changes while rsync reads it; if that is not enough, it needs a snapshot
 
 
 @dataclass(slots=True)
 class Job:
-    """One run: who gives to whom, and whom to tell. ``full`` loads and switches even where nothing differs."""
+    """One run: source and receiving server, access, options. ``full``: load and switch even if nothing differs."""
 
     service: Service
     spec: SyncSpec
     direction: SyncDirection
-    giver: Host
-    taker: Host
+    source: Host
+    receiver: Host
     access: ControllerAccess
     state_dir: Path
-    may_chown: bool  # whether we are root, so that a relayed file can have its owner
+    may_chown: bool  # whether this process is root and may set the owners of relayed files
     accept_shrink: bool = False
     full: bool = False
     say: Callable[[str], None] = lambda _text: None
     progress: Callable[[str], None] | None = None
     enter: Callable[[Phase], None] = lambda _phase: None  # records the phase
-    sent: int = 0  # bytes over the wire so far, comparisons included
+    sent: int = 0  # bytes on the wire so far, comparisons included
 
     @property
     def name(self) -> str:
@@ -57,19 +57,19 @@ class Job:
 
     @property
     def relay(self) -> Place | None:
-        """Where the data rests here when neither server is this machine; kept, so that only changes travel."""
-        if self.giver.target is None or self.taker.target is None:
+        """Local directory for the data if both servers are remote; kept, so that only changes are transferred."""
+        if self.source.target is None or self.receiver.target is None:
             return None
         path = directory(self.state_dir) / f"{self.name}.relay" / self.direction
         return Place(Host("relay"), str(path))
 
     def copy_place(self, name: str) -> Place:
-        """A copy on the receiving server."""
-        return Place(self.taker, f"{self.spec.copy_path}.sync/{name}")
+        """The directory of a copy on the receiving server."""
+        return Place(self.receiver, f"{self.spec.copy_path}.sync/{name}")
 
 
 def sync(job: Job, state: SyncState, started: float) -> SyncState:
-    """All steps. Returns the new record. Raises RefusedError or StepError; the receiving server is whole then."""
+    """All steps; returns the new record. Raises SyncRefusedError, SyncStepError; the serving copy stays complete."""
     standing = job.access.standing()
     check_direction(job.direction, standing)
     if job.spec.method == "syncrepl":
@@ -90,8 +90,8 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
     if look is None or look.different or full:
         look = renew(job, state, origin, serving, entries, look)
     else:
-        job.say("nothing differs: the standby is left alone")
-        remote(job.taker, "discard", job.spec.copy_path)
+        job.say("nothing differs: the receiving server stays unchanged")
+        remote(job.receiver, "discard", job.spec.copy_path)
     now_equal = replace(
         state,
         equal_at=started,
@@ -108,8 +108,8 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
 
 
 def watch(job: Job, state: SyncState, started: float) -> SyncState:
-    """Servers that replicate by themselves: compare them."""
-    from check_failover.sync import replicated  # ldap3 weighs 20 MiB
+    """Compare servers that replicate by themselves."""
+    from check_failover.sync import replicated  # imports ldap3, 20 MiB
 
     shrink = 1.0 if job.accept_shrink else job.spec.max_shrink
     limit = min(job.spec.timeout, 60.0)
@@ -117,48 +117,48 @@ def watch(job: Job, state: SyncState, started: float) -> SyncState:
 
 
 def inspect(job: Job) -> dict[str, str]:
-    """What the receiving server has. Raises RefusedError where it is nothing of ours."""
-    found = remote(job.taker, "inspect", job.spec.copy_path)
+    """State of the receiving server's copies. Raises SyncRefusedError if failover-sync did not make them."""
+    found = remote(job.receiver, "inspect", job.spec.copy_path)
     path = job.spec.copy_path
     if "directory" in found:
-        text = f"{path} on the {job.taker} is an ordinary directory; once: failover-sync --adopt {job.name}"
+        text = f"{path} on the {job.receiver} is an ordinary directory; run once: failover-sync --adopt {job.name}"
         raise SyncRefusedError(Refusal.NOT_ADOPTED, text)
     if "foreign" in found:
-        text = f"{path} on the {job.taker} is not ours ({found['foreign']}); name another path in [service.sync] to"
+        text = f"{path} on the {job.receiver} is foreign ({found['foreign']}); set another path in [service.sync] to"
         raise SyncRefusedError(Refusal.NOT_ADOPTED, text)
     return found
 
 
 def export(job: Job) -> int | None:
-    """``before`` and ``count`` on the giving server; the number of entries where that is asked."""
+    """Run ``before`` and ``count`` on the source server; the number of entries, or None without ``count``."""
     spec = job.spec
     if spec.before:
-        timed(job, "before", lambda: run(job.giver, fill(job, spec.before), spec.timeout))
+        timed(job, "before", lambda: run(job.source, fill(job, spec.before), spec.timeout))
     if not spec.count:
         return None
-    out = run(job.giver, fill(job, spec.count), spec.timeout)
+    out = run(job.source, fill(job, spec.count), spec.timeout)
     try:
         return int(out)
     except ValueError:
-        raise SyncStepError(f"{job.giver}: count: printed {out[:40]!r}, not a number") from None
+        raise SyncStepError(f"{job.source}: count: printed {out[:40]!r}, not a number") from None
 
 
 def bring(job: Job, state: SyncState, serving: str | None, entries: int | None) -> Place:
-    """Where the data can be read from with one more rsync: the giving server, or the relay directory here."""
-    source = Place(job.giver, job.spec.source_path)
+    """The directory for the next rsync to read: on the source server, or the updated relay directory here."""
+    source = Place(job.source, job.spec.source_path)
     relay = job.relay
     if relay is None:
         return source
     Path(relay.path).mkdir(parents=True, exist_ok=True, mode=0o700)
     look = copy(source, relay, job.spec, checksum=False, dry=True, own_owners=job.may_chown)
     job.sent += look.wire
-    guard_size(job, state, look, entries, serving)  # a wiped source must not even reach the relay
+    guard_size(job, state, look, entries, serving)  # a wiped source must not overwrite the relay either
     passes(job, source, relay)
     return relay
 
 
 def compare(job: Job, origin: Place, destination: Place) -> TransferReport:
-    """What differs; nothing is written."""
+    """What differs, by a dry run; nothing is written."""
     report = copy(
         origin, destination, job.spec, checksum=job.spec.checksum, dry=True, own_owners=job.may_chown or not job.relay
     )
@@ -168,8 +168,8 @@ def compare(job: Job, origin: Place, destination: Place) -> TransferReport:
 
 
 def differences(job: Job, serving: str | None) -> tuple[int, int, int]:
-    """Files and bytes that differ, and files in all, without touching either server; an upper bound over a relay."""
-    source, relay = Place(job.giver, job.spec.source_path), job.relay
+    """Differing files, differing bytes, files in all; changes neither server. An upper bound if there is a relay."""
+    source, relay = Place(job.source, job.spec.source_path), job.relay
     destination = job.copy_place(serving) if serving else nothing(job)
     legs = [(source, destination)]
     if relay is not None:
@@ -182,14 +182,14 @@ def differences(job: Job, serving: str | None) -> tuple[int, int, int]:
 
 
 def nothing(job: Job) -> Place:
-    """An empty directory, against which a dry run counts all that a server has."""
+    """An empty directory; a dry run against it counts all files of a server."""
     empty = directory(job.state_dir) / ".empty"
     empty.mkdir(exist_ok=True, mode=0o700)
     return Place(Host("relay"), str(empty))
 
 
 def guard_size(job: Job, state: SyncState, look: TransferReport, entries: int | None, serving: str | None) -> None:
-    """Refuse a source that shrank, against the last good run, or what the receiving server has where none is known."""
+    """Refuse a source that shrank since the last good run; without one, compare with the receiving server."""
     if job.accept_shrink:
         return
     good = state.size
@@ -202,9 +202,9 @@ def guard_size(job: Job, state: SyncState, look: TransferReport, entries: int | 
 def renew(
     job: Job, state: SyncState, origin: Place, serving: str | None, entries: int | None, look: TransferReport | None
 ) -> TransferReport:
-    """Stage, verify, switch. Returns what differed before and what travelled."""
+    """Stage, verify, switch. Returns what differed before and the size of the new copy."""
     job.enter(Phase.TRANSFER)
-    made = remote(job.taker, "prepare", job.spec.copy_path, secrets.token_hex(2))
+    made = remote(job.receiver, "prepare", job.spec.copy_path, secrets.token_hex(2))
     name = made["copy"]
     staged = job.copy_place(f"staging-{name}")
     bases = [job.copy_place(b).path for b in (serving, made.get("leftover")) if b]
@@ -212,22 +212,23 @@ def renew(
     if look is None:
         look = done
     look.files, look.bytes = done.files, done.bytes
-    guard_size(job, state, look, entries, serving)  # it may have been wiped while we read
+    guard_size(job, state, look, entries, serving)  # the source may have been wiped during the transfer
     if job.spec.verify:
-        timed(job, "verify", lambda: run(job.taker, fill(job, job.spec.verify, staged.path, entries), job.spec.timeout))
+        verify = fill(job, job.spec.verify, staged.path, entries)
+        timed(job, "verify", lambda: run(job.receiver, verify, job.spec.timeout))
     job.enter(Phase.SWITCH)
     standing: Standing = job.access.standing()
-    check_direction(job.direction, standing)  # a flip since the start makes this the wrong direction
+    check_direction(job.direction, standing)  # after a flip during this run the direction would be wrong
     timed(job, "switch", lambda: switch(job, name))
     try:
-        remote(job.taker, "prune", job.spec.copy_path, str(job.spec.keep))
+        remote(job.receiver, "prune", job.spec.copy_path, str(job.spec.keep))
     except SyncStepError as error:
-        job.say(str(error))  # the new copy serves; the next run removes what is left
+        job.say(str(error))  # the new copy serves; the next run removes the old ones
     return look
 
 
 def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = ()) -> TransferReport:
-    """rsync until a pass finds nothing to change; with ``checksum`` that last pass has compared every byte."""
+    """Run rsync until a pass finds no difference; with ``checksum`` the last pass compared all contents."""
     partial = (
         f"{job.spec.copy_path}.sync/partial" if destination.host.role != "relay" else f"{destination.path}.partial"
     )
@@ -246,26 +247,26 @@ def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = (
         job.sent += report.wire
         if number == 0:
             first = report
-        elif not report.different and not report.touched:  # a new time: it was written to since the pass before
+        elif not report.different and not report.touched:  # a new time means a write since the pass before
             report.differed_files, report.other = first.differed_files, first.other
             report.differed_bytes = first.differed_bytes
             return report
     moving = report.differed_files + report.touched
     raise SyncStepError(
-        f"{origin.host}: {origin.path} keeps changing while it is read ({moving} files in pass "
+        f"{origin.host}: {origin.path} keeps changing while rsync reads it ({moving} files in pass "
         f"{MAX_PASSES}): export or snapshot it with before = [...]"
     )
 
 
 def switch(job: Job, name: str) -> None:
-    """Move the link and tell the service; back again when the service does not like it."""
-    remote(job.taker, "switch", job.spec.copy_path, name)
+    """Move the link and run ``after``; if ``after`` fails, move the link back."""
+    remote(job.receiver, "switch", job.spec.copy_path, name)
     settle(job)
 
 
 def resume(job: Job) -> bool:
-    """Finish a run that was killed after its switch. True when that failed, so that this run must bring a new copy."""
-    job.say("an earlier run ended after its switch: finishing it")
+    """Finish a run that was killed after its switch. True if that failed: this run must make a new copy then."""
+    job.say("an earlier run was killed after its switch: finishing it")
     try:
         settle(job)
     except SyncStepError as error:
@@ -275,27 +276,27 @@ def resume(job: Job) -> bool:
 
 
 def settle(job: Job) -> None:
-    """``after`` for the copy that the link names, which makes the switch final."""
+    """Run ``after`` for the copy that the link points to, and make the switch final."""
     if job.spec.after:
         try:
-            run(job.taker, fill(job, job.spec.after), job.spec.timeout)
+            run(job.receiver, fill(job, job.spec.after), job.spec.timeout)
         except SyncStepError as error:
             raise SyncStepError(f"{error}; {put_back(job)}") from None
-    remote(job.taker, "settle", job.spec.copy_path)
+    remote(job.receiver, "settle", job.spec.copy_path)
 
 
 def put_back(job: Job) -> str:
-    """The copy before serves again; what became of it, for the error's text."""
+    """Switch back to the previous copy; returns the outcome for the error's text."""
     try:
-        remote(job.taker, "back", job.spec.copy_path)
-        run(job.taker, fill(job, job.spec.after), job.spec.timeout)
+        remote(job.receiver, "back", job.spec.copy_path)
+        run(job.receiver, fill(job, job.spec.after), job.spec.timeout)
     except SyncStepError as error:
-        return f"and the way back failed too, look after the {job.taker}: {error}"
-    return "the copy before serves again"
+        return f"and switching back failed too, check the {job.receiver}: {error}"
+    return "the previous copy serves again"
 
 
 def fill(job: Job, command: Sequence[str], staged: str = "", entries: int | None = None) -> list[str]:
-    """A configured command with its placeholders filled in, each within its own argument."""
+    """A configured command with its placeholders replaced inside each argument."""
     words = {
         "{name}": job.name,
         "{direction}": job.direction.value,
@@ -314,7 +315,7 @@ def fill(job: Job, command: Sequence[str], staged: str = "", entries: int | None
 
 
 def timed(job: Job, what: str, step: Callable[[], T]) -> T:
-    """Say what is done and how long it took."""
+    """Run a step, and report its name and duration."""
     job.say(f"{what} ...")
     began = time.monotonic()
     result = step()

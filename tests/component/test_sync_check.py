@@ -60,7 +60,7 @@ def test_a_failed_run_and_a_damaged_record_are_told(syncing: Syncing) -> None:
     problem = syncing.state().problem
     assert problem is not None
     assert problem.reason is Refusal.TARGET_STANDBY
-    expect(syncing, 0, "OK: the standby serves: nothing to bring to it")
+    expect(syncing, 0, "OK: the standby serves: nothing is copied to it")
     (syncing.state_dir / "sync/web.json").write_text("{")
     expect(syncing, 3, "web.json: damaged")
 

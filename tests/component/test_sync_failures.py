@@ -63,7 +63,7 @@ def test_a_service_that_does_not_like_the_new_copy_gets_the_old_one_back(syncing
     ok(syncing.sync())
     good, link = contents(syncing.standby), syncing.standby.readlink()
     fill(syncing.primary, {"bad": "1"})
-    text = "after: exit 3: no good; the copy before serves again"
+    text = "after: exit 3: no good; the previous copy serves again"
     refused(syncing, syncing.sync(), Refusal.FAILED, text)
     assert contents(syncing.standby) == good
     assert syncing.standby.readlink() == link
@@ -78,7 +78,7 @@ def test_a_first_copy_that_is_not_liked_is_replaced_by_the_next(syncing: Syncing
     """There is none to go back to; a repaired source must get through all the same."""
     syncing.configure('after = ["/usr/bin/test", "!", "-e", "{current}/bad"]')
     fill(syncing.primary, {"bad": "1"})
-    refused(syncing, syncing.sync(), Refusal.FAILED, "there is no copy before this one")
+    refused(syncing, syncing.sync(), Refusal.FAILED, "there is no previous copy")
     (syncing.primary / "bad").unlink()
     ok(syncing.sync())
     assert contents(syncing.standby) == contents(syncing.primary)
@@ -98,7 +98,7 @@ def test_a_source_that_never_stands_still_is_not_copied_half(syncing: Syncing) -
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        refused(syncing, syncing.sync(), Refusal.FAILED, "keeps changing while it is read")
+        refused(syncing, syncing.sync(), Refusal.FAILED, "keeps changing while rsync reads it")
     finally:
         stop.set()
         writer.join()
@@ -125,11 +125,13 @@ def test_an_unreachable_server_is_named(syncing: Syncing) -> None:
 def test_what_is_not_ours_is_not_replaced(syncing: Syncing) -> None:
     """A directory, or a link somebody else made, on the standby."""
     fill(syncing.standby, {"old": "content"})
-    refused(syncing, syncing.sync(), Refusal.NOT_ADOPTED, "is an ordinary directory; once: failover-sync --adopt web")
+    refused(
+        syncing, syncing.sync(), Refusal.NOT_ADOPTED, "is an ordinary directory; run once: failover-sync --adopt web"
+    )
     (syncing.standby / "old").unlink()
     syncing.standby.rmdir()
     syncing.standby.symlink_to("/etc")
-    refused(syncing, syncing.sync(), Refusal.NOT_ADOPTED, "is not ours (/etc); name another path")
+    refused(syncing, syncing.sync(), Refusal.NOT_ADOPTED, "is foreign (/etc); set another path")
 
 
 def slow(syncing: Syncing, key: str) -> Path:
@@ -145,7 +147,7 @@ def test_one_at_a_time(syncing: Syncing) -> None:
     first = subprocess.Popen(syncing.argv(), stdout=subprocess.DEVNULL)
     poll(started.exists, 30, "the first run")
     second = syncing.sync()
-    assert (second.returncode, second.stdout) == (1, "WARNING: another run of this service is under way\n")
+    assert (second.returncode, second.stdout) == (1, "WARNING: another run of this service is in progress\n")
     running = syncing.state().running
     assert running is not None
     assert (running.pid, running.phase) == (first.pid, Phase.TRANSFER)

@@ -283,7 +283,7 @@ def test_a_slapd_that_does_not_start_gets_the_old_database_back(syncing: Syncing
     script(
         place / "restart", f"if [ ! -e {syncing.place}/once ]; then touch {syncing.place}/once; exit 7; fi\n{restart}"
     )
-    refused(syncing, syncing.sync(), Refusal.FAILED, "restart: exit 7; the copy before serves again")
+    refused(syncing, syncing.sync(), Refusal.FAILED, "restart: exit 7; the previous copy serves again")
     assert directory.people("standby") == good
     ok(syncing.sync())
     assert "new" in directory.people("standby")

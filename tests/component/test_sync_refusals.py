@@ -41,7 +41,7 @@ def test_nothing_moves_towards_the_serving_standby(syncing: Syncing) -> None:
 def test_nothing_moves_while_nobody_knows_who_serves(syncing: Syncing) -> None:
     """A redirector that does not answer may have flipped."""
     (syncing.run_dir / "redirector.sock").unlink()
-    refused(syncing, syncing.sync(), Refusal.TARGET_UNKNOWN, "nobody says which server serves")
+    refused(syncing, syncing.sync(), Refusal.TARGET_UNKNOWN, "the serving server is unknown")
     assert syncing.versions("standby") == []
 
 
@@ -132,7 +132,7 @@ def test_fewer_bytes_count_as_well(syncing: Syncing) -> None:
     ok(syncing.sync())
     for name in FILES:
         (syncing.primary / name).write_text("")
-    refused(syncing, syncing.sync(), Refusal.SHRUNK, "bytes; if that is right: --accept-shrink")
+    refused(syncing, syncing.sync(), Refusal.SHRUNK, "bytes; if that is intended: --accept-shrink")
 
 
 def test_fewer_entries_count_as_well(syncing: Syncing) -> None:
@@ -209,7 +209,7 @@ def test_the_controller_keeps_record_and_lock_wherever_the_run_is(elsewhere: Syn
     with (elsewhere.state_dir / "sync/web.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = elsewhere.sync()
-    assert (done.returncode, done.stdout) == (1, "WARNING: another run of this service is under way\n")
+    assert (done.returncode, done.stdout) == (1, "WARNING: another run of this service is in progress\n")
 
 
 def test_a_controller_that_goes_away_stops_the_run_before_the_switch(elsewhere: Syncing) -> None:

@@ -171,7 +171,7 @@ def _fail_over(site: SyncedSite, everybody: set[str]) -> None:
     code, line = site.sync()
     assert code == 1, line
     assert "the standby serves" in line
-    site.core.wait("ldap sync", 0, text="the standby serves: nothing to bring to it")
+    site.core.wait("ldap sync", 0, text="the standby serves: nothing is copied to it")
 
 
 def _bring_back(site: SyncedSite, everybody: set[str]) -> None:
