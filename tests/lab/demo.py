@@ -189,7 +189,7 @@ def monotonic(wall: float) -> float:
 def linger(site: Site, web: Web) -> None:
     """Until Ctrl-C."""
     say(f"\nweb interface: {web.url} (user {USER}, password {PASSWORD})")
-    say(f"status:        .venv/bin/failoverctl status --config {site.config}")
+    say(f"status:        {Path(sys.executable).parent}/failoverctl status --config {site.config}")
     say(f"namespaces:    {', '.join(site.house.name(who) for who in ('client', 'controller', 'primary', 'standby'))}")
     say("Ctrl-C ends it and removes everything")
     with contextlib.suppress(KeyboardInterrupt):

@@ -422,7 +422,7 @@ def _readable_by(user: str) -> None:
     """Nagios runs plugins as its own user: say so at once when it could not."""
     for path in (Path(sys.executable), ROOT / "check_failover" / "__init__.py"):
         done = subprocess.run(["/usr/sbin/runuser", "-u", user, "--", "/usr/bin/test", "-r", str(path)], check=False)
-        assert done.returncode == 0, f"the user {user} cannot read {path}: keep the project where everybody may read it"
+        assert done.returncode == 0, f"the user {user} cannot read {path}: run it by `python -m tests.lab.readable`"
 
 
 __all__ = ["BASE", "CONTROLLER", "HOST", "ONCALL", "Site"]
