@@ -1,11 +1,11 @@
 """The nftables redirect: one table of our own, ``inet check_failover``; nobody else's is ever touched.
 
-For each service (objects carry its name)::
+What each service has (``ruleset`` says how the shared chains reach it)::
 
-    map    target_NAME  service address . port -> server . port       the redirect; a flip replaces its one element
-    set    dead_NAME  the dead server: what its stranded clients send is answered with a RST (reject with tcp reset)
-    set    withheld_NAME  the servers whose refusals of new connections are withheld while it is undecided
-    set    drill_NAME  a drill's test client, which goes to the standby until its time is over
+    map     target_NAME    service address . port -> server . port: the redirect; a flip replaces its one element
+    set     dead_NAME      a server that is gone: what its stranded clients send is answered with a RST
+    set     withheld_NAME  the servers whose refusals of new connections are withheld while it is undecided
+    set     drill_NAME     a drill's test client, which goes to the standby until its time is over
     counter requests_NAME, replies_NAME, refusals_NAME    packets that demand an answer, answers, withheld refusals
 
 A map per service, because a map element cannot be replaced in place: ``flush map`` and ``add element`` go into one
@@ -17,6 +17,8 @@ Source: nft(8); which packets a refused SYN gets: RFC 9293, 3.10.7.1.
 
 from __future__ import annotations
 
+import logging
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -28,7 +30,11 @@ from check_failover.redirector import Activity, RedirectError
 from check_failover.redirector.nftables.conntrack import Conntrack, Entry
 from check_failover.redirector.nftables.nft import Nft
 from check_failover.redirector.nftables.poke import Poker
-from check_failover.redirector.nftables.ruleset import CT_MASK, TABLE, count, pair, ruleset, version
+from check_failover.redirector.nftables.ruleset import CT_MASK, TABLE, counts, pair, ruleset, signatures, signed, update
+
+COUNTERS_GOOD_FOR = 0.05  # seconds: a status of all services reads them once
+
+log = logging.getLogger(__name__)
 
 
 def ct_marks(services: Iterable[Service]) -> dict[str, int]:
@@ -51,22 +57,32 @@ class Nftables:
     def __init__(self, config: Config) -> None:
         self._services = {service.name: service for service in config.services}
         self._marks = ct_marks(config.services)
-        self._rules = count(config.services, self._marks)
+        self._counts = counts(config.services, self._marks)
+        self._signatures = signatures(config.services, self._marks)
         self._nft = Nft()
         self._conntrack = Conntrack()
         self._poker = Poker()
+        self._counters: tuple[float, dict[str, int]] = (float("-inf"), {})
         self._waiting: dict[str, list[Endpoint]] = {}
 
     def install(self, targets: Mapping[str, Target]) -> None:
-        """Right rules are left alone; otherwise the whole table is replaced in one transaction."""
-        services = self._services.values()
-        if (
-            self._installed() == version(services, self._marks)
-            and self.whole()
-            and all(self.current(self._services[name]) is target for name, target in targets.items())
-        ):
-            return
-        self._nft.run(ruleset(services, self._marks, targets))
+        """Right rules are left alone; where only services differ, only these are replaced; else the whole table."""
+        services, marks, installed = self._services.values(), self._marks, self._installed()
+        changed = [service for name, service in self._services.items() if self._wrong(name, installed, targets)]
+        gone = installed.keys() - self._signatures.keys()
+        if installed.get("shared") == self._signatures["shared"]:
+            if not changed and not gone and self.whole():
+                return
+            try:
+                self._nft.run(update(gone, changed, services, marks, targets, installed))
+                if self.whole():
+                    return
+            except RedirectError as error:
+                log.warning("%s: loading the whole table", error)
+        self._nft.run(ruleset(services, marks, targets))
+
+    def _wrong(self, name: str, installed: Mapping[str, str], targets: Mapping[str, Target]) -> bool:
+        return installed.get(name) != self._signatures[name] or self.current(self._services[name]) is not targets[name]
 
     def current(self, service: Service) -> Target | None:
         try:
@@ -90,7 +106,11 @@ class Nftables:
         except RedirectError:
             return False
         found = Counter(entry["rule"]["chain"] for entry in objects if "rule" in entry)
-        return all(found[chain] >= number for chain, number in self._rules.items())
+        for entry in objects:
+            for one in (entry.get("map"), entry.get("set")):
+                if one is not None and one["name"] in self._counts:
+                    found[one["name"]] = len(one.get("elem", []))
+        return all(found[name] >= number for name, number in self._counts.items())
 
     def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
         name, old = service.name, service.server(target.other)
@@ -137,11 +157,14 @@ class Nftables:
         self._nft.run(f"flush set {TABLE} withheld_{service.name}\n{add}")
 
     def activity(self, service: Service) -> Activity:
-        values = {
-            entry["counter"]["name"]: int(entry["counter"]["packets"])
-            for entry in self._nft.list(f"counters table {TABLE}")
-            if "counter" in entry
-        }
+        at, values = self._counters
+        if time.monotonic() - at > COUNTERS_GOOD_FOR:
+            values = {
+                entry["counter"]["name"]: int(entry["counter"]["packets"])
+                for entry in self._nft.list(f"counters table {TABLE}")
+                if "counter" in entry
+            }
+            self._counters = time.monotonic(), values
         return Activity(values.get(f"requests_{service.name}", 0), values.get(f"replies_{service.name}", 0))
 
     def forget(self, service: Service, client: str, port: int) -> bool:
@@ -166,11 +189,11 @@ class Nftables:
             if entry.client.address == client and not entry.unanswered
         )
 
-    def _installed(self) -> str | None:
-        """The signature our table carries, as the name of an empty chain; None without a table."""
+    def _installed(self) -> dict[str, str]:
+        """Service -> the signature chain that our table has for it (``ruleset.signatures``); empty: no table."""
         try:
             chains = self._nft.list(f"chains {TABLE.split()[0]}")
         except RedirectError:
-            return None
+            return {}
         names = [e["chain"]["name"] for e in chains if "chain" in e and e["chain"]["table"] == TABLE.split()[1]]
-        return next((name for name in names if name.startswith("v_")), None)
+        return dict(found for name in names if (found := signed(name)) is not None)
