@@ -51,14 +51,17 @@ def run(config: Config, stop: threading.Event) -> None:
     notify("READY=1")
     for line in (f"{name}: {target}" for name, target in steering.targets().items()):
         log.info("started, %s", line)
-    while not stop.wait(0.0 if report.nothing_yet else HEAL_EVERY):
+    pause = 0.0
+    while not stop.wait(pause):
+        pause = HEAL_EVERY
         steering.reconcile()
         for service in config.services:
             requests.advance(service)
             requests.fail_back(service)
-            report.look(service, requests.status(service))
+            requests.look(service)
     notify("STOPPING=1")
     server.close()
+    requests.close()
     report.close()
 
 

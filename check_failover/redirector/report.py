@@ -32,12 +32,12 @@ class CoreReports:
         self._outbox = Outbox(transport, config.controller.state_dir / "target" / "results.kept")
         self._last: dict[str, tuple[float, object]] = {}
 
-    @property
-    def nothing_yet(self) -> bool:
-        return not self._last
-
     def attempt(self, service: Service, entry: Mapping[str, Any], status: Mapping[str, Any]) -> None:
-        """An attempt was made: its outcome, then the state it left."""
+        """An attempt was made: its outcome, then the state it left. ``status`` may be younger than the attempt."""
+        if entry["flipped"] and status["target"] != entry["to"]:  # moved again meanwhile, whose own result follows
+            state = State.WARNING if entry["to"] == Target.STANDBY else State.OK
+            self._send(service, "redirect", state, outcome(service, entry), status)
+            return
         if entry["flipped"]:
             self.state(service, status, outcome(service, entry))
             return

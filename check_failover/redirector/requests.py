@@ -14,6 +14,7 @@ from check_failover.listening import RequestRefusedError
 from check_failover.model import Detector, Facts, Service, Target
 from check_failover.peer import Peer
 from check_failover.redirector import RedirectError, inquiry
+from check_failover.redirector.afterwards import Afterwards
 from check_failover.redirector.drill import Drills
 from check_failover.redirector.order import Order
 from check_failover.redirector.report import CoreReports, detail_lines, redirect_state
@@ -32,6 +33,7 @@ class RedirectorRequests:
         self._steering, self._report, self._drills = steering, report, drills
         self._report_url: str | None = config.monitoring.get("report_url")
         self._started = time.monotonic()
+        self._afterwards = Afterwards()
 
     def authorise(self, verb: str, peer: Peer) -> str | None:
         """None, or why not."""
@@ -59,7 +61,8 @@ class RedirectorRequests:
         """The steering's status, with the state and all the lines that "NAME redirect" shows for it."""
         order = None
         if self._steering.targets()[service.name] is Target.STANDBY:
-            health = inquiry.health(self._controller, service, Target.PRIMARY)
+            ending = self._afterwards.closing
+            health = {} if ending else inquiry.health(self._controller, service, Target.PRIMARY)
             facts = inquiry.synced(self._controller, service, Facts())
             order = self._fail_back(Order(service, "fail-back", "", facts), health.get("ok"), health)
         status = self._steering.status(service.name, order)
@@ -101,7 +104,7 @@ class RedirectorRequests:
             text = self._steering.hold(name, by, _words(message.get("reason") or "")[:500])
         else:
             text = self._steering.release(name, by)
-        self._report.state(service, self.status(service))
+        self._report_state(service)
         return {"text": text}
 
     def _do(self, order: Order) -> dict[str, Any]:
@@ -109,10 +112,13 @@ class RedirectorRequests:
         return self._reported(order.service, self._steering.order(order))
 
     def _reported(self, service: Service, entry: dict[str, Any]) -> dict[str, Any]:
-        """An order that found all done tells nothing: a core may give it a hundred times."""
+        """Report it after the answer; not an order that found all done, which a core may give a hundred times."""
         if entry["reason"] != Reason.ALREADY:
-            self._report.attempt(service, entry, self.status(service))
+            self._afterwards.submit(lambda: self._report.attempt(service, entry, self.status(service)))
         return entry
+
+    def _report_state(self, service: Service) -> None:
+        self._afterwards.submit(lambda: self._report.state(service, self.status(service)))
 
     def _downtime(self, message: Message, by: str, peer: Peer) -> Message:
         """A downtime of the primary begins or ends. The end moves nothing: it is an item of the fail-back checklist."""
@@ -127,7 +133,7 @@ class RedirectorRequests:
                 order = self._order("drain", service, by, {}, peer)
                 said.append(self._do(replace(order, why=f"downtime of {of}"))["line"])
             else:
-                self._report.state(service, self.status(service))
+                self._report_state(service)
                 said.append(f"{service.name}: downtime {'began' if begin else 'ended'}")
         return {"text": "; ".join(said) or "no primary's downtime"}
 
@@ -135,7 +141,7 @@ class RedirectorRequests:
         followed = self._steering.follow(_states(message))
         for service in self._services:
             if service.name in followed:
-                self._report.state(service, self.status(service))
+                self._report_state(service)
         return {"followed": followed}
 
     def _order(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Order:
@@ -182,7 +188,15 @@ class RedirectorRequests:
         health = inquiry.health(self._controller, service, drain.old)
         failed = health.get("ok") is False and inquiry.probe(self._controller, service, drain.old) is False
         if self._steering.advance(service.name, old_failed=failed):
-            self._report.state(service, self.status(service))
+            self._report_state(service)
+
+    def look(self, service: Service) -> None:
+        """Report how things stand where that has changed, or nothing was reported for long."""
+        self._afterwards.submit(lambda: self._report.look(service, self.status(service)), only=service.name)
+
+    def close(self) -> None:
+        """Send what is still to be reported."""
+        self._afterwards.close()
 
     def fail_back(self, service: Service) -> None:
         """The automatic fail-back, where it is on. A restart proves nothing anew."""

@@ -5,7 +5,7 @@ The order of a flip, so that a kill or a power cut at any moment leaves the old 
 1. the intent is written beside the state file (see ``state``): a restart follows it, and finishes what follows here
 2. one transaction in the kernel; connections in the making are forgotten; the event has the sniffer replay them
 3. stranded flows are freed, the rule is read back
-4. the intent is settled, the journal line written (both with fsync), the answer, the passive results
+4. the intent is settled, the journal line written (both with fsync), the order answered; passive results follow
 
 An order of the core that is refused for a reason that may pass (``decide.RETRYABLE``) stays *pending*: fresh evidence
 from the sniffer, a released hold or the end of the hold-down have it decided anew, until a flip or the core's recovery
