@@ -1,8 +1,8 @@
-"""The project beside its rivals (``tests.lab.rivals``): what clients feel of each fault, and what watching costs.
+"""The project beside its rivals (``tests.bench.rivals``): what clients feel of each fault, and what watching costs.
 
     python -m tests.bench.bench_rivals [--faults crash,hang] [--rivals check_failover,nginx] [--keep DIRECTORY]
 
-First, with nothing wrong, what each way carries (``tests.lab.full_load``): requests per second of eight clients that
+First, with nothing wrong, what each way carries (``tests.bench.full_load``): requests per second of eight clients that
 never pause, and what it adds to the median time of a lone client's request, beside the same client asking the primary
 itself; the median of ``ROUNDS``, each of them through all rivals. And the project's planned work: a drain and a
 fail-back under the load below. Then the faults; ``--faults ""`` leaves them out.
@@ -43,10 +43,10 @@ from typing import NoReturn
 
 from tests.bench.healthy import HEAD as WAYS_HEAD
 from tests.bench.healthy import Way, planned_work, way, ways_row
+from tests.bench.rivals import HAPROXY, KEEPALIVED, NFT, NGINX, RIVALS, Ground, Rival
 from tests.lab.faults import FAULTS
 from tests.lab.load import PATIENCE, Load, Request
 from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, House, poll
-from tests.lab.rivals import HAPROXY, KEEPALIVED, NFT, NGINX, RIVALS, Ground, Rival
 from tests.lab.site import BASE
 
 LIMIT = 900  # seconds for everything

@@ -3,7 +3,7 @@
     python -m tests.bench.bench_sniffer [--faults crash,hang] [--runs 3]
 
 The sniffer runs as on a site, with the capture, one LDAP service and the redirector beside it. CPU is its own, all
-threads, in percent of one core, over ``SECONDS``; RSS at the end of them. Traffic is made up (``tests.lab.mirror``):
+threads, in percent of one core, over ``SECONDS``; RSS at the end of them. Traffic is made up (``tests.bench.mirror``):
 whole connections of twelve packets at an exact rate, which no two servers on one machine would carry; a last row has
 real clients as fast as they are answered. ``watched`` is the sampling; ``dropped``: frames that found a ring full.
 
@@ -31,10 +31,10 @@ from typing import Any
 
 from check_failover.sniffer.stage1.packet import parse
 from check_failover.sniffer.stage1.traffic import TrafficMonitor
+from tests.bench import mirror
 from tests.bench.bench_rivals import machine, say, table
-from tests.lab import mirror
+from tests.bench.full_load import full_load
 from tests.lab.demo import from_log
-from tests.lab.full_load import full_load
 from tests.lab.load import Load
 from tests.lab.netns import SERVICE_ADDRESS, freeze, poll, python_argv
 from tests.lab.others import Clients, config, start
@@ -128,7 +128,7 @@ def watch(site: Site, duration: float) -> Cost:
 def mirrored(site: Site, rate: float) -> Cost:
     """With so many such connections a second."""
     log = site.directory / f"mirror-{rate:.0f}.log"
-    argv = python_argv("tests.lab.mirror", "cl0", SERVICE_ADDRESS, str(rate), str(WARM + SECONDS + 1))
+    argv = python_argv("tests.bench.mirror", "cl0", SERVICE_ADDRESS, str(rate), str(WARM + SECONDS + 1))
     process = site.house.start("controller", *argv, log=log, cwd=ROOT)
     poll(lambda: log.read_text() or process.poll() is not None, 20.0, "the mirror begins")
     time.sleep(WARM)

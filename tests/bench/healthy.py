@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.full_load import Carried, full_load
+from tests.bench.full_load import Carried, full_load
+from tests.bench.rivals import Rival
 from tests.lab.load import PATIENCE, Load
 from tests.lab.netns import PRIMARY, SERVICE_ADDRESS, poll
-from tests.lab.rivals import Rival
 from tests.lab.site import BASE, Site
 
 CLIENTS, SECONDS = 8, 4.0  # of the full load

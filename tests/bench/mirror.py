@@ -1,6 +1,6 @@
 """Whole LDAP conversations at any rate, sent out of the controller's own client interface: for what watching costs.
 
-    python -m tests.lab.mirror INTERFACE ADDRESS RATE SECONDS      RATE in connections/s, 0: as fast as it goes
+    python -m tests.bench.mirror INTERFACE ADDRESS RATE SECONDS      RATE in connections/s, 0: as fast as it goes
 
 Prints a line when it begins and ``{"frames", "seconds"}`` at its end. Each connection is ``len(STEPS)`` frames:
 connect, bind, one search, unbind, close, both directions (answers count only where they leave, see ``bpf``). Their

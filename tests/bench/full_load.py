@@ -1,6 +1,6 @@
 """Clients that ask as fast as they are answered: what a way to the server can carry, and what it adds to each request.
 
-    python -m tests.lab.full_load ADDRESS PORT CLIENTS SECONDS BASE ATTRIBUTE     prints {"per_second", "median"}
+    python -m tests.bench.full_load ADDRESS PORT CLIENTS SECONDS BASE ATTRIBUTE     prints {"per_second", "median"}
 
 Each client does what a login does, again and again: connect, anonymous bind, read one entry, unbind. Blocking sockets
 and one process for each client: the least that Python can put between the clock and the network. ``median`` in seconds.
@@ -35,7 +35,7 @@ class Carried:
 
 def full_load(house: House, address: str, port: int, *, clients: int, seconds: float, base: str) -> Carried:
     """Run it in the client's namespace. Raises AssertionError when a request failed."""
-    argv = ["tests.lab.full_load", address, str(port), str(clients), str(seconds), base, "description"]
+    argv = ["tests.bench.full_load", address, str(port), str(clients), str(seconds), base, "description"]
     said = house.run("client", "/usr/bin/env", f"PYTHONPATH={ROOT}", *python_argv(*argv), timeout=seconds + 30)
     return Carried(**json.loads(said))
 
