@@ -1,4 +1,4 @@
-"""Whom the core calls: the event handler and the notification command.
+"""Programs that the core runs: the event handler, the notification command and check_failover_sms.
 
-The core starts them anew for each event, so they import little.
+The core starts a handler for each event, so handlers import little.
 """

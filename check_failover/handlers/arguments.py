@@ -1,7 +1,7 @@
-"""``--name value`` for the handlers: argparse alone would cost the event handler a quarter of its whole run (9 ms).
+"""Parses the handlers' ``--name value`` options: argparse would take a quarter of the event handler's time (9 ms).
 
-Nagios's macros may be empty or begin with a dash, so what follows a name is its value whatever it looks like; an
-abbreviated or unknown name is an error, because a handler that guesses acts on the wrong thing.
+Nagios's macros may be empty or begin with a dash, so the word after a name is always its value. An abbreviated or
+unknown name is an error, because a handler that guesses could act on the wrong service.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ANSWERED = 3  # exit code after -h and -V, and of a wrong command line: never one that a core takes for CRITICAL
+ANSWERED = 3  # exit code of -h, -V and a usage error: UNKNOWN to the core, never CRITICAL
 
 
 class UsageError(Exception):
-    """One line for the administrator who wrote the command."""
+    """An error in the command line: one line for the administrator."""
 
 
 def parse(argv: Sequence[str], options: Mapping[str, str], flags: Sequence[str] = ()) -> dict[str, str]:
-    """Options as a dict, defaults from ``options``; a flag that was given is ``"yes"``. Raises UsageError."""
+    """Options as a dict, with defaults from ``options``; a given flag has the value ``"yes"``. Raises UsageError."""
     values = dict(options)
     rest = iter(argv)
     for word in rest:
         name, equals, value = word.partition("=")
         key = name.removeprefix("--")
         if key == name:
-            raise UsageError(f"{word!r}: only options (--name VALUE) are understood, see --help")
+            raise UsageError(f"{word!r}: not an option (--name VALUE), see --help")
         if key in flags and not equals:
             values[key] = "yes"
         elif key not in options:
@@ -41,11 +41,11 @@ def parse(argv: Sequence[str], options: Mapping[str, str], flags: Sequence[str] 
 
 
 def drill_id(output: str) -> str | None:
-    """The drill that a result of "NAME drill" belongs to: ``CRITICAL: drill ID: nothing moves``; None: to none."""
+    """The ID in the output of "NAME drill" (``CRITICAL: drill ID: nothing moves``); None if it has none."""
     words = output.split()
     return words[2].rstrip(":") if words[1:2] == ["drill"] and len(words) > 2 else None
 
 
 def one_line(text: str) -> str:
-    """Text fit for a core's log: no control characters, no line ends."""
+    """The text for the core's log: without control characters and line ends."""
     return "".join(c if c.isprintable() else " " for c in text).strip()

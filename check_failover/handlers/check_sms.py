@@ -1,10 +1,10 @@
-"""check_failover_sms: would a text reach a phone, and do any wait?
+"""check_failover_sms: checks the SMS gateways and the spool of texts.
 
-Asks the gateways without sending anything, and reads the spool. CRITICAL when no gateway answers or no text can be
-written down; WARNING when one of two gateways is away, or when in the last hour a gateway refused a text for good or
-no receipt came for one. -w and -c are ranges for the age in seconds of the oldest text that has not left (60, 300).
+Tests the gateways without sending a text, and reads the spool. CRITICAL when no gateway answers or the spool cannot
+store a text; WARNING when one of two gateways does not answer, or when in the last hour a gateway refused a text for
+good or did not confirm its delivery. -w and -c are ranges for the age in seconds of the oldest waiting text (60, 300).
 
-It stands with the handlers because it needs both the checks' frame and the texts' spool, and the core calls it.
+This module is among the handlers because it uses both wings ``checks`` and ``sms``, which must not import each other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from check_failover.sms import Gateway, GatewayError
 from check_failover.sms.flush import DIGESTED, SmsSender, sender
 from check_failover.sms.spool import AWAITED, FAILED, QUEUE, SENT, Spool, SpoolError, Text
 
-RECENT = 3600.0  # seconds for which a text that failed or was not confirmed is told
+RECENT = 3600.0  # seconds for which a failed or unconfirmed text is reported
 SHOWN = 10  # texts in the long output
 
 
@@ -43,7 +43,7 @@ def check(argv: Sequence[str]) -> Outcome:
         raise CheckError(str(error)) from None
     parts = [gateways(ready.ways), room(ready.spool), texts(ready, arguments)]
     state = worst_of(*(part.state for part in parts))
-    parts.sort(key=lambda part: worst_of(part.state, State.OK) is not state)  # what decided comes first
+    parts.sort(key=lambda part: worst_of(part.state, State.OK) is not state)  # the part that decided comes first
     return Outcome(
         state,
         "; ".join(part.text for part in parts if part.text),
@@ -53,7 +53,7 @@ def check(argv: Sequence[str]) -> Outcome:
 
 
 def gateways(ways: Sequence[tuple[str, Gateway]]) -> Outcome:
-    """Each gateway's own answer; one of two is enough for texts to leave, so its absence is a warning."""
+    """The answer of each gateway. One of two gateways is enough to send texts, so one failure is WARNING."""
     down, lines = [], []
     for name, gateway in ways:
         try:
@@ -66,25 +66,25 @@ def gateways(ways: Sequence[tuple[str, Gateway]]) -> Outcome:
 
 
 def room(spool: Spool) -> Outcome:
-    """Whether a text could be written down now; the spool is made on first use, so its nearest parent counts."""
+    """Whether the spool can store a text; it is created on first use, so the nearest existing parent is tested."""
     place = next(path for path in (spool.directory / QUEUE, *(spool.directory / QUEUE).parents) if path.exists())
     if not os.access(place, os.W_OK | os.X_OK):
-        return Outcome(State.CRITICAL, f"{place}: no text can be written there: right owner, right group?")
+        return Outcome(State.CRITICAL, f"{place}: no write permission for texts: check owner and group")
     free = os.statvfs(place)
     if not free.f_bavail or (free.f_files and not free.f_favail):
-        return Outcome(State.CRITICAL, f"{place}: no room for a text, the disk is full")
+        return Outcome(State.CRITICAL, f"{place}: no space for a text, the disk is full")
     return Outcome(State.OK, "")
 
 
 def texts(ready: SmsSender, arguments: argparse.Namespace) -> Outcome:
-    """What stands in the spool. Raises CheckError when it cannot be read."""
+    """The texts in the spool. Raises CheckError if the spool cannot be read."""
     spool, now = ready.spool, time.time()
     try:
         waiting, awaited = spool.pending(QUEUE), spool.pending(AWAITED)
         failed, sent = spool.count(FAILED, now - RECENT), spool.pending(SENT, now - RECENT)
     except SpoolError as error:
         raise CheckError(f"{error}: cannot read the spool, run this as the core's user") from None
-    # what the second gateway had afterwards, or a digest told, is told; a receipt may come while the patience lasts
+    # no problem: texts that the second gateway or a digest sent later, or whose receipt may still come
     silent = [text for text in sent if text.gateway == ready.first[0] and text.receipt.startswith("no receipt")]
     silent += [text for text in awaited if now - text.sent_at > ready.plan.patience]
     oldest = max((now - text.at for text in waiting), default=0.0)
@@ -109,7 +109,7 @@ def texts(ready: SmsSender, arguments: argparse.Namespace) -> Outcome:
 
 
 def _details(waiting: Sequence[Text], silent: Sequence[Text], failed: int, place: Path) -> str:
-    """The texts by number and problem; their words may be nobody's business in a web interface."""
+    """The texts by number and problem, without their contents, which the web interface must not show."""
     lines = [f"waits: {text.number}, tried {text.attempts} times: {text.problem or 'not yet'}" for text in waiting]
     lines += [f"no receipt: {text.number} by {text.gateway}" for text in silent]
     if len(lines) > SHOWN:

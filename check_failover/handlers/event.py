@@ -1,15 +1,15 @@
-"""The event handler: what the core decided becomes an order for failover-redirector.
+"""The event handler: sends the core's decision as an order to failover-redirector.
 
-It acts on HARD CRITICAL only: SOFT problems, WARNING, UNKNOWN and a stale result never move traffic. The state type is
-what counts, not the attempt: with the host DOWN the first CRITICAL is HARD already. OK withdraws an order that is still
-pending. With ``--fail-back`` it serves the service "NAME fail-back", where a person submits OK in the web UI. With
-``--drill`` it tells the redirector that the core ran it, which moves nothing. With
-``--notice`` it is a notification command: it tells the redirector that a downtime began or ended.
+It acts on HARD CRITICAL only: SOFT problems, WARNING, UNKNOWN and a stale result never move traffic. The state type
+decides, not the attempt: while the host is DOWN, the first CRITICAL is already HARD. OK withdraws a pending order.
+With ``--fail-back`` it handles the service "NAME fail-back", for which a person submits OK in the web UI. With
+``--drill`` it reports to the redirector that the core ran it, which moves nothing. With ``--notice`` it is a
+notification command that reports the begin or end of a downtime to the redirector.
 
-Facts come from the arguments alone, so a whole run is an interpreter's start and one question over a Unix socket. The
-order may come twice or a hundred times: the redirector answers "already there". When the redirector is away (it
-restarts) the handler asks again for ``PATIENCE`` seconds; Nagios would kill it after 30 (``event_handler_timeout``).
-A handler that ends non-zero is shown in nagios.log with what it said, one that ends well is not.
+All facts are arguments, so a run is one interpreter start and one request over a Unix socket. Repeating an order is
+harmless: the redirector answers "already there". While the redirector does not answer (during its restart) the handler
+tries again for ``--patience`` seconds; Nagios kills it after 30 (``event_handler_timeout``). nagios.log shows the
+output of a handler with a non-zero exit code only.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ failover_event: Nagios's and Icinga's event handler for a service with a fail-ov
   --output TEXT          $SERVICEOUTPUT$
   --downtime N           $SERVICEDOWNTIME$: above 0 the service is in downtime
   --host-downtime N      $HOSTDOWNTIME$
-  --own-check            the service is a check of the site's own, not failover-sniffer's verdict: its attempts
-                         (max_check_attempts) confirm the fault; without it, an order without facts is confirmed by
-                         probes of our own
+  --own-check            the service is the site's own check, not failover-sniffer's verdict: its attempts
+                         (max_check_attempts) confirm the fault; without this option the redirector confirms an order
+                         without facts by its own probes
   --standby-state STATE  $SERVICESTATE:HOST:NAME standby$, for --own-check
   --standby-checked AT   $LASTSERVICECHECK:HOST:NAME standby$ (Unix time, 0: never)
   --host HOST            $HOSTNAME$, for the log
-  --by WHO               who stands in the journal for it (nagios)
-  --fail-back            for the service "NAME fail-back": OK from a person is the order to fail back
-  --drill                for the service "NAME drill": tell the redirector that the core ran this; moves nothing
+  --by NAME              name of the actor in the journal (nagios)
+  --fail-back            for the service "NAME fail-back": OK from a person orders the fail-back
+  --drill                for the service "NAME drill": report to the redirector that the core ran this; moves nothing
   --notice TYPE          $NOTIFICATIONTYPE$: as a notification command for downtimes, with --host and, for a service's,
                          --description ($SERVICEDESC$) in place of --service, --state and --state-type
   --description TEXT     see --notice
   --socket PATH          the redirector's socket ({REDIRECTOR_SOCKET})
-  --patience SECONDS     how long a redirector that is away is asked again (10)
+  --patience SECONDS     how long to try again while the redirector does not answer (10)
   -h, --help; -V, --version
 
-Exit code: 0 done, refused or nothing to do (said on stdout); 1 the redirector did not answer or did not listen to us;
-3 wrong command line."""
+Exit code: 0 done, refused or nothing to do (stdout says which); 1 the redirector did not answer or denied access;
+3 usage error."""
 
 OPTIONS = {
     "service": "",
@@ -76,11 +76,11 @@ OPTIONS = {
     "patience": "10",
 }
 STATES = {"0": "OK", "1": "WARNING", "2": "CRITICAL", "3": "UNKNOWN"}
-# Nagios's words, and Icinga's: whether a downtime begins
+# Notification types of Nagios and Icinga; True: a downtime begins
 DOWNTIME_NOTICES = {"DOWNTIMESTART": True, "DOWNTIMEEND": False, "DOWNTIMECANCELLED": False, "DOWNTIMEREMOVED": False}
-STANDBY_BELIEVED = 900.0  # seconds: an older check of the standby says nothing about now
+STANDBY_BELIEVED = 900.0  # seconds for which the standby's last check is valid
 REPLY_TIMEOUT = 12.0  # seconds; the redirector may probe a server before it decides
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two questions
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two attempts
 OWN_FAIL_BACK_RESULT = "OK: on the primary"  # how the redirector's own result for "NAME fail-back" begins
 
 
@@ -115,7 +115,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _request(options: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
-    """What the redirector is asked; None and why not. Raises UsageError."""
+    """The request to the redirector, or None and the reason. Raises UsageError."""
     if options["notice"]:
         return _downtime(options)
     state, state_type = _state(options)
@@ -129,7 +129,7 @@ def _downtime(options: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
         raise UsageError("--host is missing or empty")
     begin = DOWNTIME_NOTICES.get(options["notice"].upper())
     if begin is None:
-        return None, f"{options['notice']}, only a downtime's begin and end are told"
+        return None, f"{options['notice']}, only a downtime's begin and end are reported"
     by = options["by"] or OPTIONS["by"]
     names = {"host": options["host"], "description": options["description"]}
     return {"verb": "downtime", **names, "begin": begin, "by": by}, ""
@@ -167,7 +167,7 @@ def _fail_back(options: Mapping[str, str], state: str, _state_type: str) -> tupl
     if state != "OK":
         return None, f"{state}, only OK submitted by a person fails back"
     if options["output"].startswith(OWN_FAIL_BACK_RESULT):
-        # A result kept while the core was away may arrive late: it reports a fail-back, it must never order the next.
+        # A result kept while the core did not answer may arrive late: it reports a fail-back, and must not order one.
         return None, "the redirector's own result"
     return {"verb": "fail-back", "service": options["service"], "by": options["by"]}, ""
 
@@ -175,14 +175,14 @@ def _fail_back(options: Mapping[str, str], state: str, _state_type: str) -> tupl
 def _drill(options: Mapping[str, str], state: str) -> tuple[dict[str, Any] | None, str]:
     number = drill_id(options["output"])
     if state != "CRITICAL" or number is None:
-        return None, f"{state}, only a drill's CRITICAL is told"
+        return None, f"{state}, only a drill's CRITICAL is reported"
     return {"verb": "drilled", "service": options["service"], "id": number, "part": "handler"}, ""
 
 
 def _standby_ok(options: Mapping[str, str]) -> bool | None:
-    """What the core's own check says of the standby; None: it never looked, or too long ago.
+    """The standby's state from the core's check; None if that check never ran, or too long ago.
 
-    A service that was never checked is "OK" to Nagios's macros, hence the time.
+    Nagios's macros show OK for a service that was never checked, so the time of the check is needed too.
     """
     if options["standby-checked"]:
         checked = _number(options["standby-checked"])
@@ -193,7 +193,7 @@ def _standby_ok(options: Mapping[str, str]) -> bool | None:
 
 
 def _number(text: str) -> float:
-    """A macro's number; one that the core left unexpanded (``$...$`` without its dollars) is 0."""
+    """The number in a macro; 0 if the core did not expand the macro (``$...$`` without its dollars)."""
     try:
         return float(text)
     except ValueError:
@@ -201,7 +201,7 @@ def _number(text: str) -> float:
 
 
 def _ask(path: str, request: Mapping[str, Any], patience: float) -> dict[str, Any]:
-    """Ask until somebody answers. Raises ControlError: the last refusal, or nobody there for ``patience`` seconds."""
+    """Ask until the redirector answers. Raises ControlError: refused, or no answer within ``patience`` seconds."""
     end = time.monotonic() + patience
     pause = FIRST_PAUSE
     while True:

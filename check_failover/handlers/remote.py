@@ -1,9 +1,9 @@
-"""The forced command of a remote core's ssh key: a few fixed words become the event handler or a check of ours.
+"""The forced command of a remote core's ssh key: runs the event handler or one of our checks.
 
-What the core asks stands in SSH_ORIGINAL_COMMAND (sshd(8), AUTHORIZED_KEYS FILE FORMAT, ``command=``). It is taken
-apart at spaces, each word must match the table whole, and no shell sees it. Facts are none of the words: the redirector
-asks the sniffer beside it, whose facts are fresher than what travelled to the core and back. So the worst that a stolen
-key can do is what the core may do: order a fail-over or fail-back that the redirector finds right by itself.
+SSH_ORIGINAL_COMMAND holds the core's command (sshd(8), AUTHORIZED_KEYS FILE FORMAT, ``command=``). It is split at
+spaces, each word must match its pattern in ``WORDS``, and no shell interprets it. The command contains no facts: the
+redirector asks the local sniffer, whose facts are fresher than those sent to the core and back. So a stolen key can do
+no more than the core: order a fail-over or fail-back that the redirector itself approves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ failover_remote: forced command of a remote core's ssh key (~/.ssh/authorized_ke
   --socket PATH     the redirector's socket ({REDIRECTOR_SOCKET})
   -h, --help; -V, --version
 
-What the core may ask, in SSH_ORIGINAL_COMMAND; NAME is a service of the config:
+Commands that the core may send (SSH_ORIGINAL_COMMAND); NAME is a service of the config:
 
   event NAME STATE TYPE DOWNTIME HOSTDOWNTIME    its event handler for "NAME primary"
   fail-back NAME STATE TYPE OUTPUT               its event handler for "NAME fail-back"
@@ -44,7 +44,7 @@ OPTIONS = {"config": HERE["config"], "socket": REDIRECTOR_SOCKET}
 NAME, HOST, NUMBER = "[A-Za-z][A-Za-z0-9_-]{0,14}", r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,99}", "[0-9]{1,4}"
 STATE, TYPE, TARGET = "OK|WARNING|CRITICAL|UNKNOWN", "SOFT|HARD", "primary|standby|service"
 NOTICE = "[A-Z]{1,24}"
-# what is asked: its words, which for the handlers are options of failover_event in this order
+# verb -> its words: name and pattern; for the handlers the names are options of failover_event
 WORDS: dict[str, tuple[tuple[str, str], ...]] = {
     "event": (
         ("service", NAME), ("state", STATE), ("state-type", TYPE), ("downtime", NUMBER), ("host-downtime", NUMBER)
@@ -57,7 +57,7 @@ WORDS: dict[str, tuple[tuple[str, str], ...]] = {
     "sync": (("service", NAME),),
     "probe": (("service", NAME), ("target", TARGET)),
 }  # fmt: skip
-# what may follow them, as one text: the option that takes it
+# verb -> option that takes the rest of the command as one text
 REST = {"fail-back": "output", "drill": "output", "notice": "description"}
 MAX_COMMAND = 4096  # characters
 
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def run(argv: Sequence[str], asked: str) -> int:
-    """One command: the exit code; a check replaces this process."""
+    """Run one command and return its exit code; a check replaces this process."""
     if argv and argv[0] in ("-h", "--help", "-V", "--version"):
         print(USAGE if argv[0] in ("-h", "--help") else f"failover_remote {__version__}")
         return ANSWERED
@@ -87,7 +87,7 @@ def run(argv: Sequence[str], asked: str) -> int:
 
 
 def understood(asked: str) -> tuple[str, dict[str, str]]:
-    """What is asked, and its words by name. Raises UsageError; nothing of a wrong command is done."""
+    """Verb and words by name of a command. Raises UsageError if any part of it is invalid."""
     verb, *given = asked[: MAX_COMMAND + 1].split(" ")
     wanted = WORDS.get(verb)
     if wanted is None or len(asked) > MAX_COMMAND or not asked.isprintable():
@@ -106,7 +106,7 @@ def understood(asked: str) -> tuple[str, dict[str, str]]:
 
 
 def _check(verb: str, words: dict[str, str], config: str) -> int:
-    """Become the check. Raises UsageError when it cannot be found."""
+    """Replace this process by the check. Raises UsageError if the check cannot be found."""
     module, arguments = verb, ["--service", words["service"]]
     if verb == "probe":
         from check_failover.config import ConfigError, load
@@ -123,7 +123,7 @@ def _check(verb: str, words: dict[str, str], config: str) -> int:
 
 
 def _site_plugin(service: Service, target: str) -> None:
-    """The site's own plugin, as the sniffer runs it."""
+    """Replace this process by the site's own plugin, with the sniffer's arguments and environment."""
     from check_failover.checks.external import ENVIRONMENT, arguments
 
     argv = arguments(service.check.options, service.endpoint(target))

@@ -1,8 +1,8 @@
-"""The notification command: composes the text, writes it into the spool, starts a sender, and is gone.
+"""The notification command: composes the text, stores it in the spool, starts a sender, and exits.
 
 Nagios runs it for each contact of a notification; a person or a script calls it with ``--number`` and ``--text``. It
-never waits for the gateway. Only when the text cannot be written down (disk full, no right) is it sent on the spot,
-and the output says so. The config is parsed but not validated here: a text must not wait until a typo is mended.
+does not wait for the gateway. Only if the spool cannot store the text (disk full, no permission), it sends the text
+directly and says so. It does not validate the config: an error in the config must not delay a text.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ failover_sms: notification command for Nagios and Icinga; sends a text through t
   --service SERVICE      $SERVICEDESC$; empty for a host's notification
   --state STATE          $SERVICESTATE$ or $HOSTSTATE$
   --output TEXT          $SERVICEOUTPUT$ or $HOSTOUTPUT$
-  --author WHO           $NOTIFICATIONAUTHOR$
+  --author NAME          $NOTIFICATIONAUTHOR$
   --comment TEXT         $NOTIFICATIONCOMMENT$
   --date TEXT            $SHORTDATETIME$
-  --event ID             what makes this event unique, e.g. $LASTSERVICESTATECHANGE$-$SERVICENOTIFICATIONNUMBER$: the
-                         same event is told to a number once, however many handlers run
+  --event ID             unique name of the event, e.g. $LASTSERVICESTATECHANGE$-$SERVICENOTIFICATIONNUMBER$: each
+                         number gets one text of an event, however many handlers run
   --config FILE          ({HERE["config"]})
-  --drill NAME           notification command of the service "NAME drill": compose the text, look whether spool and
-                         gateway would take it, tell the redirector (--socket PATH); nothing is sent
-  --now                  wait for the gateway and say what it answered (to try a new gateway)
-  --flush [--stay S]     send what waits in the spool, for S seconds at most (a timer's job)
+  --drill NAME           notification command of the service "NAME drill": compose the text, test spool and gateway,
+                         report the result to the redirector (--socket PATH); nothing is sent
+  --now                  wait for the gateway and print its answer (to test a new gateway)
+  --flush [--stay S]     send the texts in the spool, for S seconds at most (for the timer)
   -h, --help; -V, --version
 
-Exit code: 0 written down (or sent, or told already); 1 neither written down nor sent; 3 wrong command line."""
+Exit code: 0 stored (or sent, or a duplicate); 1 neither stored nor sent; 3 usage error."""
 
 OPTIONS = dict.fromkeys(
     ("number", "text", "type", "host", "service", "state", "output", "author", "comment", "date", "event", "drill"), ""
 ) | {"config": HERE["config"], "socket": REDIRECTOR_SOCKET}
-EVENT_WINDOW = 86400.0  # seconds in which an event of the same name is the same event
-REPEAT_WINDOW = 60.0  # seconds in which the same notification without a name is taken for the same event
+EVENT_WINDOW = 86400.0  # seconds in which the same --event is the same event
+REPEAT_WINDOW = 60.0  # seconds in which the same notification without --event counts as the same event
 
 
 def main() -> int:
@@ -78,10 +78,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def compose(options: Mapping[str, str], now: float) -> list[Text]:
-    """The texts of a command line, one for each number. Raises UsageError."""
+    """One text for each number of a command line. Raises UsageError."""
     numbers = [_number(word) for word in options["number"].split(",") if word.strip()]
     if not numbers:
-        raise UsageError("--number is missing or empty (the contact has no pager?)")
+        raise UsageError("--number is missing or empty (does the contact have a pager?)")
     if not options["text"] and not options["host"]:
         raise UsageError("--text, or --host with --type, --state and --output, is missing")
     text = shorten(plain(options["text"])) if options["text"] else notification(options)
@@ -98,14 +98,14 @@ def notification(options: Mapping[str, str]) -> str:
     what = f"{value['service']} {value['state']} on {value['host']}" if value["service"] else ""
     head = " ".join(filter(None, (value["type"], what or f"{value['host']} {value['state']}")))
     said = f"{value['author']}: {value['comment']}" if value["author"] and value["comment"] else value["comment"]
-    output = value["output"].removeprefix(f"{value['state']}: ")  # the state stands in the head already
+    output = value["output"].removeprefix(f"{value['state']}: ")  # the head already contains the state
     body = "; ".join(filter(None, (said, output)))
     tail = f" ({value['date']})" if value["date"] else ""
     return fit(f"{head}: " if body else head, body, tail)
 
 
 def _event(options: Mapping[str, str], text: str) -> tuple[tuple[str, ...], float]:
-    """What makes two texts one, and for how long."""
+    """The identity of the event, and the seconds for which a text of the same identity is a duplicate."""
     about = tuple(options[name] for name in ("type", "host", "service", "state"))
     if options["event"]:
         return (*about, options["event"]), EVENT_WINDOW
@@ -124,9 +124,9 @@ def _spool(config: str, texts: Sequence[Text]) -> int:
     refused: list[Text] = []
     for text in texts:
         try:
-            print(f"{text.number}: {'written down' if spool.put(text) else 'told already'}: {text.text}")
+            print(f"{text.number}: {'stored' if spool.put(text) else 'duplicate, not stored'}: {text.text}")
         except SpoolError as error:
-            print(f"{text.number}: CANNOT BE WRITTEN DOWN: {one_line(str(error))}: sent directly")
+            print(f"{text.number}: CANNOT BE STORED: {one_line(str(error))}: sending it directly")
             refused.append(text)
     if len(refused) < len(texts):
         _start_sender(config)
@@ -134,18 +134,18 @@ def _spool(config: str, texts: Sequence[Text]) -> int:
 
 
 def _state_dir(config: str) -> Path:
-    """``state_dir`` of the config; the default where it cannot be read, which the sender will complain about."""
+    """``state_dir`` of the config, or the default if the config cannot be read; the sender reports that error."""
     try:
         controller = tomllib.loads(Path(config).read_text("utf-8")).get("controller", {})
     except (OSError, ValueError) as error:
-        print(f"failover_sms: {config}: {one_line(str(error))}: keeping the text in {HERE['state_dir']}")
+        print(f"failover_sms: {config}: {one_line(str(error))}: storing the text in {HERE['state_dir']}")
         controller = {}
     state_dir = controller.get("state_dir") if isinstance(controller, dict) else None
     return Path(state_dir if isinstance(state_dir, str) else HERE["state_dir"])
 
 
 def _start_sender(config: str) -> None:
-    """In a session of its own, because Nagios kills the command's whole process group when its time is over."""
+    """Start the sender in its own session, because Nagios kills the command's process group at a timeout."""
     nothing = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
     argv = [sys.executable, "-P", "-m", "check_failover.sms.flush", "--config", config]
     try:
@@ -155,7 +155,7 @@ def _start_sender(config: str) -> None:
 
 
 def _drill(options: Mapping[str, str]) -> int:
-    """All but sending; the redirector hears how it went."""
+    """Test everything except sending, and report the result to the redirector."""
     from check_failover.config import ConfigError, load
     from check_failover.control import ControlError, ask
     from check_failover.sms import GatewayError
@@ -177,7 +177,7 @@ def _drill(options: Mapping[str, str]) -> int:
 
 
 def _send_now(config: str, texts: Sequence[Text]) -> int:
-    """Without the spool: straight to the gateway, its answer on stdout."""
+    """Send without the spool, and print the gateway's answer."""
     from check_failover.config import ConfigError, load
     from check_failover.sms import GatewayError
     from check_failover.sms.flush import sender

@@ -1,1 +1,1 @@
-"""Two controllers, one mind: each follows the state of the other's redirector, over ssh."""
+"""A pair of controllers: each one follows the state of the other one's redirector over ssh."""

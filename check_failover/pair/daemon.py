@@ -1,17 +1,17 @@
-"""failover-pair: where two controllers share the service addresses (VRRP), each follows the other's targets.
+"""failover-pair: where two controllers share the service addresses (VRRP), each follows the other one's targets.
 
-The way: ``ssh PEER`` starts ``failover-pair --serve`` there (a forced command of that key, see
-``nagios-conf/keepalived/README.md``), which prints the state of its redirector, one JSON line whenever it changes and
-every second. Each line goes to our own redirector as the verb ``follow``; whose state has seen more flips wins there.
+``ssh PEER`` starts ``failover-pair --serve`` on the peer (a forced command of that key, see
+``nagios-conf/keepalived/README.md``). It prints its redirector's state as one JSON line after each change and every
+second. This program passes each line to the local redirector as the verb ``follow``; the state with more flips wins.
 
-Why to follow and not to let the core's handler order on both: a controller that was dead must learn the target before
-it forwards, from whom has it, and then the same way may as well serve always; and a person's order, a hold, a drain
-come along. Why ssh: authentication, encryption and reconnection are not ours to write, and nothing listens that is
-not there already. This program has no privilege: what it may say is fixed by its user (``pair_user``).
+Each controller follows its peer, because the core's orders to both would not be enough: a controller that was down
+must learn the target before it forwards packets, and operators' orders, holds and drains must reach both. ssh provides
+authentication and encryption, and no new port is open. The program has no privileges; the redirector accepts only the
+verbs of ``pair_user`` from it.
 
-``run_dir/pair.ready`` appears once the state of the other is known, or the other was asked and did not answer for
-``PATIENCE`` seconds (it is dead: somebody must serve). keepalived waits for it before it takes an address. It stays
-when this program ends: an address must not move because of that; a boot removes it.
+This program creates ``run_dir/pair.ready`` once it knows the peer's state, or after ``PATIENCE`` seconds without an
+answer, because then the peer is down and this controller must serve. keepalived takes no address before the file
+exists. The file stays when this program ends, so that no address moves then; a reboot removes it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ OPTIONS = (
     "ForwardAgent=no",
     "LogLevel=ERROR",
 )
-HEARTBEAT = 1.0  # seconds between two lines when nothing changes
-SILENCE = 3.5  # seconds without a line: the way is broken, or the other hangs
-PATIENCE = 5.0  # seconds from the start until an other that never answered counts as dead
-PAUSE = 0.5  # seconds before the next try
+HEARTBEAT = 1.0  # seconds between two lines without a change
+SILENCE = 3.5  # seconds without a line until the connection counts as broken
+PATIENCE = 5.0  # seconds from the start until a peer that never answered counts as down
+PAUSE = 0.5  # seconds before the next attempt
 LIMIT = 1 << 20  # bytes of a line
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="failover-pair", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
     parser.add_argument(
-        "--serve", action="store_true", help="print the state for the other controller (what ssh starts)"
+        "--serve", action="store_true", help="print the state for the other controller (started by ssh)"
     )
     parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def serve(controller: Controller, out: IO[str]) -> None:
-    """Lines until the reader or the redirector is gone (BrokenPipeError, ControlError)."""
+    """Print states until the reader or the redirector is gone (BrokenPipeError, ControlError)."""
     sock, _ = control.subscribe(controller.redirector_socket)
     with sock:
         while True:
@@ -88,10 +88,10 @@ def serve(controller: Controller, out: IO[str]) -> None:
 
 
 def follow(config: Config) -> None:
-    """For ever. Raises ConfigError where there is nobody to follow."""
+    """Follow the peer forever. Raises ConfigError if the config names no peer."""
     peer = config.controller.peer
     if peer is None:
-        raise ConfigError(f"{config.path}: $.controller.peer: needed here: the other controller, as user@host for ssh")
+        raise ConfigError(f"{config.path}: $.controller.peer: missing: the other controller, as user@host for ssh")
     began, complained = time.monotonic(), ""
     notify("READY=1")
     while True:
@@ -112,14 +112,14 @@ def follow(config: Config) -> None:
 
 
 def command(controller: Controller, peer: str) -> list[str]:
-    """The argument list of ssh. What it asks for is what the forced command is anyway."""
+    """The argument list of ssh. The peer runs its forced command, whatever command is asked for here."""
     more = [] if controller.peer_ssh_config is None else ["-F", str(controller.peer_ssh_config)]
     options = [word for option in OPTIONS for word in ("-o", option)]
     return [SSH, "-a", "-x", "-T", *options, *more, "--", peer, "failover-pair --serve"]
 
 
 def lines(argv: list[str]) -> Iterator[Message]:
-    """Every line of the other. Ends with ControlError: what went wrong."""
+    """Each line of the peer. Ends with ControlError, which says what failed."""
     reader, writer = os.pipe()
     with (
         os.fdopen(reader, "rb", buffering=0) as said,
@@ -133,7 +133,7 @@ def lines(argv: list[str]) -> Iterator[Message]:
                 if not chunk:
                     raise ControlError(f"{argv[-2]}: the connection has ended")
                 buffer += chunk
-                if not buffer.startswith(b"{"):  # ssh itself, why it cannot
+                if not buffer.startswith(b"{"):  # an error message of ssh
                     raise ControlError(f"{argv[-2]}: {buffer.decode(errors='replace').strip().splitlines()[-1][:200]}")
                 yield from control.split_lines(buffer)
                 if len(buffer) > LIMIT:
@@ -144,7 +144,7 @@ def lines(argv: list[str]) -> Iterator[Message]:
 
 
 def _pass_on(controller: Controller, line: Message) -> bool:
-    """One line to our own redirector, which judges it; False: it is away, and gets the next one."""
+    """Pass one line to the local redirector, which checks it. False: the redirector does not answer."""
     try:
         control.ask(controller.redirector_socket, {"verb": "follow", "state": line.get("state")})
     except control.UnreachableError as error:

@@ -1,7 +1,7 @@
-"""Who tells people: ``send(text, number)`` for each SMS gateway. A new one is one file and one line in ``GATEWAYS``.
+"""SMS gateways: each one sends a text to a number. A new gateway is one file and one line in ``GATEWAYS``.
 
-A gateway is built from ``[sms]`` of the config, or ``[sms.second]``. It takes one text for one number and either has it
-afterwards or raises ``GatewayError``; whatever it did not take stays in the spool (``spool``) and is tried again.
+A gateway is built from ``[sms]`` or ``[sms.second]`` of the config. ``send`` either hands one text to the gateway or
+raises ``GatewayError``; the sender (``flush``) keeps that text in the ``spool`` and tries again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class GatewayError(Exception):
-    """The gateway did not take the text: one line. ``permanent``: it never will (a number that is none)."""
+    """The gateway refused the text: one line. ``permanent``: retrying is useless (for example an invalid number)."""
 
     def __init__(self, text: str, *, permanent: bool = False) -> None:
         super().__init__(text)
@@ -21,19 +21,16 @@ class GatewayError(Exception):
 class Gateway(Protocol):
     @property
     def receipts(self) -> bool:
-        """Whether it can tell that a phone got a text."""
+        """Whether this gateway supports delivery receipts."""
 
     def send(self, text: str, number: str, receipt_url: str) -> None:
         """Hand one text for one number to the gateway. Raises GatewayError.
 
-        ``receipt_url`` is fetched when the phone has it or never will (``receipts``); empty: nobody wants to know.
+        The gateway requests ``receipt_url`` on delivery or final failure (``receipts``); empty: no receipt is wanted.
         """
 
     def answers(self) -> str:
-        """Whether it would take a text now, as far as that can be known without sending one: one line for a person.
-
-        Raises GatewayError.
-        """
+        """Test the gateway without sending a text; returns one line for a person. Raises GatewayError."""
 
 
 def _kannel(options: Mapping[str, Any]) -> Gateway:

@@ -1,12 +1,12 @@
-"""Sends what waits in the spool. Started by the notification command for each text, and by a timer in case that died.
+"""Sends the texts in the spool. The notification command starts it for each text, and a timer starts it again.
 
-One sender at a time (the spool's lock, never waited for): a second one ends at once, because the first looks again
-before it leaves. While a gateway is down it is asked once per pause, not once per text, and the pause doubles; a new
-text is a reason to ask at once. A sender stays for ``STAY`` seconds at most, then the timer or the next text goes on.
+Only one sender runs at a time: a second one finds the spool locked and ends at once, because the first one checks for
+new texts before it ends. While a gateway is down, the sender tries one text per pause, and the pause doubles; a new
+text is tried at once. A sender runs for ``STAY`` seconds at most; the timer or the next text starts another one.
 
-The second gateway gets a text that the first one refuses, that waits for it longer than ``patience``, or whose delivery
-is denied or not confirmed within ``patience``. More texts for one phone than its limit are told by a digest, which
-takes the last free place: "12 more in 5 min: " and the newest of them.
+The second gateway gets a text that the first one refuses, that waits longer than ``patience``, or whose delivery fails
+or is not confirmed within ``patience``. If more texts wait for one phone than its limit allows, a digest replaces them
+and uses the last free place: "12 more in 5 min: " and the newest of them.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from check_failover.sms.receipts import DELIVERED, Receipts
 from check_failover.sms.spool import AWAITED, FAILED, QUEUE, SENT, Spool, SpoolError, Text, key_of
 from check_failover.sms.text import fit
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two questions to a gateway that is down
-LOOK = 0.5  # seconds between two looks for new texts
-STAY = 900.0  # seconds
-DIGESTED = "digest"  # in place of the gateway's name: told by a digest
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two attempts at a gateway that is down
+LOOK = 0.5  # seconds between two checks for new texts
+STAY = 900.0  # seconds that a sender runs at most
+DIGESTED = "digest"  # in place of the gateway's name: the text is part of a digest
 
 
 @dataclass(frozen=True, slots=True)
 class SendPlan:
-    """What is done beside sending. Seconds; the defaults of a config are in its schema's words (README)."""
+    """Second gateway, receipts and rate limit. Times in seconds; README lists the config's defaults."""
 
     second: tuple[str, Gateway] | None = None
-    patience: float = 120.0  # for the first gateway, and for its receipt
+    patience: float = 120.0  # time limit for the first gateway, and for its receipt
     receipts: Receipts | None = None
     limit: int = 0  # texts for one phone within ``window``; 0: no limit
     window: float = 300.0
 
 
 class SmsSender:
-    """Sends from one spool through one gateway, or two."""
+    """Sends the texts of one spool through one or two gateways."""
 
     def __init__(self, spool: Spool, name: str, gateway: Gateway, plan: SendPlan | None = None) -> None:
         self.spool, self.first, self.plan = spool, (name, gateway), plan or SendPlan()
-        self._gone: set[str] = set()  # sent, but a broken disk kept them in the queue: not again
+        self._gone: set[str] = set()  # sent, but still in the queue after a disk error: do not send them again
 
     @property
     def ways(self) -> list[tuple[str, Gateway]]:
-        """The gateways in their order."""
+        """Names and gateways, the first one first."""
         return [self.first, *([self.plan.second] if self.plan.second else [])]
 
     def run(self, stay: float) -> int:
-        """Send until nothing waits or ``stay`` seconds are over (0: each text once). Returns how many still wait.
+        """Send until the queue is empty or ``stay`` seconds passed (0: each text once). Returns how many still wait.
 
         Raises SpoolError.
         """
@@ -68,13 +68,13 @@ class SmsSender:
                 self.spool.prune(time.time())
                 with self._listening():
                     left = self._send_until(end)
-            # A text that came after our last look, while its own sender found the spool locked:
+            # A text may have come after our last check; its own sender found the spool locked and ended.
             if left or not self._waiting():
                 return left
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        """For receipts; where we cannot listen none is asked for, and that is told."""
+        """Listen for receipts; if that fails, log and print the error, and request no receipts."""
         with contextlib.ExitStack() as stack:
             if self.plan.receipts is not None and self.first[1].receipts:
                 try:
@@ -110,10 +110,10 @@ class SmsSender:
     # ------------------------------------------------------------ one pass
 
     def _send_all(self, waiting: Sequence[Text]) -> bool:
-        """Each text once, as far as the limit allows; a gateway that does not take one is not asked for the others.
+        """Try each text once, within the rate limit; a gateway that fails is skipped for the other texts.
 
-        The least tried first, so that one text that a gateway cannot digest does not hold up the others. False: a
-        gateway did not take one, but may later.
+        Texts with the fewest attempts come first, so that one text that a gateway rejects does not delay the others.
+        False: a gateway failed temporarily.
         """
         down: set[str] = set()
         order = [
@@ -131,7 +131,7 @@ class SmsSender:
         return not text.unconfirmed and self.spool.needless(text)
 
     def _room(self, order: Sequence[Text]) -> tuple[list[Text], dict[str, list[Text]]]:
-        """The texts to send now; and those for which a digest has the last place, by number."""
+        """The texts to send now, and by number the texts that a digest in the last free place replaces."""
         if not self.plan.limit:
             return list(order), {}
         since = time.time() - self.plan.window
@@ -154,7 +154,7 @@ class SmsSender:
         return now, held
 
     def _digest(self, held: Sequence[Text]) -> Text:
-        """One text in place of several; written down before they leave the queue. A full disk: the newest of them."""
+        """One text in place of several, stored before they leave the queue. On a full disk: the newest of them."""
         newest = sorted(held, key=lambda text: text.at, reverse=True)
         minutes = max(1, round((time.time() - newest[-1].at) / 60))
         words = fit(f"{len(held)} more in {minutes} min: ", "; ".join(text.text for text in newest))
@@ -172,7 +172,7 @@ class SmsSender:
     # ------------------------------------------------------------ one text
 
     def send(self, text: Text, down: set[str]) -> None:
-        """Try the gateways whose turn it is, except those that are ``down``; one that does not take it joins them."""
+        """Try the gateways of this text's turn, except those in ``down``; a gateway that fails is added to ``down``."""
         tried, ways, refused = text, self._turn(text), 0
         for name, gateway in ways:
             if name in down:
@@ -211,18 +211,18 @@ class SmsSender:
         return [self.first, self.plan.second] if overdue else [self.first]
 
     def _until_overdue(self, waiting: Sequence[Text]) -> list[float]:
-        """Seconds until the next of these texts may go to the second gateway."""
+        """For each text that must still wait for the second gateway: how many seconds."""
         if self.plan.second is None:
             return []
         left = [text.at + self.plan.patience - time.time() for text in waiting]
         return [seconds for seconds in left if seconds > 0]
 
     def _tend(self) -> None:
-        """Receipts that came, and those that did not come in time."""
+        """Process the receipts that came, and those that did not come in time."""
         awaited = self.spool.pending(AWAITED)
         kinds = self.plan.receipts.take() if self.plan.receipts else {}
         for text in awaited:
-            if not text.token:  # a full disk kept the old record, which knows of no receipt
+            if not text.token:  # a full disk kept the old record, which has no token
                 self._settle(text, SENT, AWAITED)
                 continue
             kind = kinds.get(text.token, "")
@@ -230,7 +230,7 @@ class SmsSender:
                 continue
             self._receipt(replace(text, receipt=kind or f"no receipt in {self.plan.patience:.0f} s"), AWAITED)
         for text in self._waiting() if kinds else ():
-            if text.unconfirmed and kinds.get(text.token) == DELIVERED:  # late, but before the second gateway had it
+            if text.unconfirmed and kinds.get(text.token) == DELIVERED:  # late, but before the second gateway got it
                 self._receipt(replace(text, receipt=DELIVERED), QUEUE)
 
     def _receipt(self, text: Text, source: str) -> None:
@@ -242,7 +242,7 @@ class SmsSender:
             self._settle(text, SENT, source)
         elif self.plan.second is not None:
             self._settle(replace(text, unconfirmed=True), QUEUE, source)
-        else:  # refused by the network: for a person; silence is no proof of anything
+        else:  # refused by the network: a person must look; a missing receipt proves nothing
             self._settle(text, SENT if text.receipt.startswith("no receipt") else FAILED, source)
 
     def _settle(self, text: Text, folder: str, source: str = QUEUE) -> None:
@@ -257,9 +257,9 @@ class SmsSender:
 
 
 def sender(config: configuration.Config) -> SmsSender:
-    """The sender of a config. Raises GatewayError when it names no gateway."""
+    """The sender for a config. Raises GatewayError if the config has no [sms]."""
     if config.sms is None:
-        raise GatewayError(f"{config.path}: no [sms]: it says how texts leave")
+        raise GatewayError(f"{config.path}: [sms] is missing: add it to configure the SMS gateway")
     options, usual = config.sms, SendPlan()
     second = options.get("second")
     plan = SendPlan(
@@ -274,15 +274,15 @@ def sender(config: configuration.Config) -> SmsSender:
 
 
 def spool_directory(state_dir: Path) -> Path:
-    """Where the spool of a controller is."""
+    """The directory of a controller's spool."""
     return state_dir / "spool"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Send what waits: exit code 0 when nothing is left, 1 when something is, or could not be read."""
+    """Send the waiting texts: exit code 0 when all are sent, 1 when texts are left or the spool cannot be read."""
     parser = argparse.ArgumentParser(prog="failover_sms --flush", allow_abbrev=False, description=main.__doc__)
     parser.add_argument("--config", default=configuration.DEFAULT_PATH)
-    parser.add_argument("--stay", type=float, default=STAY, metavar="SECONDS", help="how long to go on (%(default)s)")
+    parser.add_argument("--stay", type=float, default=STAY, metavar="SECONDS", help="time limit (%(default)s)")
     options = parser.parse_args(argv)
     try:
         left = sender(configuration.load(options.config)).run(options.stay)

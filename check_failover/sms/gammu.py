@@ -1,6 +1,6 @@
-"""Gammu's SMS daemon, through gammu-smsd-inject(1): whatever storage smsd uses, the program knows where it is.
+"""Gammu's SMS daemon, through gammu-smsd-inject(1), which works with every storage that smsd supports.
 
-The text goes in by stdin, so that it stands in no process list. smsd keeps its receipts in its own storage: none here.
+The text is passed by stdin, so that no process list shows it. smsd keeps its receipts in its own storage: no receipts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TIMEOUT = 20.0  # seconds
 
 
 class Gammu:
-    """Options: ``config``, gammu-smsdrc(5), which we must be allowed to read; ``program``."""
+    """Options: ``config``, a gammu-smsdrc(5) that this user may read; ``program``."""
 
     receipts = False
 
@@ -26,7 +26,7 @@ class Gammu:
         self._program, self._config = str(options.get("program", PROGRAM)), str(options.get("config", CONFIG))
 
     def send(self, text: str, number: str, receipt_url: str) -> None:
-        """One run of the program. Raises GatewayError."""
+        """Run the program once. Raises GatewayError."""
         argv = [self._program, "--config", self._config, "TEXT", number]
         if not is_gsm(text):
             argv.append("-unicode")
@@ -49,7 +49,7 @@ class Gammu:
             raise GatewayError(f"{self._program}: exit code {done.returncode}: {last[:200]}")
 
     def answers(self) -> str:
-        """Whether program and config are there. Raises GatewayError."""
+        """Check that the program runs and the config is readable. Raises GatewayError."""
         try:
             Path(self._config).read_bytes()
             subprocess.run([self._program, "--version"], capture_output=True, timeout=TIMEOUT, check=True)

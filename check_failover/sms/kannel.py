@@ -1,11 +1,11 @@
 """Kannel's sendsms interface (User's Guide 1.4.5, "Using HTTP interface to send SMS").
 
-HTTP 202 means accepted or queued, nothing more: whether a phone got the text is told by a delivery receipt
-(``dlr-url``, see ``receipts``). ``coding=2&charset=UTF-8`` outside the GSM 7-bit alphabet.
+HTTP 202 means accepted or queued, nothing more; a delivery receipt (``dlr-url``, see ``receipts``) reports the delivery
+to the phone. Texts outside the GSM 7-bit alphabet need ``coding=2&charset=UTF-8``.
 
-Whether it answers is asked by a request with our account and no number: right accounts are told that the number is
-missing, wrong ones that they are wrong, and nothing is sent. smsbox goes on accepting texts while bearerbox has no
-message centre, which only bearerbox's status page tells (``status_url``).
+``answers`` sends a request with the account and without a number. Kannel sends nothing: it answers 400 (no number) to
+a valid account, and another status to an invalid one. smsbox accepts texts even while bearerbox has no message centre;
+only bearerbox's status page (``status_url``) shows that.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Kannel:
             raise GatewayError("the config's [sms] has no url (address of Kannel's sendsms interface)")
         self._options = options
         self._session = requests.Session()
-        self._session.trust_env = False  # no proxy or CA bundle from some user's environment
+        self._session.trust_env = False  # no proxy or CA bundle from the user's environment
 
     def send(self, text: str, number: str, receipt_url: str) -> None:
-        """One HTTP request. Raises GatewayError."""
+        """Send one HTTP request. Raises GatewayError."""
         query = {"to": number, "text": text, "charset": "UTF-8", "coding": "0" if is_gsm(text) else "2"}
         query |= self._account()
         if receipt_url:
@@ -45,27 +45,27 @@ class Kannel:
         reply = self._get(self._options["url"], query)
         said = " ".join(reply.text[:200].split())
         if reply.status_code not in (200, 202):
-            # This text or number never passes; all else (wrong password, no way to the message centre) can be mended.
+            # Permanent: Kannel will never accept this text or number. A person can fix everything else (a password).
             permanent = reply.status_code == 400 or "do not try again" in said.lower() or "denied" in said.lower()
             raise GatewayError(f"{self._options['url']}: HTTP {reply.status_code}: {said}", permanent=permanent)
 
     def answers(self) -> str:
-        """See the module. Raises GatewayError."""
+        """Test account and message centres, see the module. Raises GatewayError."""
         url = self._options["url"]
         reply = self._get(url, self._account())
         if reply.status_code != 400:
             said = " ".join(reply.text[:100].split())
-            raise GatewayError(f"{url}: HTTP {reply.status_code}: {said or 'no word'}: account, address?")
+            raise GatewayError(f"{url}: HTTP {reply.status_code}: {said or 'no text'}: check url and account")
         if not self._options.get("status_url"):
             return "Kannel answers"
         return f"Kannel answers, {self._message_centres()}"
 
     def _message_centres(self) -> str:
-        """How many connections to message centres are up, by the status page; ``status.xml`` or ``status.txt``."""
+        """How many message centres the status page (``status.xml`` or ``status.txt``) shows as connected."""
         url = str(self._options["status_url"])
         reply = self._get(url.replace("/status.txt", "/status.xml"), {})
         if reply.status_code != 200 or "<gateway>" not in reply.text:
-            raise GatewayError(f"{url}: HTTP {reply.status_code}, but not bearerbox's status page")
+            raise GatewayError(f"{url}: HTTP {reply.status_code}: this is not bearerbox's status page")
         states = re.findall(r"<smsc>.*?<status>(.*?)</status>", reply.text, re.DOTALL)
         up = sum(state.startswith("online") for state in states)
         if not up:
@@ -92,7 +92,7 @@ class Kannel:
 
 
 def _cause(error: requests.RequestException) -> str:
-    """The innermost reason, without requests' object names (and without the URL, which holds the password)."""
+    """The innermost error, without requests' object names and without the URL, which contains the password."""
     if isinstance(error, requests.Timeout):
         return "no answer in time"
     inner: BaseException = error

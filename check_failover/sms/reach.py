@@ -1,4 +1,4 @@
-"""Whether a text would leave: the spool can be written, each gateway answers. Nothing is sent."""
+"""Tests whether a text could be sent: the spool is writable and each gateway answers. Sends nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from check_failover.sms.spool import SpoolError
 
 
 def reach(config: Config) -> None:
-    """As the user that calls it. Raises GatewayError."""
+    """Test spool and gateways with the rights of the calling user. Raises GatewayError."""
     one = sender(config)
     try:
         one.spool.try_writing()

@@ -1,12 +1,11 @@
-"""Delivery receipts: Kannel fetches an address of ours (``dlr-url``), for as long as a text waits for one.
+"""Delivery receipts: Kannel requests a URL of ours (``dlr-url``); the sender listens while texts wait for receipts.
 
-A listener and not polling, because Kannel cannot be asked: it keeps receipts in its own storage and hands them out by
-this way alone. No daemon more either: whoever sends is the one that waits, and listens meanwhile. A receipt that comes
-when nobody listens is asked again by Kannel (``http-request-retry``) or lost: then the second gateway tells it once
-more, for a text too much is better than one too few.
+Kannel has no query for receipts, so polling is not possible. The sender itself listens, so no other daemon is needed.
+If Kannel reports while no sender listens, it tries again (``http-request-retry``) or the receipt is lost; then the
+second gateway sends the text once more, because a duplicate text is better than a lost one.
 
-The address holds a random word for each text, so that nobody can claim the delivery of one. Kannel puts the kind of
-receipt in for ``%d`` (User's Guide 1.4.5, "Delivery Reports").
+The URL contains a random token for each text, so that no other client can confirm a delivery. Kannel replaces ``%d``
+by the kind of receipt (User's Guide 1.4.5, "Delivery Reports").
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 DELIVERED, UNDELIVERABLE, REJECTED = "delivered", "undeliverable", "rejected"
-KINDS = {"1": DELIVERED, "2": UNDELIVERABLE, "16": REJECTED}  # 4 and 8: on their way
+KINDS = {"1": DELIVERED, "2": UNDELIVERABLE, "16": REJECTED}  # 4 and 8: still in transit
 READ_TIMEOUT = 5.0  # seconds for one request
 
 
 class Receipts:
-    """What was told of texts since the last look, by the word that stands for each."""
+    """The receipts since the last ``take``, by the token of the text."""
 
     def __init__(self, url: str) -> None:
         self._url, self._listening = url.rstrip("/"), False
@@ -34,7 +33,7 @@ class Receipts:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take receipts until the block ends. Raises OSError: the address is not ours, or the port is taken."""
+        """Accept receipts until the block ends. Raises OSError: the address is not local, or the port is in use."""
         place = urlsplit(self._url)
         server = ThreadingHTTPServer((place.hostname or "127.0.0.1", place.port or 80), self._handler())
         server.daemon_threads = True
@@ -49,15 +48,15 @@ class Receipts:
             server.server_close()
 
     def token(self) -> str:
-        """A word for a new text; empty while nobody listens."""
+        """A token for a new text; empty while this process does not listen."""
         return secrets.token_hex(16) if self._listening else ""
 
     def url(self, token: str) -> str:
-        """What the gateway is to fetch."""
+        """The URL that the gateway must request for the text with this token."""
         return f"{self._url}/{token}/%d" if token else ""
 
     def take(self) -> dict[str, str]:
-        """Word -> kind, since the last call."""
+        """The receipts since the last call: token -> kind."""
         with self._lock:
             got, self._got = self._got, {}
         return got
@@ -78,6 +77,6 @@ class Receipts:
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing: the spool's log tells of receipts."""
+                """Log nothing: the spool's log contains the receipts."""
 
         return Handler

@@ -1,7 +1,7 @@
 """SMS Server Tools 3: a file in smsd's outgoing directory ("SMS file format", smstools3 3.1.16 or later).
 
-Written under a name that smsd passes over (a dot in front) and renamed, so it never reads half a text. The text ends
-without a newline, which would be sent. smsd gives status reports to scripts of the site's own: no receipts here.
+A file is written under a name that smsd ignores (a leading dot) and then renamed, so smsd never reads half a text. The
+file ends without a newline, because smsd would send it. smsd passes status reports to the site's scripts: no receipts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from check_failover.sms.text import is_gsm
 
 OUTGOING = "/var/spool/sms/outgoing"
 PREFIX = "failover-"
-STUCK = 120.0  # seconds a text of ours may lie there before smsd is taken for dead
+STUCK = 120.0  # seconds a text may stay there before smsd counts as dead
 
 
 class Smstools:
-    """Options: ``outgoing``, smsd's directory of that name; we must be allowed to write there."""
+    """Options: ``outgoing``, smsd's directory of that name, writable for this user."""
 
     receipts = False
 
@@ -46,15 +46,15 @@ class Smstools:
             raise GatewayError(f"{self._outgoing}: {error.strerror}: smsd's outgoing directory?") from None
 
     def answers(self) -> str:
-        """Whether the directory takes a file and smsd takes files out of it. Raises GatewayError."""
+        """Check that the directory is writable and smsd empties it. Raises GatewayError."""
         if not os.access(self._outgoing, os.W_OK | os.X_OK):
-            raise GatewayError(f"{self._outgoing}: cannot write there: right directory, right group?")
+            raise GatewayError(f"{self._outgoing}: no write permission: check the path and the group")
         try:
             oldest = min((path.stat().st_mtime for path in self._outgoing.glob(f"{PREFIX}*")), default=None)
         except OSError as error:
             raise GatewayError(f"{self._outgoing}: {error.strerror}") from None
         if oldest is not None and time.time() - oldest > STUCK:
             raise GatewayError(
-                f"{self._outgoing}: a text lies there for {time.time() - oldest:.0f} s: is smsd running?"
+                f"{self._outgoing}: a text has waited there for {time.time() - oldest:.0f} s: is smsd running?"
             )
-        return f"{self._outgoing} takes texts"
+        return f"{self._outgoing} is writable"

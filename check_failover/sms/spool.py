@@ -1,18 +1,18 @@
-"""The spool: a directory with one file per text, so that a gateway that is down delays nothing and loses nothing.
+"""The spool: a directory with one file per text, so that a gateway that is down neither blocks Nagios nor loses texts.
 
     queue/KEY.json    waits for the gateway
-    awaited/KEY.json  the gateway has it, the receipt of its delivery has not come yet
-    sent/KEY.json     delivered, or the gateway has it and gives no receipts; kept for a day: an event is told once
-    failed/KEY.json   the gateway will never take it; kept for a month, for a person
-    lock              flock(2), held by the one process that sends
-    log.jsonl         a line for each text that left or failed
+    awaited/KEY.json  accepted by the gateway; its delivery receipt is outstanding
+    sent/KEY.json     delivered, or accepted by a gateway without receipts; kept for a day to detect duplicates
+    failed/KEY.json   refused for good by the gateway; kept for a month, for a person
+    lock              flock(2), held by the only sender
+    log.jsonl         one line for each attempt and each receipt
 
-KEY is made from the event and the number, so two handlers for the same event meet on one file name: ``link(2)`` lets
-only one in, and whoever sends drops what ``awaited`` or ``sent`` has already. A text is written under another name,
-synced and linked, so there is never half of one. It leaves at least once: a sender killed between the gateway's
-"accepted" and our rename sends it again, for a text too much is better than one too few.
+KEY is derived from event and number, so two handlers of the same event use one file name: ``link(2)`` succeeds for
+only one of them, and the sender drops a text that is already in ``awaited`` or ``sent``. A text is written under a
+temporary name, synced and linked, so no file is incomplete. Delivery is at least once: a sender killed between the
+gateway's answer and the rename sends the text again, because a duplicate text is better than a lost one.
 
-Standard library only. Times are Unix times, because they must outlive a restart.
+Standard library only. Times are Unix times, because they must survive a restart.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ QUEUE, AWAITED, SENT, FAILED = "queue", "awaited", "sent", "failed"
 
 
 class SpoolError(Exception):
-    """The text could not be written down: disk full, no such directory, no right. One line."""
+    """The spool cannot be read or written (disk full, no such directory, no permission): one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text for one number, and what became of it so far."""
+    """One text for one number, and its history."""
 
-    key: str  # name of its file: the event and the number
+    key: str  # name of its file, derived from event and number
     number: str
     text: str
-    at: float  # when it was asked for
-    window: float = 0.0  # seconds; a text of the same key sent less than this before makes it needless
+    at: float  # when it was requested
+    window: float = 0.0  # seconds; a text with the same key, sent within this time before, makes it a duplicate
     attempts: int = 0
     problem: str = ""  # of the last attempt
-    gateway: str = ""  # that took it
+    gateway: str = ""  # that accepted it
     sent_at: float = 0.0
-    token: str = ""  # stands in the address that a receipt is sent to, so that nobody can guess it
+    token: str = ""  # random part of the receipt's URL
     receipt: str = ""  # delivered, or why not
-    unconfirmed: bool = False  # the first gateway took it and no receipt came: for the second one
-    digest: bool = False  # stands for texts that the rate limit held back
+    unconfirmed: bool = False  # the first gateway accepted it, but did not confirm delivery: the second one's turn
+    digest: bool = False  # replaces texts that the rate limit held back
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n"
 
 
 def parse(data: bytes) -> Text:
-    """A text from its file. Raises ValueError."""
+    """The text in a file's content. Raises ValueError."""
     raw = json.loads(data)
     if not isinstance(raw, dict):
         raise ValueError("not an object")
@@ -71,20 +71,20 @@ def parse(data: bytes) -> Text:
 
 
 def key_of(*event: str) -> str:
-    """The file name that stands for an event and a number; a new one each time when there is no event."""
+    """The file name for an event and a number; without an event a new name for each call."""
     if not event:
         return f"{time.time_ns():x}-{os.urandom(4).hex()}"
     return hashlib.sha256("\0".join(event).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 class Spool:
-    """A spool directory. It is made on first use; members of its group may all write and send."""
+    """A spool directory, created on first use; every member of its group may write and send."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def put(self, text: Text) -> bool:
-        """Write a text down; False: it waits already, or was sent within its window. Raises SpoolError."""
+        """Store a text; False if it already waits, or was sent within its window. Raises SpoolError."""
         try:
             self._make()
             if self._already_sent(text):
@@ -102,7 +102,7 @@ class Spool:
         return True
 
     def try_writing(self) -> None:
-        """Write a text and take it away again. Raises SpoolError when none could be written down."""
+        """Write a file and remove it again. Raises SpoolError if the spool cannot store a text."""
         try:
             self._make()
             self._write(Text(key="", number="", text="", at=0.0), QUEUE).unlink()
@@ -110,7 +110,7 @@ class Spool:
             raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
 
     def pending(self, folder: str = QUEUE, since: float = 0.0) -> list[Text]:
-        """What waits (or stands in another folder ``since`` a Unix time), oldest first. A damaged file is put aside.
+        """The texts in a folder (``since`` a Unix time), oldest first; damaged files are moved to ``failed``.
 
         Raises SpoolError.
         """
@@ -131,24 +131,24 @@ class Spool:
         return sorted(found, key=lambda text: text.at)
 
     def update(self, text: Text) -> None:
-        """Note attempts and problem; with a full disk it stays unnoted."""
+        """Store attempts and problem of a queued text; a full disk is ignored."""
         with contextlib.suppress(OSError):
             self._write(text, QUEUE).replace(self._path(QUEUE, text))
 
     def needless(self, text: Text) -> bool:
-        """Whether the event was told to this number already; then the text leaves the queue unsent."""
+        """Whether this number already got a text of the same event; then remove the text from the queue unsent."""
         sent = self._already_sent(text)
         if sent:
             self._path(QUEUE, text).unlink(missing_ok=True)
         return sent
 
     def settle(self, text: Text, folder: str, source: str = QUEUE) -> None:
-        """Out of one folder into another. Raises SpoolError when not even that can be done."""
+        """Move a text from one folder to another. Raises SpoolError."""
         try:
             try:
                 self._write(text, folder).replace(self._path(folder, text))
                 self._path(source, text).unlink(missing_ok=True)
-            except OSError:  # no room for the new record: the old one takes none
+            except OSError:  # no space for the new record: moving the old one needs none
                 self._path(source, text).replace(self._path(folder, text))
                 os.utime(self._path(folder, text))
             self._sync(folder)
@@ -156,7 +156,7 @@ class Spool:
             raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
 
     def count(self, folder: str, since: float = 0.0) -> int:
-        """How many texts stand in a folder (``since`` a Unix time), damaged ones included. Raises SpoolError."""
+        """How many texts are in a folder (``since`` a Unix time), damaged ones included. Raises SpoolError."""
         try:
             return sum(not since or _changed(path) >= since for path in self._files(folder))
         except OSError as error:
@@ -164,7 +164,7 @@ class Spool:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
-        """True for the one process that may send; False when another does. Raises SpoolError."""
+        """Try to become the only sender: True if this process got the lock, otherwise False. Raises SpoolError."""
         try:
             self._make()
             handle = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
@@ -180,7 +180,7 @@ class Spool:
                 yield True
 
     def prune(self, now: float) -> None:
-        """Forget what was sent or failed long ago, and halves that a killed handler left."""
+        """Remove old files of sent and failed texts, and incomplete files of killed handlers."""
         with contextlib.suppress(OSError):
             for folder, kept in ((SENT, SENT_KEPT), (FAILED, FAILED_KEPT)):
                 for path in self._files(folder):
@@ -189,7 +189,7 @@ class Spool:
                 _remove_older(path, now - HALF_KEPT)
 
     def log(self, **entry: object) -> None:
-        """A line for people and for an incident's report. A full disk loses the line, never a text."""
+        """Append a line to the log, for people and for reports. A full disk loses the line, but never a text."""
         path = self.directory / "log.jsonl"
         line = json.dumps({"at": round(time.time(), 3), **entry}, ensure_ascii=False) + "\n"
         with contextlib.suppress(OSError):
@@ -220,10 +220,10 @@ class Spool:
             if not path.is_dir():
                 path.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(PermissionError):
-                    path.chmod(0o2770)  # the group's, whatever the umask: an operator's text is sent by the core's user
+                    path.chmod(0o2770)  # despite the umask: the core's user sends an operator's text
 
     def _write(self, text: Text, folder: str) -> Path:
-        """The text under a name that nobody reads, on the disk. Leaves nothing behind when it fails."""
+        """Write a text to a temporary file and sync it. Removes the file on failure."""
         path = self.directory / folder / f".new-{os.getpid()}-{os.urandom(4).hex()}"
         try:
             with path.open("xb") as file:
@@ -245,12 +245,12 @@ class Spool:
 
 
 def _for_group(handle: int) -> None:
-    with contextlib.suppress(PermissionError):  # another member's file has it already
+    with contextlib.suppress(PermissionError):  # a file of another member already has this mode
         os.fchmod(handle, 0o660)
 
 
 def _changed(path: Path) -> float:
-    """When a file was written last; 0 where there is none."""
+    """The time of a file's last change; 0 if the file does not exist."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What fits into a short message: the GSM 7-bit alphabet (3GPP TS 23.038, 6.2.1) or UCS-2 (6.2.3). Pure.
+"""Length of short messages in the GSM 7-bit alphabet (3GPP TS 23.038, 6.2.1) or UCS-2 (6.2.3). Pure.
 
-One message holds 140 bytes: 160 septets, or 70 UTF-16 units. A longer text goes out in parts of 153 or 67, because
-each carries a header that puts them together again (3GPP TS 23.040, 9.2.3.24.1).
+One message holds 140 bytes: 160 septets, or 70 UTF-16 units. A longer text is split into parts of 153 or 67 units,
+because each part needs a header for reassembly (3GPP TS 23.040, 9.2.3.24.1).
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ _BASIC = (
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
     "abcdefghijklmnopqrstuvwxyzäöñüà"
 )
-_EXTENDED = "\f^{}\\[~]|€"  # an escape septet in front of each
+_EXTENDED = "\f^{}\\[~]|€"  # each one needs an escape septet before it
 _SEPTETS = dict.fromkeys(_BASIC, 1) | dict.fromkeys(_EXTENDED, 2)
 _TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "...", "\xa0": " "})
 
-SINGLE = {True: 160, False: 70}  # units of a text in one part: GSM 7-bit? -> septets, otherwise UTF-16 units
+SINGLE = {True: 160, False: 70}  # units that fit in one message; True: septets of GSM 7-bit, False: UTF-16 units
 PART = {True: 153, False: 67}
 
 
 def plain(text: str) -> str:
-    """Typographic characters, control characters and line ends as a phone's alphabet has them; one line."""
+    """The text on one line: typographic characters become ASCII, control characters and line ends become spaces."""
     return " ".join("".join(c if c.isprintable() else " " for c in text.translate(_TYPOGRAPHY)).split())
 
 
 def is_gsm(text: str) -> bool:
-    """Whether every character is in the GSM 7-bit alphabet, so that 160 fit and not 70."""
+    """Whether the GSM 7-bit alphabet has every character of the text, so that 160 fit in a message instead of 70."""
     return all(c in _SEPTETS for c in text)
 
 
 def units(text: str) -> int:
-    """Length as it counts: septets in GSM 7-bit, otherwise UTF-16 units (a character beyond U+FFFF takes two)."""
+    """Length in septets of GSM 7-bit, otherwise in UTF-16 units (a character beyond U+FFFF takes two)."""
     return sum(_SEPTETS[c] for c in text) if is_gsm(text) else len(text.encode("utf-16-be")) // 2
 
 
@@ -40,9 +40,9 @@ def parts(text: str) -> int:
 
 
 def fit(head: str, body: str, tail: str = "", limit: int = 1) -> str:
-    """``head body tail`` in at most ``limit`` messages: what is cut, with ``...``, is the end of the body.
+    """``head body tail`` in at most ``limit`` messages: the end of the body is cut and replaced by ``...``.
 
-    Where not even the head fits (names as long as Nagios allows) its end is cut as well, the tail never.
+    If the head alone is too long (Nagios allows very long names), its end is cut too; the tail is never cut.
     """
     if parts(head + body + tail) <= limit:
         return head + body + tail
@@ -57,5 +57,5 @@ def fit(head: str, body: str, tail: str = "", limit: int = 1) -> str:
 
 
 def shorten(text: str, limit: int = 1) -> str:
-    """The text cut, with ``...`` as its end, so that it takes at most ``limit`` messages."""
+    """The text in at most ``limit`` messages; a cut end is replaced by ``...``."""
     return fit("", text, "", limit)

@@ -121,7 +121,7 @@ def test_the_spool(tmp_path: Path) -> None:
 
 
 def test_a_spool_nobody_can_write(tmp_path: Path) -> None:
-    """A file where the spool belongs: no text could be written down. Without [sms] there is nothing to check."""
+    """A file where the spool belongs: no text can be stored. Without [sms] there is nothing to check."""
     (tmp_path / "outgoing").mkdir()
     config(tmp_path, {"gateway": "smstools", "outgoing": str(tmp_path / "outgoing")})
     (tmp_path / "spool").write_text("")
@@ -132,4 +132,4 @@ def test_a_spool_nobody_can_write(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(written.replace(written[written.index("[sms]") : written.index("[[")], ""))
     state, said = ask(tmp_path)
     assert state is State.UNKNOWN
-    assert "no [sms]" in said
+    assert "[sms] is missing" in said

@@ -139,7 +139,7 @@ def test_smstools(tmp_path: Path) -> None:
         gateway = GATEWAYS["smstools"](smsd.options)
         gateway.send("é [x] €", "+491701", "")
         assert smsd.wait_sent(1) == [("491701", "é [x] €")]
-        assert gateway.answers().endswith("takes texts")
+        assert gateway.answers().endswith("is writable")
     gateway.send("nobody takes it", "+491701", "")
     (lies,) = (tmp_path / "smsd" / "outgoing").iterdir()
     os.utime(lies, (time.time() - 300, time.time() - 300))
@@ -200,14 +200,14 @@ def notify(config: Config, words: str) -> str:
 
 
 def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
-    """What cannot be written down is sent on the spot; what was written down leaves, once."""
+    """A text that the spool cannot store is sent directly; a stored text is sent once."""
     with Kannel(tmp_path / "kannel") as kannel:
         made = config(small_disk, of(kannel))
         spool = put(small_disk, "before")
         with (small_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(b"x" * 512)
-        assert "CANNOT BE WRITTEN DOWN" in (said := notify(made, "after")), said
+        assert "CANNOT BE STORED" in (said := notify(made, "after")), said
         assert "No space left" in said
         assert "accepted by kannel" in said
         for _ in range(2):
@@ -215,7 +215,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
         assert sorted(kannel.wait_received(2)) == [("+491701", "after"), ("+491701", "before")]
         assert (spool.count(QUEUE), spool.count(AWAITED), spool.count(SENT)) == (0, 0, 1)
         (small_disk / "filler").unlink()
-        assert "written down" in notify(made, "room again")
+        assert "stored" in notify(made, "room again")
         kannel.wait_received(3)
 
 

@@ -193,7 +193,7 @@ def test_no_is_not_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["--service", "a"], "--state is missing"),
         (["--stat", "OK"], "unknown option --stat"),
-        (["ldap"], "only options"),
+        (["ldap"], "not an option"),
         (["--service"], "--service needs a value"),
         (["--service", "a", "--state", "DOWN", "--state-type", "HARD"], "--state DOWN: not one of"),
         (["--service", "a", "--state", "OK", "--state-type", "x"], "not SOFT or HARD"),
