@@ -94,7 +94,7 @@ def _expected(query: dns.message.Message, options: Mapping[str, object]) -> dns.
 
 def _over_udp(server: Endpoint, query: bytes, end: float) -> bytes:
     """The reply to ``query``; by TCP when it does not fit into a datagram."""
-    strangers = 0
+    wrong_ids = 0
     with socket.socket(socket.AF_INET6 if server.family == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect((server.address, server.port))
         sock.send(query)
@@ -103,12 +103,12 @@ def _over_udp(server: Endpoint, query: bytes, end: float) -> bytes:
                 sock.settimeout(left(end))
                 reply = sock.recv(65536)
             except TimeoutError:
-                if strangers:
+                if wrong_ids:
                     raise _WrongError("no answer in time, only replies with a wrong id") from None
                 raise
             if reply[:2] == query[:2]:
                 break
-            strangers += 1
+            wrong_ids += 1
     if len(reply) > 2 and reply[2] & TRUNCATED:
         return _over_tcp(server, query, end)
     return reply

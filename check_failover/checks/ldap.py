@@ -53,7 +53,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     server_name.
     """
     began = time.monotonic()
-    _refuse_nonsense(options)
+    _validate(options)
     connection = _connection(server, options, timeout)
     try:
         text = _ask(connection, options, began + timeout)
@@ -68,7 +68,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     return Probe(True, time.monotonic() - began, text)
 
 
-def _refuse_nonsense(options: Mapping[str, object]) -> None:
+def _validate(options: Mapping[str, object]) -> None:
     """A question that nobody can be asked is no server's fault."""
     search_filter = str(options.get("filter", DEFAULT_FILTER))
     try:
@@ -129,13 +129,13 @@ def _ask(connection: ldap3.Connection, options: Mapping[str, object], end: float
     watchdog.start()
     try:
         if options.get("tls") == "starttls":
-            _patience(connection, end)
+            _set_timeout(connection, end)
             if not connection.start_tls(read_server_info=False):
-                raise _FailedError(f"StartTLS: {_said(connection)}")
-        _patience(connection, end)
+                raise _FailedError(f"StartTLS: {_result_text(connection)}")
+        _set_timeout(connection, end)
         if not connection.bind(read_server_info=False):
-            raise _FailedError(f"bind: {_said(connection)}")
-        _patience(connection, end)
+            raise _FailedError(f"bind: {_result_text(connection)}")
+        _set_timeout(connection, end)
         return _search(connection, options)
     finally:
         watchdog.cancel()
@@ -153,15 +153,15 @@ def _search(connection: ldap3.Connection, options: Mapping[str, object]) -> str:
     entries = [row for row in connection.response or () if row.get("type") == "searchResEntry"]
     result = connection.result.get("result")
     if result != 0 and not (result == 4 and entries):  # 4, sizeLimitExceeded: we asked for one
-        raise _FailedError(f"search: {_said(connection)}")
+        raise _FailedError(f"search: {_result_text(connection)}")
     if not entries:
         raise _FailedError(f"search: no entry at {options['base']!r}")
     if attribute:
-        _look(entries, str(attribute), None if value is None else str(value))
+        _check_attribute(entries, str(attribute), None if value is None else str(value))
     return "bind and search answered"
 
 
-def _look(entries: list[dict[str, Any]], attribute: str, value: str | None) -> None:
+def _check_attribute(entries: list[dict[str, Any]], attribute: str, value: str | None) -> None:
     found = [
         v for row in entries for k, vs in row["raw_attributes"].items() if k.lower() == attribute.lower() for v in vs
     ]
@@ -171,7 +171,7 @@ def _look(entries: list[dict[str, Any]], attribute: str, value: str | None) -> N
         raise _FailedError(f"{attribute} is {found[0].decode('utf-8', 'replace')[:40]!r}, expected {value!r}")
 
 
-def _patience(connection: ldap3.Connection, end: float) -> None:
+def _set_timeout(connection: ldap3.Connection, end: float) -> None:
     """What is left of the time goes to the next step."""
     left = end - time.monotonic()
     if left <= 0 or connection.socket is None:
@@ -195,7 +195,7 @@ def _close(connection: ldap3.Connection) -> None:
         sock.close()
 
 
-def _said(connection: ldap3.Connection) -> str:
+def _result_text(connection: ldap3.Connection) -> str:
     """``busy (51)``, with the server's own words where it has some."""
     result = connection.result or {}
     words = str(result.get("message") or "")[:80]

@@ -32,7 +32,7 @@ FIRST_LINE = 80  # characters; the rest goes to the long output
 # the guidelines' range format (2.5); pynag takes "5:1:2" and "1e5" as well, which perfdata cannot hold
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 RANGE = re.compile(rf"@?(?:(?P<start>~|{_NUMBER})?:)?(?P<end>{_NUMBER})?")
-ANSWERED = 3  # exit code after -h and -V
+EXIT_HELP = 3  # exit code after -h and -V
 
 
 class CheckError(Exception):
@@ -79,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         if message:
             print(message, end="")
-        sys.exit(ANSWERED)
+        sys.exit(EXIT_HELP)
 
 
 def parser(name: str, description: str | None, *, timeout: float = 10.0) -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import ldap3
 
 from check_failover.checks import ProbeError
-from check_failover.checks.ldap import _close, _connection, _patience, _reason, _said, _shut
+from check_failover.checks.ldap import _close, _connection, _reason, _result_text, _set_timeout, _shut
 from check_failover.model import Endpoint, Service, Target
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ _CSN = re.compile(r"(\d{14})(?:\.(\d{1,6}))?Z#[0-9a-fA-F]+#([0-9a-fA-F]+)#")
 _SIZE_LIMIT, _NO_SUCH_OBJECT = 4, 32
 
 
-class SilentError(Exception):
+class QueryError(Exception):
     """A server did not answer, or not with what was asked: ``target`` is which, the text says why."""
 
     def __init__(self, target: Target, text: str) -> None:
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def compare(service: Service, giver: Target, timeout: float, *, count: bool = True, grace: float = GRACE) -> Comparison:
-    """Compare both servers of an LDAP service. Raises SilentError, ProbeError."""
+    """Compare both servers of an LDAP service. Raises QueryError, ProbeError."""
     if service.check.type != "ldap":
         raise ProbeError(f"service {service.name!r} has check type {service.check.type!r}; contextCSN needs ldap")
     end = time.monotonic() + timeout
@@ -81,7 +81,7 @@ def parse(values: list[str]) -> dict[str, float]:
 
 
 def context_csn(service: Service, target: Target, end: float) -> dict[str, float]:
-    """What a server has, as Unix time per server id; empty without contextCSN. Raises SilentError, ProbeError."""
+    """What a server has, as Unix time per server id; empty without contextCSN. Raises QueryError, ProbeError."""
 
     def ask(connection: ldap3.Connection) -> dict[str, float]:
         base = str(service.check.options["base"])
@@ -89,7 +89,7 @@ def context_csn(service: Service, target: Target, end: float) -> dict[str, float
         if connection.result.get("result") == _NO_SUCH_OBJECT:
             return {}  # an empty database
         if connection.result.get("result") != 0:
-            raise SilentError(target, f"search: {_said(connection)}")
+            raise QueryError(target, f"search: {_result_text(connection)}")
         rows = [row["raw_attributes"] for row in connection.response or () if row.get("type") == "searchResEntry"]
         return parse([value.decode("ascii", "replace") for row in rows for value in row.get("contextCSN", ())])
 
@@ -103,7 +103,7 @@ def count_entries(service: Service, target: Target, end: float) -> int | None:
         base, cookie = str(service.check.options["base"]), None
         found: int = 0
         while True:
-            _patience(connection, end)
+            _set_timeout(connection, end)
             connection.search(
                 base,
                 "(objectClass=*)",
@@ -118,7 +118,7 @@ def count_entries(service: Service, target: Target, end: float) -> int | None:
             if result == _SIZE_LIMIT:
                 return None
             if result != 0:
-                raise SilentError(target, f"search: {_said(connection)}")
+                raise QueryError(target, f"search: {_result_text(connection)}")
             found += sum(row.get("type") == "searchResEntry" for row in connection.response or ())
             cookie = (
                 connection.result.get("controls", {}).get("1.2.840.113556.1.4.319", {}).get("value", {}).get("cookie")
@@ -141,19 +141,19 @@ def _with_connection(service: Service, target: Target, end: float, ask: Callable
         watchdog.daemon = True
         watchdog.start()
         if options.get("tls") == "starttls":
-            _patience(connection, end)
+            _set_timeout(connection, end)
             if not connection.start_tls(read_server_info=False):
-                raise SilentError(target, f"StartTLS: {_said(connection)}")
-        _patience(connection, end)
+                raise QueryError(target, f"StartTLS: {_result_text(connection)}")
+        _set_timeout(connection, end)
         if not connection.bind(read_server_info=False):
-            raise SilentError(target, f"bind: {_said(connection)}")
-        _patience(connection, end)
+            raise QueryError(target, f"bind: {_result_text(connection)}")
+        _set_timeout(connection, end)
         return ask(connection)
-    except (SilentError, ProbeError):
+    except (QueryError, ProbeError):
         raise
     except Exception as error:  # as in the probe: ldap3 lets anything out when a reply makes no sense
         late = time.monotonic() >= end
-        raise SilentError(target, "no answer in time" if late else _reason(error)) from None
+        raise QueryError(target, "no answer in time" if late else _reason(error)) from None
     finally:
         if watchdog is not None:
             watchdog.cancel()

@@ -124,7 +124,7 @@ def directories(service: Service, record: SyncState, arguments: argparse.Namespa
     serving = Target.STANDBY if served_by_standby(record, time.time(), crit) else Target.PRIMARY
     try:
         found = replication.compare(service, serving, end - time.monotonic() - _RESERVE, count=not arguments.no_entries)
-    except replication.SilentError as error:
+    except replication.QueryError as error:
         # a primary that is down while the standby serves is another check's alarm
         known = serving is Target.STANDBY and error.target is Target.PRIMARY
         return Outcome(State.OK if known else State.CRITICAL, f"the {error}")

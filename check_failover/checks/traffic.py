@@ -31,7 +31,7 @@ from check_failover.checks.plugin import (
 from check_failover.control import ControlError
 from check_failover.model import State
 
-LEAST = 3  # packets that demand an answer, before none at all means something
+MIN_PACKETS = 3  # packets that demand an answer, before none at all means something
 
 
 def check(argv: Sequence[str]) -> Outcome:
@@ -104,7 +104,7 @@ def from_counters(first: Mapping[str, int], second: Mapping[str, int], interval:
         raise CheckError("the NAT's counters were reset in between; the next run will tell")
     perf = (Perf("asked", asked / interval, "", "", "", "0"), Perf("answered", answered / interval, "", "", "", "0"))
     rates = f"{asked} packets asked, {answered} answered in {number(interval)} s (NAT's counters)"
-    if asked >= LEAST and not answered:
+    if asked >= MIN_PACKETS and not answered:
         return Outcome(State.CRITICAL, f"no answer: {rates}", perf)
     return Outcome(State.OK, rates if asked else f"no traffic in {number(interval)} s (NAT's counters)", perf)
 

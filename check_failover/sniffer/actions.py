@@ -67,7 +67,7 @@ class ServiceActions:
         except ProbeError as error:
             why = str(error)
             log.error("%s: cannot probe the %s: %s", service.name, target, why)
-            self._call(lambda: self._monitors[service.name].health[target].unasked(why))
+            self._call(lambda: self._monitors[service.name].health[target].probe_error(why))
             return None
         if not probe.passed:
             log.info("%s: probe of the %s failed: %s", service.name, target, probe.text)

@@ -6,7 +6,7 @@ A wrong ``client_interface``, a second way for the clients, or a port mirror tha
 
 from __future__ import annotations
 
-ENOUGH = 50  # requests forwarded without one captured
+MIN_FORWARDED = 50  # requests forwarded without one captured
 
 
 class Bypass:
@@ -22,9 +22,9 @@ class Bypass:
         forwarded, captured = asked - asked_before, seen - seen_before
         if captured > 0 or forwarded < 0:
             self.blind.pop(name, None)
-        elif forwarded >= ENOUGH:
+        elif forwarded >= MIN_FORWARDED:
             self.blind[name] = (
                 f"the NAT forwarded {forwarded} requests and none was captured: is client_interface right?"
             )
-        if captured > 0 or forwarded < 0 or forwarded >= ENOUGH or name not in self._before:
+        if captured > 0 or forwarded < 0 or forwarded >= MIN_FORWARDED or name not in self._before:
             self._before[name] = (asked, seen)

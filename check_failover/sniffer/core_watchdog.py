@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-AGAIN = 2.0  # seconds between two own orders that nobody answered
+ORDER_INTERVAL = 2.0  # seconds between two own orders that nobody answered
 
 
 @dataclass(slots=True)
@@ -30,19 +30,19 @@ class CoreWatchdog:
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
         self._cases: dict[str, _Case] = {}
-        self._spoken: dict[str, float] = {}
+        self._refused_at: dict[str, float] = {}
         self._ordered: set[str] = set()  # our order stands, and is done or pending
 
-    def spoken(self, name: str, now: float) -> None:
+    def order_refused(self, name: str, now: float) -> None:
         """An order for this service reached the redirector and was refused, whoever gave it."""
-        self._spoken[name] = now
+        self._refused_at[name] = now
 
-    def moved(self, name: str) -> None:
+    def target_changed(self, name: str) -> None:
         """The target changed: whatever was said before is about something that is over."""
-        self._spoken.pop(name, None)
+        self._refused_at.pop(name, None)
         self._ordered.discard(name)
 
-    def withdraws(self, name: str, *, well: bool) -> bool:
+    def must_withdraw(self, name: str, *, well: bool) -> bool:
         """Whether our order must be taken back, because the server is well again: the core, which gave none, does not.
 
         Left pending it would be carried out at the next fault, over the head of a core that is back (a downtime, say).
@@ -58,9 +58,9 @@ class CoreWatchdog:
             self._cases.pop(name, None)
             return None
         case = self._cases.setdefault(name, _Case(now))
-        if self._spoken.get(name, float("-inf")) >= case.since - (self._deadline or 0.0):
+        if self._refused_at.get(name, float("-inf")) >= case.since - (self._deadline or 0.0):
             return None
-        if case.ordered is not None and now - case.ordered < AGAIN:
+        if case.ordered is not None and now - case.ordered < ORDER_INTERVAL:
             return None
         why = None if reachable else "the core is away"
         if why is None and self._deadline is not None and now - case.since >= self._deadline:

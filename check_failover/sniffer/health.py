@@ -17,27 +17,27 @@ class Health:
     passes: int = 0
     since: float = 0.0  # of the first pass in a row
     at: float = float("-inf")  # of the last probe's end
-    asked: float = float("-inf")  # of the last probe's begin
+    probe_started: float = float("-inf")  # of the last probe's begin
     text: str = "not probed yet"
-    took: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # by the last probes that passed
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # by the last probes that passed
 
-    def note(self, probe: Probe, now: float) -> None:
+    def record(self, probe: Probe, now: float) -> None:
         if probe.passed and not self.ok:
             self.since = now
         self.ok, self.at, self.text = probe.passed, now, probe.text
         self.passes = self.passes + 1 if probe.passed else 0
         if probe.passed:
-            self.took.append(probe.seconds)
+            self.durations.append(probe.seconds)
 
-    def unasked(self, why: str) -> None:
+    def probe_error(self, why: str) -> None:
         """A probe could not be made: nothing new is known, but whom it concerns can read why."""
         if self.ok is None:
             self.text = f"cannot be probed: {why}"
 
-    def usual(self) -> float:
+    def median(self) -> float:
         """The median of what passed probes took; 0: none is known."""
-        return sorted(self.took)[len(self.took) // 2] if self.took else 0.0
+        return sorted(self.durations)[len(self.durations) // 2] if self.durations else 0.0
 
-    def known(self, now: float) -> dict[str, Any]:
+    def as_dict(self, now: float) -> dict[str, Any]:
         good_for = now - self.since if self.ok else 0.0
         return {"ok": self.ok, "passes": self.passes, "good_for": round(good_for, 1), "text": self.text}

@@ -135,7 +135,7 @@ class Loop:
             if drops:
                 monitor.traffic.lost(now, drops)
             monitor.traffic.share = self._taps.share(name)
-            monitor.see(blind or self._bypass.blind.get(name), now)
+            monitor.set_blind(blind or self._bypass.blind.get(name), now)
         if now >= self._compared:
             self._compared = now + COMPARE_EVERY
             seen = {name: count for name, count in self._captured.items() if self._taps.share(name) == 1}
@@ -151,7 +151,7 @@ class Loop:
         def moved() -> None:
             now = time.monotonic()
             if monitor.target is not target:
-                self.link.watchdog.moved(name)
+                self.link.watchdog.target_changed(name)
                 if replay:
                     self._rescue.replay(monitor, now)
             monitor.flipped(target, now)
@@ -159,4 +159,4 @@ class Loop:
         self.call(moved)
 
     def order_refused(self, name: str) -> None:
-        self.call(lambda: self.link.watchdog.spoken(name, time.monotonic()))
+        self.call(lambda: self.link.watchdog.order_refused(name, time.monotonic()))

@@ -21,13 +21,13 @@ from check_failover.sniffer.stage1.packet import Packet
 from check_failover.sniffer.stage1.traffic import TrafficMonitor
 
 HEARTBEAT = 60.0  # seconds between two results of an unchanged state
-LOOK_AGAIN = 1.0  # seconds between two investigations of a failed server
-IDLE_SERVER = 30.0  # seconds between two probes of the server that has no traffic
-WANTED_SERVER = 3.0  # the same while somebody waits for it: the primary to fail back to, a standby that is not well
-AT_MOST = 1.0  # seconds between two investigations that the traffic asks for
-FACTS_EVERY = 5.0  # seconds between two sendings of the same facts
-AFTER_DROPS = 2.0  # seconds without a dropped packet until the capture is believed again
-_ONCE = frozenset({Detector.REFUSED, Detector.ERROR_SHARE})  # may not say it again, so it is remembered
+RECHECK_INTERVAL = 1.0  # seconds between two investigations of a failed server
+IDLE_PROBE_INTERVAL = 30.0  # seconds between two probes of the server that has no traffic
+URGENT_PROBE_INTERVAL = 3.0  # the same while the standby serves, or is not known to be well
+MIN_INTERVAL = 1.0  # seconds between two investigations that suspicions start
+FACTS_INTERVAL = 5.0  # seconds until unchanged facts are sent again
+DROPS_SETTLE = 2.0  # seconds without a dropped packet until the sniffer trusts the capture again
+_ONE_SHOT = frozenset({Detector.REFUSED, Detector.ERROR_SHARE})  # these may not repeat their suspicion, so it is kept
 
 
 class Condition(StrEnum):
@@ -73,11 +73,11 @@ class ServiceMonitor:
         self._suspicion: Suspicion | None = None
         self._pending: Suspicion | None = None  # came too soon after the last look
         self._was_failed = False  # before it became blind
-        self._unprobed: str | None = None  # why the last look came to nothing
-        self._next_look = now
+        self._probe_fault: str | None = None  # why the last look came to nothing
+        self._next_investigation = now
         self._reported = float("-inf")
         self._state: State | None = None  # in the last result
-        self._kept: int | None = None
+        self._evidence: int | None = None
         self._detail_lines: list[str] = []  # of the last failed verdict, for as long as it explains how things are
         self._sent_facts: tuple[float, Facts] = (float("-inf"), Facts())
 
@@ -96,13 +96,13 @@ class ServiceMonitor:
             self._suspect(suspicion, now)
         if self._investigation is not None and self._investigation.expired(now):
             self._abandon(now)
-        if self._investigation is None and now >= self._next_look and self.blind is None:
+        if self._investigation is None and now >= self._next_investigation and self.blind is None:
             if self.condition is Condition.FAILED:
-                self._investigate(self._suspicion or self._look(now, Detector.SILENCE), now)
+                self._investigate(self._suspicion or self._recheck(now, Detector.SILENCE), now)
             elif self._pending is not None:
                 self._suspect(self._pending, now)
         self._start_probes(now)
-        self._look_at_idle_servers(now)
+        self._probe_idle_server(now)
         if now - self._reported >= HEARTBEAT:
             self._report(now)
 
@@ -113,21 +113,21 @@ class ServiceMonitor:
             moments.append(self._investigation.deadline() or now + 1.0)
         moments.append(self.traffic.deadline() or now + 1.0)
         if (self.condition is Condition.FAILED or self._pending is not None) and self._investigation is None:
-            moments.append(self._next_look)
+            moments.append(self._next_investigation)
         return min(moments)
 
     def probed(self, target: Target, probe: Probe, now: float) -> None:
         """A probe ended."""
-        self.health[target].note(probe, now)
+        self.health[target].record(probe, now)
         if self._investigation is None:
-            if target is Target.PRIMARY and self._back_or_gone():
+            if target is Target.PRIMARY and self._primary_result_due():
                 self._report(now)
             return
         self._investigation.outcome(target, probe, now)
         self._conclude(now)
         self._start_probes(now)
 
-    def _back_or_gone(self) -> bool:
+    def _primary_result_due(self) -> bool:
         """Whether the core should hear of the primary while the standby serves: at once when it fails, and when it has
         passed as often as a fail-back asks for, so that one that comes and goes does not page each time."""
         if self.target is Target.PRIMARY or self.blind is not None or self.condition is Condition.FAILED:
@@ -143,7 +143,7 @@ class ServiceMonitor:
             return
         self.target = target
         self.traffic.flipped(now)
-        self._investigation = self._verdict = self._suspicion = self._pending = self._unprobed = None
+        self._investigation = self._verdict = self._suspicion = self._pending = self._probe_fault = None
         self._was_failed = False
         if target is Target.PRIMARY:
             self._detail_lines = []
@@ -151,15 +151,15 @@ class ServiceMonitor:
         self.condition = Condition.OK if self.blind is None else Condition.BLIND
         self._report(now)
 
-    def see(self, blind: str | None, now: float) -> None:
+    def set_blind(self, blind: str | None, now: float) -> None:
         """The capture works (None) or not (why). Dropped packets may have been the replies."""
-        if blind is None and now - self.traffic.lost_at < AFTER_DROPS:
+        if blind is None and now - self.traffic.lost_at < DROPS_SETTLE:
             blind = "the capture dropped packets"
         if blind == self.blind:
             return
         if blind is None:
             self.condition = Condition.FAILED if self._was_failed else Condition.OK
-            self._next_look = now
+            self._next_investigation = now
         elif self.blind is None:
             self._was_failed = self.condition is Condition.FAILED
             self.condition = Condition.BLIND
@@ -169,14 +169,14 @@ class ServiceMonitor:
 
     # ------------------------------------------------------------ stage 2
 
-    def _look(self, now: float, detector: Detector) -> Suspicion:
+    def _recheck(self, now: float, detector: Detector) -> Suspicion:
         return Suspicion(self.service.name, detector, now, "looked at again")
 
     def _suspect(self, suspicion: Suspicion, now: float) -> None:
         if self._investigation is not None or self.blind is not None or self.condition is Condition.FAILED:
             return
-        if now < self._next_look:
-            if suspicion.detector in _ONCE:
+        if now < self._next_investigation:
+            if suspicion.detector in _ONE_SHOT:
                 self._pending = suspicion
             return
         if suspicion.detector is not Detector.SILENCE:
@@ -201,9 +201,9 @@ class ServiceMonitor:
 
         The standby's probes tell what a probe takes before anybody has to judge the primary by it.
         """
-        self.health[target].asked = now
+        self.health[target].probe_started = now
         usual = self.traffic.usual()
-        took = max(health.usual() for health in self.health.values())
+        took = max(health.median() for health in self.health.values())
         timeout = max(0.5 if usual is None else max(0.2, 10 * usual), 4 * took)
         self._actions.probe(self.service, target, min(timeout, self.service.check.timeout))
 
@@ -216,7 +216,7 @@ class ServiceMonitor:
         verdict = investigation.verdict(*self.traffic.since(since, suspicion.detector), expired=expired)
         if verdict is None:
             return
-        self._investigation, self._unprobed = None, None
+        self._investigation, self._probe_fault = None, None
         if verdict.failed:
             self._failed(verdict, investigation, now)
         else:
@@ -227,9 +227,9 @@ class ServiceMonitor:
         self._conclude(now, expired=True)
         if self._investigation is None:
             return
-        before, self._unprobed = self._unprobed, f"the {self.target} could not be probed"
+        before, self._probe_fault = self._probe_fault, f"the {self.target} could not be probed"
         self._investigation = None
-        self._next_look = now + LOOK_AGAIN
+        self._next_investigation = now + RECHECK_INTERVAL
         if self.condition is Condition.SUSPECT:
             self.condition = Condition.OK
         if before is None:
@@ -242,11 +242,11 @@ class ServiceMonitor:
             evidence = self._story(verdict, investigation, now)
             self._detail_lines = [f"{story.moment(time.time())} {verdict.text}", *story.seen(evidence)]
             if first:
-                self._kept = self._actions.keep(self.service, evidence)
-        verdict = replace(verdict, facts=replace(verdict.facts, evidence=self._kept))
+                self._evidence = self._actions.keep(self.service, evidence)
+        verdict = replace(verdict, facts=replace(verdict.facts, evidence=self._evidence))
         self.condition = Condition.FAILED
         self._verdict = verdict
-        self._next_look = now + LOOK_AGAIN
+        self._next_investigation = now + RECHECK_INTERVAL
         if first or not same:
             self._actions.note(f"{self.service.name}: verdict: {verdict.text}")
             self._report(now)
@@ -271,7 +271,7 @@ class ServiceMonitor:
     def _send_facts(self, verdict: Verdict, now: float) -> None:
         at, facts = self._sent_facts
         fresh = self._facts(verdict)
-        if replace(fresh, requests=0, replies=0) != facts or now - at >= FACTS_EVERY:
+        if replace(fresh, requests=0, replies=0) != facts or now - at >= FACTS_INTERVAL:
             self._sent_facts = (now, replace(fresh, requests=0, replies=0))
             self._actions.facts(self.service, fresh)
 
@@ -281,17 +281,17 @@ class ServiceMonitor:
         self.traffic.refuted(suspicion.detector, now)
         self._verdict = None
         self.condition = Condition.OK
-        self._next_look = now + AT_MOST
+        self._next_investigation = now + MIN_INTERVAL
         if was is Condition.FAILED:
             self._detail_lines = []
             self._report(now)
 
-    def _look_at_idle_servers(self, now: float) -> None:
+    def _probe_idle_server(self, now: float) -> None:
         if self._investigation is not None:
             return
         health = self.health[self.target.other]
-        every = IDLE_SERVER if self.target is Target.PRIMARY and health.ok else WANTED_SERVER
-        if now - health.asked >= every:
+        every = IDLE_PROBE_INTERVAL if self.target is Target.PRIMARY and health.ok else URGENT_PROBE_INTERVAL
+        if now - health.probe_started >= every:
             self._probe(self.target.other, now)
 
     # ------------------------------------------------------------ reports
@@ -309,8 +309,8 @@ class ServiceMonitor:
             perfdata = Facts(blind=True).perfdata()
         elif self.condition is Condition.FAILED and self._verdict is not None:
             state, text, perfdata = State.CRITICAL, self._verdict.text, self._facts(self._verdict).perfdata()
-        elif self._unprobed is not None:
-            state, text = State.UNKNOWN, f"{self._unprobed}, though there is a suspicion"
+        elif self._probe_fault is not None:
+            state, text = State.UNKNOWN, f"{self._probe_fault}, though there is a suspicion"
         elif self.target is Target.STANDBY:
             health = self.health[Target.PRIMARY]
             state = State.OK if health.ok else State.CRITICAL if health.ok is False else State.UNKNOWN
@@ -351,5 +351,5 @@ class ServiceMonitor:
             "text": self._verdict.text if self._verdict else "",
             "facts": asdict(facts) if self.failed and (facts := self.last_facts()) else None,
             "stats": asdict(self.traffic.stats(now)),
-            **{str(target): health.known(now) for target, health in self.health.items()},
+            **{str(target): health.as_dict(now) for target, health in self.health.items()},
         }

@@ -70,7 +70,7 @@ class RedirectorLink:
     def order_if_core_is_silent(self, monitor: ServiceMonitor, now: float, *, reachable: bool) -> None:
         """A failed verdict cannot wait for a core that is not there (``reachable``: it took the last result)."""
         name = monitor.service.name
-        if self.watchdog.withdraws(name, well=monitor.condition is Condition.OK):
+        if self.watchdog.must_withdraw(name, well=monitor.condition is Condition.OK):
             self._asker.submit(self.ask, {"verb": "recovered", "service": name, "by": "sniffer"})
         why = self.watchdog.due(name, now, failed=monitor.failed, reachable=reachable)
         facts = None if why is None else monitor.last_facts()

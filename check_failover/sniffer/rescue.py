@@ -45,19 +45,19 @@ class Rescue:
         self._sender = PacketSender()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="rescue")
         self._tokens: dict[str, tuple[float, float]] = {}
-        self._asked: OrderedDict[Packet, None] = OrderedDict()  # each is tried once
+        self._tried: OrderedDict[Packet, None] = OrderedDict()  # each is tried once
         self._paused: dict[str, float] = {}
 
     def refused(self, monitor: ServiceMonitor, reset: Packet) -> None:
         """A refused connection is rescued at once."""
         first = monitor.traffic.first_packet(reset.dst, reset.dport)
         if first is not None and reset.ack == (first[1].seq + 1) & 0xFFFFFFFF and self._allowed(monitor, reset.now):
-            self._some(monitor, reset.now, [[first]])
+            self._submit(monitor, reset.now, [[first]])
 
     def overdue(self, monitor: ServiceMonitor, now: float) -> None:
         """First packets that a healthy server would have answered, while this one says nothing to anyone."""
         if self._allowed(monitor, now):
-            self._some(monitor, now, monitor.traffic.overdue(now))
+            self._submit(monitor, now, monitor.traffic.overdue(now))
 
     def replay(self, monitor: ServiceMonitor, now: float) -> None:
         """After a flip: first packets without an answer go to wherever the target is now."""
@@ -73,17 +73,17 @@ class Rescue:
         if sent:
             log.info("%s: sent %d unanswered first packets to the new target", monitor.service.name, sent)
 
-    def _some(self, monitor: ServiceMonitor, now: float, flows: Sequence[First]) -> None:
+    def _submit(self, monitor: ServiceMonitor, now: float, flows: Sequence[First]) -> None:
         for first in flows:
             packet = first[0][1]
-            if packet in self._asked:
+            if packet in self._tried:
                 continue
-            if not self._token(monitor.service.name, now):
+            if not self._take_token(monitor.service.name, now):
                 return
-            self._asked[packet] = None
-            if len(self._asked) > MAX_FRAMES:
-                self._asked.popitem(last=False)
-            self._pool.submit(self._forget, monitor, first)
+            self._tried[packet] = None
+            if len(self._tried) > MAX_FRAMES:
+                self._tried.popitem(last=False)
+            self._pool.submit(self._request_forget, monitor, first)
 
     def _allowed(self, monitor: ServiceMonitor, now: float) -> bool:
         health = monitor.health[Target.STANDBY]
@@ -98,7 +98,7 @@ class Rescue:
             and now >= self._paused.get(monitor.service.name, now)
         )
 
-    def _forget(self, monitor: ServiceMonitor, first: First) -> None:
+    def _request_forget(self, monitor: ServiceMonitor, first: First) -> None:
         """Ask the redirector (pool's thread). Never for what is too old: its client has given up or asked again."""
         name, packet = monitor.service.name, first[0][1]
         if time.monotonic() - packet.now > REPLAY_AGE:
@@ -120,14 +120,14 @@ class Rescue:
         waiting = [(frame, packet) for frame, packet in first if monitor.traffic.waits(packet)]
         if not waiting or monitor.target is not Target.PRIMARY:
             return
-        monitor.traffic.sent_on(waiting[0][1])
+        monitor.traffic.sent_to_standby(waiting[0][1])
         try:
             if sum(self._sender.send(frame, packet, MARK_RESCUE) for frame, packet in waiting):
                 monitor.traffic.rescued += 1
         except SendError as error:
             log.error("%s", error)
 
-    def _token(self, name: str, now: float) -> bool:
+    def _take_token(self, name: str, now: float) -> bool:
         tokens, at = self._tokens.get(name, (RATE / 10, now))
         tokens = min(RATE / 10, tokens + (now - at) * RATE)
         self._tokens[name] = (max(0.0, tokens - 1.0), now)

@@ -23,7 +23,7 @@ def compare(
     source = Target.PRIMARY if direction is SyncDirection.FORWARD else Target.STANDBY
     try:
         found = replication.compare(service, source, limit)
-    except (replication.SilentError, ProbeError) as error:
+    except (replication.QueryError, ProbeError) as error:
         raise SyncStepError(str(error)) from None
     counts = found.entries or {}
     have, there = counts.get(source), counts.get(source.other)

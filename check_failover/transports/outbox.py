@@ -20,7 +20,7 @@ from check_failover.model import PassiveResult, State
 from check_failover.transports import Transport, TransportError
 
 LIMIT = 1000  # results kept while the core is away
-TOGETHER = 50  # results handed over at once
+BATCH_SIZE = 50  # results handed over at once
 FIRST_RETRY, LAST_RETRY = 0.2, 5.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Outbox:
         on_failure: Callable[[], None] | None = None,
     ) -> None:
         self._transport, self._path, self._on_failure = transport, path, on_failure
-        self._kept: deque[PassiveResult] = deque(_load(path))
+        self._queue: deque[PassiveResult] = deque(_load(path))
         self._wake = threading.Condition()
         self._closing = False
         self.reachable = True  # whether the last attempt was taken
@@ -46,15 +46,15 @@ class Outbox:
     def submit(self, result: PassiveResult) -> None:
         """Queue a result; it leaves at once when the core takes it."""
         with self._wake:
-            self._kept.append(result)
-            if len(self._kept) > LIMIT:
-                self._thin()
+            self._queue.append(result)
+            if len(self._queue) > LIMIT:
+                self._evict()
             self._wake.notify()
 
     def waiting(self) -> int:
         """How many results the core has not taken yet."""
         with self._wake:
-            return len(self._kept)
+            return len(self._queue)
 
     def close(self, patience: float = 2.0) -> None:
         """Try once more for ``patience`` seconds, then save what is left."""
@@ -63,15 +63,15 @@ class Outbox:
             self._wake.notify()
         self._thread.join(patience)
         with self._wake:
-            _save(self._path, list(self._kept))
+            _save(self._path, list(self._queue))
 
     def _run(self) -> None:
         delay = FIRST_RETRY
         while True:
             with self._wake:
-                while not self._kept and not self._closing:
+                while not self._queue and not self._closing:
                     self._wake.wait()
-                if not self._kept:
+                if not self._queue:
                     return
                 batch = self._batch()
             failed = self._attempt(batch)
@@ -79,8 +79,8 @@ class Outbox:
                 if not failed:
                     delay = FIRST_RETRY
                     for result in batch:
-                        if self._kept and self._kept[0] is result:
-                            self._kept.popleft()
+                        if self._queue and self._queue[0] is result:
+                            self._queue.popleft()
                     continue
                 if self._closing:
                     return
@@ -91,7 +91,7 @@ class Outbox:
         """The oldest, as many as may travel together (see ``Transport.send``)."""
         batch: list[PassiveResult] = []
         services: set[tuple[str, str]] = set()
-        for result in itertools.islice(self._kept, TOGETHER):
+        for result in itertools.islice(self._queue, BATCH_SIZE):
             if (result.host, result.service) in services:
                 break
             services.add((result.host, result.service))
@@ -115,17 +115,17 @@ class Outbox:
         self.reachable = True
         return False
 
-    def _thin(self) -> None:
+    def _evict(self) -> None:
         """Drop the oldest result that a later one of the same service and state repeats; else the oldest of all."""
         last: dict[tuple[str, str], State] = {}
-        for index in range(len(self._kept) - 1, -1, -1):
-            result = self._kept[index]
+        for index in range(len(self._queue) - 1, -1, -1):
+            result = self._queue[index]
             key = (result.host, result.service)
             if index and last.get(key) is result.state:
-                del self._kept[index]
+                del self._queue[index]
                 return
             last[key] = result.state
-        del self._kept[1]
+        del self._queue[1]
 
 
 def _load(path: Path | None) -> list[PassiveResult]:

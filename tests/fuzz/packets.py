@@ -141,7 +141,7 @@ class Target:
         traffic.tick(self.now)
         waiting = list(traffic.unanswered(self.now))
         if waiting and self.random.random() < 0.3:
-            traffic.sent_on(self.random.choice(waiting)[1])
+            traffic.sent_to_standby(self.random.choice(waiting)[1])
         chance = self.random.random()
         if chance < 0.002:
             traffic.lost(self.now, 3)

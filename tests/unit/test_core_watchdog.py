@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from check_failover.sniffer.core_watchdog import AGAIN, CoreWatchdog
+from check_failover.sniffer.core_watchdog import ORDER_INTERVAL, CoreWatchdog
 
 
 def asked(watchdog: CoreWatchdog, moments: list[float], *, reachable: bool = True) -> list[tuple[float, str]]:
@@ -13,9 +13,9 @@ def asked(watchdog: CoreWatchdog, moments: list[float], *, reachable: bool = Tru
 
 def test_a_core_that_is_away_is_not_waited_for() -> None:
     """At once, and again while nobody answers; a local core that took the verdict is never passed over."""
-    assert asked(CoreWatchdog(None), [100.0, 100.1, 100.0 + AGAIN], reachable=False) == [
+    assert asked(CoreWatchdog(None), [100.0, 100.1, 100.0 + ORDER_INTERVAL], reachable=False) == [
         (100.0, "the core is away"),
-        (100.0 + AGAIN, "the core is away"),
+        (100.0 + ORDER_INTERVAL, "the core is away"),
     ]
     assert asked(CoreWatchdog(None), [100.0, 200.0, 90000.0]) == []
 
@@ -31,10 +31,10 @@ def test_a_core_that_is_silent_has_a_deadline() -> None:
 def test_a_core_that_has_spoken_is_obeyed() -> None:
     """An order that was refused is the core's word, away or not; one about an earlier fault says nothing."""
     watchdog = CoreWatchdog(5.0)
-    watchdog.spoken("ldap", 50.0)
-    watchdog.spoken("dns", 101.0)
+    watchdog.order_refused("ldap", 50.0)
+    watchdog.order_refused("dns", 101.0)
     assert asked(watchdog, [100.0, 105.0]) == [(105.0, "the core is silent")]
-    watchdog.spoken("ldap", 105.1)
+    watchdog.order_refused("ldap", 105.1)
     assert asked(watchdog, [108.0, 120.0]) == []
     assert asked(watchdog, [121.0], reachable=False) == []
 
@@ -42,13 +42,13 @@ def test_a_core_that_has_spoken_is_obeyed() -> None:
 def test_the_cores_own_check_may_be_faster_than_the_verdict() -> None:
     """Its order came just before the sniffer was sure: that is about this fault."""
     watchdog = CoreWatchdog(5.0)
-    watchdog.spoken("ldap", 98.0)
+    watchdog.order_refused("ldap", 98.0)
     assert asked(watchdog, [100.0, 110.0]) == []
 
 
 def test_what_was_said_of_an_earlier_fault_is_over() -> None:
     """A refusal just before a flip and a fail-back says nothing of the fault that follows them at once."""
     watchdog = CoreWatchdog(5.0)
-    watchdog.spoken("ldap", 99.0)
-    watchdog.moved("ldap")
+    watchdog.order_refused("ldap", 99.0)
+    watchdog.target_changed("ldap")
     assert asked(watchdog, [100.0, 105.0]) == [(105.0, "the core is silent")]

@@ -13,7 +13,7 @@ from check_failover.sniffer.stage1.dialects.dns import Dns
 from check_failover.sniffer.stage1.dialects.generic import Generic
 from check_failover.sniffer.stage1.dialects.http import Http
 from check_failover.sniffer.stage1.dialects.ldap import Ldap
-from check_failover.sniffer.stage1.dialects.stream import ENOUGH
+from check_failover.sniffer.stage1.dialects.stream import MAX_HEADER
 from check_failover.sniffer.stage1.flows import Flow
 from tests.unit import packets as made
 from tests.unit.packets import segments
@@ -143,7 +143,7 @@ class TestLdap:
     def test_a_search_longer_than_anyone_waits_for_is_a_search(self) -> None:
         """Its beginning decides, and what follows is found."""
         data = made.search(2, words=200)
-        assert len(data) > ENOUGH
+        assert len(data) > MAX_HEADER
         dialect = Ldap()
         assert dialect.request(data + made.search(3), 0) == [(2, "search"), (3, "search")]
         assert [r for part in segments(data, 500) for r in dialect.request(part, 0)] == [(2, "search")]

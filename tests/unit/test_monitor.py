@@ -371,10 +371,10 @@ class TestBlind:
         """UNKNOWN "blind", no order, whichever is noticed first."""
         scene = Scene()
         if first == "blind":
-            scene.monitor.see("cl0 has no carrier", scene.now)
+            scene.monitor.set_blind("cl0 has no carrier", scene.now)
         scene.hang(primary=hangs, standby=hangs)
         scene.wait(0.31)
-        scene.monitor.see("cl0 has no carrier", scene.now)
+        scene.monitor.set_blind("cl0 has no carrier", scene.now)
         scene.wait(10.0)
         assert scene.orders() == []
         assert scene.sent_facts == []
@@ -390,14 +390,14 @@ class TestBlind:
         scene = Scene()
         scene.hang(primary=hangs)
         scene.traffic.lost(scene.now, 5)
-        scene.monitor.see(None, scene.now)
+        scene.monitor.set_blind(None, scene.now)
         scene.wait(1.9)
-        scene.monitor.see(None, scene.now)
+        scene.monitor.set_blind(None, scene.now)
         assert scene.monitor.condition is Condition.BLIND
         assert scene.orders() == []
         assert scene.results[-1].text == "UNKNOWN: blind: the capture dropped packets"
         scene.wait(0.2)
-        scene.monitor.see(None, scene.now)
+        scene.monitor.set_blind(None, scene.now)
         assert scene.monitor.condition is Condition.OK
 
     def test_who_sees_again_looks_again(self) -> None:
@@ -405,12 +405,12 @@ class TestBlind:
         scene = Scene()
         scene.hang(primary=hangs, standby=hangs)
         scene.wait(2.0)
-        scene.monitor.see("cl0 is down", scene.now)
+        scene.monitor.set_blind("cl0 is down", scene.now)
         scene.wait(5.0)
         before = len(scene.probed(PRIMARY))
         scene.wait(5.0)
         assert len(scene.probed(PRIMARY)) == before
-        scene.monitor.see(None, scene.now)
+        scene.monitor.set_blind(None, scene.now)
         assert scene.results[-1].state is State.CRITICAL
         scene.servers[PRIMARY] = good
         scene.wait(1.0)
@@ -421,7 +421,7 @@ class TestBlind:
         scene = Scene()
         before = len(scene.results)
         for _ in range(20):
-            scene.monitor.see("cl0 is down", scene.now)
+            scene.monitor.set_blind("cl0 is down", scene.now)
             scene.wait(0.5)
         assert len(scene.results) == before + 1
 
@@ -468,7 +468,7 @@ class TestFlipped:
     def test_while_blind_it_stays_blind(self) -> None:
         """The redirect moving opens no eyes."""
         scene = Scene()
-        scene.monitor.see("cl0 is down", scene.now)
+        scene.monitor.set_blind("cl0 is down", scene.now)
         scene.monitor.flipped(STANDBY, scene.now)
         assert scene.monitor.condition is Condition.BLIND
         assert scene.results[-1].state is State.UNKNOWN

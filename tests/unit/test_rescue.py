@@ -198,7 +198,7 @@ def test_never(desk: Desk, why: str) -> None:
     elif why == "on the standby":
         scene.monitor.flipped(STANDBY, scene.now)
     elif why == "blind":
-        scene.monitor.see("cl0 is down", scene.now)
+        scene.monitor.set_blind("cl0 is down", scene.now)
     assert desk.look(scene, 0) == []
     talk.refused()
     desk.rescue.refused(scene.monitor, talk.down(RST | ACK, 0)._replace(now=scene.now))

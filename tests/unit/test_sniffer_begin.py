@@ -29,9 +29,9 @@ def test_no_place_for_its_state(tmp_path: Path) -> None:
 def test_why_a_server_is_not_probed_is_kept_until_it_is() -> None:
     """It is no failure, and does not hide what is known."""
     health = Health()
-    assert health.known(1.0)["text"] == "not probed yet"
-    health.unasked("/pw: cannot read")
-    assert (health.ok, health.known(1.0)["text"]) == (None, "cannot be probed: /pw: cannot read")
-    health.note(Probe(True, 0.1, "bind and search answered"), 2.0)
-    health.unasked("/pw: cannot read")
-    assert (health.ok, health.known(3.0)["text"]) == (True, "bind and search answered")
+    assert health.as_dict(1.0)["text"] == "not probed yet"
+    health.probe_error("/pw: cannot read")
+    assert (health.ok, health.as_dict(1.0)["text"]) == (None, "cannot be probed: /pw: cannot read")
+    health.record(Probe(True, 0.1, "bind and search answered"), 2.0)
+    health.probe_error("/pw: cannot read")
+    assert (health.ok, health.as_dict(3.0)["text"]) == (True, "bind and search answered")

@@ -158,7 +158,7 @@ def test_silence_begins_after_60_s() -> None:
     quiet, scale = Quiet(), Scale()
     assert quiet.due(scale) is None
     for number in range(100):
-        quiet.heard(1000 + number * 0.01)
+        quiet.traffic(1000 + number * 0.01)
     assert quiet.due(scale) == pytest.approx(1060.99)
 
 
@@ -168,7 +168,7 @@ def test_silence_is_ten_usual_gaps() -> None:
     now = 0.0
     for _ in range(100):
         for _ in range(10):
-            quiet.heard(now)
+            quiet.traffic(now)
             now += 0.01
         now += 300
     due = quiet.due(scale)
@@ -181,7 +181,7 @@ def test_one_long_night_is_not_the_usual_gap() -> None:
     """The next morning's silence is noticed in minutes, not in days."""
     quiet, scale = Quiet(), Scale()
     for now in (0.0, 5.0, 10.0, 36_000.0):
-        quiet.heard(now)
+        quiet.traffic(now)
     due = quiet.due(scale)
     assert due is not None
     assert due - 36_000 <= 120
@@ -190,10 +190,10 @@ def test_one_long_night_is_not_the_usual_gap() -> None:
 def test_silence_is_looked_at_once() -> None:
     """One probe; the next one after somebody has spoken and fallen silent again."""
     quiet, scale = Quiet(), Scale()
-    quiet.heard(0.0)
-    quiet.looked()
+    quiet.traffic(0.0)
+    quiet.probed()
     assert quiet.due(scale) is None
-    quiet.heard(500.0)
+    quiet.traffic(500.0)
     assert quiet.due(scale) is not None
 
 
@@ -201,8 +201,8 @@ def test_a_refuted_silence_has_to_last_longer() -> None:
     """Doubled, and decayed by the time of the next one."""
     quiet, scale = Quiet(), Scale()
     scale.double(100.0)
-    quiet.heard(100.0)
+    quiet.traffic(100.0)
     assert quiet.due(scale) == 220.0
     quiet = Quiet()
-    quiet.heard(10_000.0)
+    quiet.traffic(10_000.0)
     assert quiet.due(scale) == 10_060.0

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from check_failover.sniffer.stage1.detectors import AGAIN
+from check_failover.sniffer.stage1.detectors import MIN_INTERVAL
 from check_failover.sniffer.stage1.flowtable import MAX_FLOWS
 from check_failover.sniffer.stage1.packet import ACK, SYN, UDP
 from tests.unit import packets as made
@@ -107,7 +107,7 @@ class TestUnansweredSyn:
         waiting = list(stage.traffic.unanswered(stage.now))
         assert len(waiting) == 3
         for _, packet in waiting:
-            stage.traffic.sent_on(packet)
+            stage.traffic.sent_to_standby(packet)
         assert list(stage.traffic.unanswered(stage.now)) == []
         stage.wait(0.5)
         assert stage.detectors()[0] is SYN_UNANSWERED
@@ -120,12 +120,12 @@ class TestUnansweredSyn:
         talk.syn()
         stage.wait(0.1)
         [(_, packet)] = stage.traffic.unanswered(stage.now)
-        stage.traffic.sent_on(packet)
+        stage.traffic.sent_to_standby(packet)
         talk.accept()
         talk.serve(made.search(1), made.result(1))
         stage.wait(0.5)
         assert stage.detectors()[0] is SYN_UNANSWERED
-        assert stage.traffic.mute_since(stage.now) > 0.5
+        assert stage.traffic.silent_for(stage.now) > 0.5
 
 
 class TestRefused:
@@ -224,7 +224,7 @@ class TestRefused:
             talk = Talk(stage, 40000 + number)
             talk.syn()
             talk.refused()
-            stage.wait(AGAIN)
+            stage.wait(MIN_INTERVAL)
         assert stage.detectors().count(REFUSED) == 5
 
     def test_many_refusals_are_one_suspicion(self) -> None:

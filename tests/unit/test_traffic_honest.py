@@ -9,7 +9,7 @@ import time
 import pytest
 
 from check_failover.model import Detector
-from check_failover.sniffer.stage1.detectors import AGAIN
+from check_failover.sniffer.stage1.detectors import MIN_INTERVAL
 from check_failover.sniffer.stage1.packet import ACK, SYN
 from tests.unit import packets as made
 from tests.unit.packets import PRIMARY, WORD, Stage, Talk, learn, repeatedly
@@ -318,4 +318,4 @@ class TestRefutation:
         Talk(stage).connect().ask(made.search(1))
         stage.wait(2.0)
         moments = [found.now for found in stage.found]
-        assert min(b - a for a, b in itertools.pairwise(moments)) >= AGAIN
+        assert min(b - a for a, b in itertools.pairwise(moments)) >= MIN_INTERVAL

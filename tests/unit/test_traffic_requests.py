@@ -146,13 +146,13 @@ class TestUnansweredRequest:
             datagram(stage, 6000 + number, made.dns(number))
             stage.wait(0.1)
             for _, packet in list(stage.traffic.unanswered(stage.now)):
-                stage.traffic.sent_on(packet)
+                stage.traffic.sent_to_standby(packet)
             datagram_back(stage, 6000 + number, made.dns(number, response=True))
 
         repeatedly(stage, 2.0, 0.05, client)
         assert UNANSWERED in stage.detectors()
         assert stage.first(UNANSWERED).now - 1000.0 == pytest.approx(0.3)
-        assert stage.traffic.mute_since(stage.now) > 1.9
+        assert stage.traffic.silent_for(stage.now) > 1.9
         assert stage.traffic.since(1000.0)[1] == 0
 
     def test_bytes_on_the_connection_are_progress(self) -> None:

@@ -79,7 +79,7 @@ class TestWhatOthersTell:
         Talk(stage).syn()
         stage.wait(0.1)
         [(_, packet)] = stage.traffic.unanswered(stage.now)
-        stage.traffic.sent_on(packet)
+        stage.traffic.sent_to_standby(packet)
         stage.traffic.lost(stage.now, 1)
         stage.wait(20.0)
         assert stage.found == []

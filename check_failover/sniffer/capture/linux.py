@@ -31,7 +31,7 @@ _USER, _VLAN_VALID, _TPID_VALID = 0x1, 0x10, 0x40
 _SLOT = 640  # bytes: header, sockaddr_ll and alignment take 66, the frame bpf.SNAPLEN
 _BLOCK = 64 << 10  # bytes
 _BLOCKS = 32  # 2 MiB, 3,264 frames: 30 ms of 100,000 packets/s, until sampling has set in
-_STEPPED = 0.05  # seconds: a frame that is so much younger than now comes from before a step of the clock
+_CLOCK_STEP = 0.05  # seconds: a frame that is so much younger than now comes from before a step of the clock
 
 
 class LinuxTap:
@@ -61,7 +61,7 @@ class LinuxTap:
         What came later stays for the next call: who reads several taps would otherwise see an answer in one and not yet
         its request in another. At most one ring full.
         """
-        ring, header, latest = self._ring, _HEADER.unpack_from, until + _STEPPED
+        ring, header, latest = self._ring, _HEADER.unpack_from, until + _CLOCK_STEP
         for _ in range(len(self._slots)):
             at = self._slots[self._next]
             status, _, size, mac, _, seconds, nanoseconds, tag, tag_kind = header(ring, at)

@@ -25,14 +25,14 @@ class Sampling:
     """Of one service, or of the refusals. ``bits`` and ``port`` are the filter's arguments."""
 
     __slots__ = (
-        "_before",
         "_begun",
         "_calm_since",
         "_counted",
         "_credit",
-        "_drawn",
+        "_drawn_at",
         "_frames",
-        "_lots",
+        "_ports",
+        "_ports_before",
         "bits",
         "port",
     )
@@ -40,11 +40,11 @@ class Sampling:
     def __init__(self, now: float) -> None:
         self.bits = self.port = 0
         self._credit = float(BURST)
-        self._counted = self._begun = self._calm_since = self._drawn = now
+        self._counted = self._begun = self._calm_since = self._drawn_at = now
         self._frames = 0
         # One for all ports that even the finest filter takes for the same: of this window, and of the one before.
-        self._lots: dict[int, int] = {}
-        self._before: dict[int, int] = {}
+        self._ports: dict[int, int] = {}
+        self._ports_before: dict[int, int] = {}
 
     @property
     def share(self) -> int:
@@ -60,19 +60,19 @@ class Sampling:
         self._credit = min(BURST, self._credit + BUDGET * (now - self._counted)) - frames
         self._counted = now
         self._frames += frames
-        self._lots.update((port >> 4 & (1 << MAX_BITS) - 1, port) for port in ports)
+        self._ports.update((port >> 4 & (1 << MAX_BITS) - 1, port) for port in ports)
         passed = now - self._begun
         if passed < WINDOW and self._credit >= 0:
             return False
-        lots = list((self._before | self._lots).values())
-        self._before, self._lots = self._lots, {}
+        ports_seen = list((self._ports_before | self._ports).values())
+        self._ports_before, self._ports = self._ports, {}
         rate = self._frames / max(passed, 0.01)
         self._frames, self._begun = 0, now
         if rate >= CALM:
             self._calm_since = now
         if self._credit < 0:
             self._credit = BURST
-            return bool(lots) and self._narrow(rate, random.choice(lots), now)
+            return bool(ports_seen) and self._narrow(rate, random.choice(ports_seen), now)
         if not self.bits or now - self._calm_since < PATIENCE:
             return False
         self._calm_since = now
@@ -82,8 +82,8 @@ class Sampling:
     def _narrow(self, rate: float, port: int, now: float) -> bool:
         bits = min(MAX_BITS, self.bits + max(1, int(rate / BUDGET).bit_length()))
         if bits == self.bits:
-            if now - self._drawn < REDRAWN:
+            if now - self._drawn_at < REDRAWN:
                 return False
             bits = 0  # the lot fell on who sends too much: for a moment everybody has one
-        self.bits, self.port, self._drawn = bits, port, now
+        self.bits, self.port, self._drawn_at = bits, port, now
         return True

@@ -27,7 +27,7 @@ if sys.platform == "linux":
 else:
     from check_failover.sniffer.capture.bsd import BsdTap as Tap
 
-LOOK = 128  # frames between two looks at the budget
+COUNT_EVERY = 128  # frames between two looks at the budget
 
 log = logging.getLogger("failover-sniffer")
 Row = tuple[str | None, Packet, bytes]  # the service; None: seen by the faults tap
@@ -105,9 +105,9 @@ class Taps:
             if packet is not None:
                 ports.append(slot.port(packet))
                 found.append((name, packet, frame))
-            if count % LOOK == 0 and slot.sampling.count(LOOK, ports[-LOOK:], now):
+            if count % COUNT_EVERY == 0 and slot.sampling.count(COUNT_EVERY, ports[-COUNT_EVERY:], now):
                 self._refilter(slot)
-        if slot.sampling.count(count % LOOK, ports[-LOOK:], now):
+        if slot.sampling.count(count % COUNT_EVERY, ports[-COUNT_EVERY:], now):
             self._refilter(slot)
         if slot.sampling.bits:  # captured before the filter was changed: half of a conversation would look like a fault
             found = [row for row in found if slot.sampling.keeps(slot.port(row[1]))]

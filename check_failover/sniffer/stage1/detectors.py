@@ -28,7 +28,7 @@ from check_failover.sniffer.stage1.thresholds import ENCRYPTED_WAIT, Errors, Qui
 
 MAX_RECENT = 20000  # requests remembered for "asked since, answered since"
 RECENT = 30.0  # seconds
-AGAIN = 0.25  # seconds between two suspicions of one detector
+MIN_INTERVAL = 0.25  # seconds between two suspicions of one detector
 _NEARLY_ALL, _ENOUGH = 0.9, 500  # share of the requests asked later, and how many of these are looked at
 NEVER = float("-inf")
 
@@ -45,7 +45,7 @@ class Detectors:
         self.round_trip = RoundTrip()
         self.errors = Errors()
         self.quiet = Quiet()
-        self.server_spoke = 0.0
+        self.server_seen = 0.0
         self._scales = {detector: Scale() for detector in Detector}
         self._raised: dict[Detector, float] = {}
 
@@ -54,13 +54,13 @@ class Detectors:
     def opened(self, key: FlowKey, request: Request, now: float) -> None:
         """A request that wants a reply."""
         self.recent.append(request)
-        self.reply_times.setdefault(request.operation, ReplyTimes()).unheard += 1
+        self.reply_times.setdefault(request.operation, ReplyTimes()).unanswered_run += 1
         self._push(now + self._wait(request, now), key, request)
 
-    def heard(self, flow: Flow) -> None:
+    def progress(self, flow: Flow) -> None:
         """The server said something on this connection, if only a part of an answer."""
         for request in flow.open.values():
-            self.reply_times[request.operation].unheard = 0
+            self.reply_times[request.operation].unanswered_run = 0
 
     def _push(self, due: float, key: FlowKey, request: Request) -> None:
         self._count += 1
@@ -92,21 +92,22 @@ class Detectors:
             _, _, key, request = heapq.heappop(self._heap)
             flow = self._flows.get(key)
             is_open = flow is not None and flow.open.get(request.key) is request
-            if not is_open and not request.sent_on:
+            if not is_open and not request.sent_to_standby:
                 continue
             age = now - request.asked
-            due = max(request.asked, flow.heard if flow is not None and is_open else 0.0) + self._wait(request, now)
+            progress = flow.last_payload if flow is not None and is_open else 0.0
+            due = max(request.asked, progress) + self._wait(request, now)
             if due > now:
                 self._push(due, key, request)
                 continue
             if age < RECENT:
-                self._push(now + max(AGAIN, age / 4), key, request)
+                self._push(now + max(MIN_INTERVAL, age / 4), key, request)
             elif flow is not None and is_open:  # the client has given up long ago
                 del flow.open[request.key]
                 if not flow.open and datagrams:
                     self._flows.drop(key)
             if request.key == "syn":
-                suspicion = self._mute(request, now) or suspicion
+                suspicion = self._unanswered_syn(request, now) or suspicion
             elif youngest is None or request.asked > youngest.asked:
                 youngest = request
         if youngest is not None:
@@ -118,8 +119,8 @@ class Detectors:
     def refused(self, now: float, text: str, asked: float) -> Suspicion | None:
         return self._raise(Detector.REFUSED, now, text, asked)
 
-    def _mute(self, request: Request, now: float) -> Suspicion | None:
-        if self.server_spoke >= request.asked:
+    def _unanswered_syn(self, request: Request, now: float) -> Suspicion | None:
+        if self.server_seen >= request.asked:
             return None  # the server speaks to others: a lost SYN, a flood, a full backlog that drains
         text = f"connection unanswered for {now - request.asked:.2f} s"
         return self._raise(Detector.UNANSWERED_SYN, now, text, request.asked)
@@ -128,13 +129,13 @@ class Detectors:
         """A request that has waited long enough, or in vain."""
         if not self._ready(Detector.UNANSWERED_REQUEST, now):
             return None  # before anything is counted: there may be thousands
-        if self._excused(request, now):
+        if self._single_slow_query(request, now):
             return None
         asked, answered = self.since(request.asked)
         text = text or f"{asked - answered} of {asked} requests without reply for {now - request.asked:.2f} s"
         return self._raise(Detector.UNANSWERED_REQUEST, now, text, request.asked)
 
-    def _excused(self, request: Request, now: float) -> bool:
+    def _single_slow_query(self, request: Request, now: float) -> bool:
         """Whether nearly all of the same operation that were asked later are answered: one slow query, not a hang."""
         answered = others = 0
         wait = self._wait(request, now)
@@ -151,20 +152,20 @@ class Detectors:
         due = self.quiet.due(self._scales[Detector.SILENCE])
         if due is None or self.quiet.last is None or now < due:
             return None
-        self.quiet.looked()
+        self.quiet.probed()
         return self._raise(Detector.SILENCE, now, f"no traffic for {now - self.quiet.last:.0f} s")
 
     def repeated(self, key: FlowKey, now: float) -> Suspicion | None:
         """A client sent data again that the server has not acknowledged."""
-        self._flows.stuck.repeated(key, now)
+        self._flows.stalled.repeated(key, now)
         if not self._ready(Detector.RETRANSMISSION, now):
             return None
-        stuck = len(self._flows.stuck)
-        enough = stuck >= 2 * self._scales[Detector.RETRANSMISSION].now(now)
-        if self._flows.stuck.twice_since(key, self.server_spoke):
+        stalled = len(self._flows.stalled)
+        enough = stalled >= 2 * self._scales[Detector.RETRANSMISSION].now(now)
+        if self._flows.stalled.two_since(key, self.server_seen):
             text = "data sent three times and no packet from the server"
-        elif enough and 2 * stuck >= (active := self._flows.active(now)):
-            text = f"{stuck} of {active} connections repeat data within {WINDOW} s"
+        elif enough and 2 * stalled >= (active := self._flows.active(now)):
+            text = f"{stalled} of {active} connections repeat data within {WINDOW} s"
         else:
             return None
         return self._raise(Detector.RETRANSMISSION, now, text)
@@ -178,7 +179,7 @@ class Detectors:
 
     def _ready(self, detector: Detector, now: float) -> bool:
         """Whether this detector may speak again."""
-        pause = AGAIN * (self._scales[detector].now(now) if detector is not Detector.REFUSED else 1.0)
+        pause = MIN_INTERVAL * (self._scales[detector].now(now) if detector is not Detector.REFUSED else 1.0)
         return now - self._raised.get(detector, NEVER) >= pause
 
     def _raise(self, detector: Detector, now: float, text: str, since: float | None = None) -> Suspicion | None:
@@ -209,7 +210,7 @@ class Detectors:
         self.recent.clear()
         self.errors = Errors()
         self._raised.clear()
-        self._hear_anew(now)
+        self._reset_silence(now)
         for detector in self._scales:
             self._scales[detector] = Scale()
 
@@ -218,9 +219,9 @@ class Detectors:
         for *_, request in self._heap:
             request.counts = request.counts and request.answered is True
         self._heap.clear()
-        self._hear_anew(now)
+        self._reset_silence(now)
 
-    def _hear_anew(self, now: float) -> None:
-        self.server_spoke = now
+    def _reset_silence(self, now: float) -> None:
+        self.server_seen = now
         for reply_times in self.reply_times.values():
-            reply_times.unheard = 0
+            reply_times.unanswered_run = 0

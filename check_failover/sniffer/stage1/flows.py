@@ -20,13 +20,13 @@ FlowKey = tuple[bytes, int]  # the client's address and port
 class Request:
     """One request of a client. ``answered``: None open, True usefully, False by an error or not at all."""
 
-    __slots__ = ("answered", "asked", "counts", "key", "operation", "sent_on")
+    __slots__ = ("answered", "asked", "counts", "key", "operation", "sent_to_standby")
 
     def __init__(self, key: Hashable, operation: str, asked: float) -> None:
         self.key, self.operation, self.asked = key, operation, asked
         self.answered: bool | None = None
         self.counts = True  # False: no evidence either way (a SYN that was answered, a request that was given up)
-        self.sent_on = False  # the other server got it, because this one did not answer
+        self.sent_to_standby = False  # the other server got it, because this one did not answer
 
 
 class Segment(NamedTuple):
@@ -97,7 +97,19 @@ class StreamDirection:
 class Flow:
     """State of one connection."""
 
-    __slots__ = ("acked", "client", "client_done", "dialect", "heard", "key", "open", "server", "spoke", "syn", "twice")
+    __slots__ = (
+        "acked",
+        "client",
+        "client_fin",
+        "client_seen",
+        "dialect",
+        "key",
+        "last_payload",
+        "open",
+        "server",
+        "syn",
+        "syn_repeated",
+    )
 
     def __init__(self, key: FlowKey, dialect: Dialect) -> None:
         self.key = key
@@ -105,11 +117,11 @@ class Flow:
         self.client, self.server = StreamDirection(), StreamDirection()
         self.open: OrderedDict[Hashable, Request] = OrderedDict()
         self.syn: tuple[int, float] | None = None  # ISN and time of a SYN that has no answer yet
-        self.twice = False  # that SYN was repeated: its round trip cannot be told (Karn; RFC 6298, 3)
+        self.syn_repeated = False  # that SYN was repeated: its round trip cannot be told (Karn; RFC 6298, 3)
         self.acked: int | None = None  # what the server acknowledged of the client's bytes
-        self.heard = 0.0  # when the server last sent payload here
-        self.spoke: float | None = None  # when the client last sent anything
-        self.client_done = False  # the client's FIN was seen
+        self.last_payload = 0.0  # when the server last sent payload here
+        self.client_seen: float | None = None  # when the client last sent anything
+        self.client_fin = False  # the client's FIN was seen
 
     def acknowledged(self, seq: int, length: int) -> bool:
         """The server has these bytes: a client that repeats them did not get the ACK, no fault of the server's."""
@@ -157,7 +169,7 @@ class Flow:
         return ended
 
 
-class Stuck:
+class StalledFlows:
     """Flows whose client repeats data that the server neither acknowledged nor followed by anything since."""
 
     __slots__ = ("_last", "_runs")
@@ -168,12 +180,12 @@ class Stuck:
 
     def repeated(self, key: FlowKey, now: float) -> None:
         while self._last and next(iter(self._last.values())) < now - WINDOW:
-            self.moves(next(iter(self._last)))
+            self.progress(next(iter(self._last)))
         self._last[key] = now
         self._last.move_to_end(key)
         self._runs[key] = [*self._runs.get(key, [])[-1:], now]
 
-    def moves(self, key: FlowKey) -> None:
+    def progress(self, key: FlowKey) -> None:
         """The server sent something there, or the connection is over."""
         if self._last.pop(key, None) is not None:
             del self._runs[key]
@@ -182,7 +194,7 @@ class Stuck:
         self._last.clear()
         self._runs.clear()
 
-    def twice_since(self, key: FlowKey, moment: float) -> bool:
+    def two_since(self, key: FlowKey, moment: float) -> bool:
         """Repeated twice after ``moment`` and within the window."""
         run = self._runs.get(key, [])
         return len(run) == 2 and run[0] > moment and run[1] - run[0] <= WINDOW

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from check_failover.sniffer.stage1.dialects import ALL, Dialect
-from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, Stuck
+from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, StalledFlows
 from check_failover.sniffer.stage1.packet import SYN, TCP, UDP, Packet
 
 MAX_FLOWS = 20000
@@ -28,7 +28,7 @@ class FlowTable:
         # Flows that talk to another server than the target, with the ISN (TCP) or the time of the last packet (UDP).
         self._elsewhere: OrderedDict[FlowKey, float] = OrderedDict()
         self._connecting: OrderedDict[int, FlowKey] = OrderedDict()  # by what acknowledges the SYN
-        self.stuck = Stuck()
+        self.stalled = StalledFlows()
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -52,7 +52,7 @@ class FlowTable:
 
     def drop(self, key: FlowKey) -> None:
         """Forget a flow; what is open there was given up: neither asked nor answered."""
-        self.stuck.moves(key)
+        self.stalled.progress(key)
         flow = self._flows.pop(key, None)
         if flow is not None:
             for request in flow.open.values():
@@ -65,11 +65,11 @@ class FlowTable:
             self.drop(key)
 
     def active(self, now: float) -> int:
-        """Connections whose client spoke within the window; the newest stand last."""
+        """Connections frame_key client spoke within the window; the newest stand last."""
         count = 0
         for flow in reversed(self._flows.values()):
-            if flow.spoke is not None:
-                if flow.spoke < now - WINDOW:
+            if flow.client_seen is not None:
+                if flow.client_seen < now - WINDOW:
                     break
                 count += 1
         return count
@@ -82,28 +82,28 @@ class FlowTable:
             self._connecting.popitem(last=False)
 
     def by_syn(self, ack: int) -> Flow | None:
-        """The flow whose unanswered SYN is acknowledged by ``ack``: where source NAT hides the client."""
+        """The flow frame_key unanswered SYN is acknowledged by ``ack``: where source NAT hides the client."""
         flow = self._flows.get(self._connecting.get(ack, (b"", 0)))
         return flow if flow is not None and flow.syn and ack == (flow.syn[0] + 1) & 0xFFFFFFFF else None
 
     # ------------------------------------------------------------ first packets
 
-    def keep(self, whose: tuple[bytes, int, object], frame: bytes, p: Packet) -> None:
-        """``whose``: client, port and the request's key."""
-        self._frames[whose] = (frame, p)
+    def keep(self, frame_key: tuple[bytes, int, object], frame: bytes, p: Packet) -> None:
+        """``frame_key``: client, port and the request's key."""
+        self._frames[frame_key] = (frame, p)
         if len(self._frames) > MAX_FRAMES:
             self._frames.popitem(last=False)
 
-    def answered(self, whose: tuple[bytes, int, object]) -> None:
+    def answered(self, frame_key: tuple[bytes, int, object]) -> None:
         """The server has it: it need not be kept."""
-        self._frames.pop(whose, None)
+        self._frames.pop(frame_key, None)
 
     def unanswered(self, now: float) -> Iterator[tuple[bytes, Packet]]:
         """Captured first packets that nobody answered yet, oldest first: what can be sent on for their clients."""
-        for whose, (frame, p) in list(self._frames.items()):
+        for frame_key, (frame, p) in list(self._frames.items()):
             flow = self._flows.get((p.src, p.sport))
-            if now - p.now > REPLAY_AGE or flow is None or whose[2] not in flow.open:
-                del self._frames[whose]
+            if now - p.now > REPLAY_AGE or flow is None or frame_key[2] not in flow.open:
+                del self._frames[frame_key]
                 continue
             yield frame, p
 
@@ -120,16 +120,16 @@ class FlowTable:
 
     # ------------------------------------------------------------ the other server
 
-    def sent_on(self, p: Packet) -> None:
+    def sent_to_standby(self, p: Packet) -> None:
         """A first packet was sent to the other server: what comes of it says nothing about this one any more.
 
-        That this one did not answer remains: else a service whose every client is rescued would never be suspected.
+        That this one did not answer remains: else a service frame_key every client is rescued would never be suspected.
         """
         key = (p.src, p.sport)
         flow = self._flows.get(key)
         if flow is not None:
             for request in flow.open.values():
-                request.answered, request.sent_on = False, True
+                request.answered, request.sent_to_standby = False, True
                 self._frames.pop((*key, request.key), None)
             flow.open.clear()
         self.drop(key)
@@ -169,7 +169,7 @@ class FlowTable:
                     self._elsewhere[key] = -1
         self._flows.clear()
         self._frames.clear()
-        self.stuck.clear()
+        self.stalled.clear()
 
     def lost(self) -> None:
         """Packets of any flow may have been lost: nothing open is evidence, and every stream has a hole."""
@@ -181,4 +181,4 @@ class FlowTable:
             flow.client.forget()
             flow.server.forget()
         self._frames.clear()
-        self.stuck.clear()
+        self.stalled.clear()

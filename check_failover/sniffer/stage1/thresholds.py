@@ -23,12 +23,12 @@ _BURST = 1.0  # seconds: shorter gaps are part of one conversation
 class ReplyTimes:
     """Reply times of one operation: p50 and p99 over the last 512."""
 
-    __slots__ = ("_p50", "_p99", "_ring", "count", "unheard")
+    __slots__ = ("_p50", "_p99", "_ring", "count", "unanswered_run")
 
     def __init__(self) -> None:
         self._ring: deque[float] = deque(maxlen=_RING)
         self.count = 0
-        self.unheard = 0  # requests since the server last said anything to one of this operation
+        self.unanswered_run = 0  # requests since the server last said anything to one of this operation
         self._p50 = self._p99 = 0.0
 
     def add(self, seconds: float) -> None:
@@ -55,7 +55,7 @@ class ReplyTimes:
         """
         if self.count < KNOWN:
             return UNKNOWN_WAIT  # the largest of a few says nothing: one slow reply must not make us deaf
-        return max(MIN_WAIT, 4 * (self._p50 if self.unheard >= MANY else self._p99))
+        return max(MIN_WAIT, 4 * (self._p50 if self.unanswered_run >= MANY else self._p99))
 
 
 class RoundTrip:
@@ -132,25 +132,25 @@ class Errors:
 class Quiet:
     """Silence with no demand: one look after max(60 s, 10 * the usual gap), and then none before the next packet."""
 
-    __slots__ = ("_looked", "_usual", "last")
+    __slots__ = ("_probed", "_usual", "last")
 
     def __init__(self) -> None:
         self.last: float | None = None  # when anybody last said anything
         self._usual = 0.0
-        self._looked = False
+        self._probed = False
 
-    def heard(self, now: float) -> None:
+    def traffic(self, now: float) -> None:
         gap = 0.0 if self.last is None else min(now - self.last, 4 * max(self._usual, SILENCE / SILENCE_GAPS))
         if gap >= _BURST:  # one long night does not make gaps usual, many of a kind do
             self._usual = gap if not self._usual else 0.95 * self._usual + 0.05 * gap
         self.last = now
-        self._looked = False
+        self._probed = False
 
     def due(self, scale: Scale) -> float | None:
         """When to look."""
-        if self.last is None or self._looked:
+        if self.last is None or self._probed:
             return None
         return self.last + max(SILENCE, SILENCE_GAPS * self._usual) * scale.now(self.last)
 
-    def looked(self) -> None:
-        self._looked = True
+    def probed(self) -> None:
+        self._probed = True

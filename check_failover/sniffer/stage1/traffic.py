@@ -51,7 +51,7 @@ class TrafficMonitor:
         return None
 
     def _from_client(self, p: Packet, frame: bytes | None) -> Suspicion | None:
-        self._detect.quiet.heard(p.now)
+        self._detect.quiet.traffic(p.now)
         key = (p.src, p.sport)
         if self._flows.asks_elsewhere(key, p):
             return None
@@ -67,17 +67,17 @@ class TrafficMonitor:
         if not p.length and key not in self._flows:
             return None  # the end of a connection that is over, or a keep-alive of one that was never seen
         flow = self._flows.at(key)
-        flow.spoke = p.now
+        flow.client_seen = p.now
         suspicion = self._data(flow, p) if p.length else None
         if p.flags & FIN:
-            flow.client_done = True
+            flow.client_fin = True
             if not flow.open:
                 self._flows.drop(key)
         return suspicion
 
     def _datagram(self, key: FlowKey, p: Packet, frame: bytes | None) -> None:
         flow = self._flows.at(key)
-        flow.spoke = p.now
+        flow.client_seen = p.now
         fresh = flow.ask(flow.dialect.request(p.payload, p.length - len(p.payload)), p.now)
         self._opened(flow, fresh, p.now)
         if frame is not None:
@@ -89,12 +89,12 @@ class TrafficMonitor:
     def _syn(self, key: FlowKey, p: Packet, frame: bytes | None) -> None:
         flow = self._flows.get(key)
         if flow is not None and flow.client.next == (p.seq + 1) & 0xFFFFFFFF:
-            flow.spoke = p.now  # the same one again
-            flow.twice = True
+            flow.client_seen = p.now  # the same one again
+            flow.syn_repeated = True
             return
         self._flows.drop(key)  # the port is used anew: what was open belongs to the past
         flow = self._flows.at(key)
-        flow.spoke = p.now
+        flow.client_seen = p.now
         self._flows.connects(flow, p.seq, p.now)
         flow.client.next = (p.seq + 1) & 0xFFFFFFFF
         self._opened(flow, flow.ask([("syn", "connect")], p.now), p.now)
@@ -133,13 +133,13 @@ class TrafficMonitor:
         flow = self._flows.get(key)
         if p.flags & RST and p.proto == TCP:
             return self._reset(flow, p, withheld=withheld)
-        self._detect.quiet.heard(p.now)
-        self._detect.server_spoke = p.now
+        self._detect.quiet.traffic(p.now)
+        self._detect.server_seen = p.now
         if flow is None:
             if not p.length or p.proto == UDP:
                 return None
             flow = self._flows.at(key)  # the capture began in the middle of a connection
-        self._flows.stuck.moves(key)
+        self._flows.stalled.progress(key)
         if p.proto == TCP and p.flags & ACK:
             if flow.syn is not None and p.flags & SYN and p.ack == (flow.syn[0] + 1) & 0xFFFFFFFF:
                 self._accepted(flow, p)
@@ -158,7 +158,7 @@ class TrafficMonitor:
 
     def _accepted(self, flow: Flow, p: Packet) -> None:
         """A SYN-ACK."""
-        if flow.syn is not None and not flow.twice:
+        if flow.syn is not None and not flow.syn_repeated:
             self._detect.round_trip.add(p.now - flow.syn[1])
         flow.syn = None
         flow.give_up("syn")
@@ -166,8 +166,8 @@ class TrafficMonitor:
         flow.server.next = (p.seq + 1) & 0xFFFFFFFF
 
     def _replied(self, flow: Flow, p: Packet) -> Suspicion | None:
-        flow.heard = p.now
-        self._detect.heard(flow)
+        flow.last_payload = p.now
+        self._detect.progress(flow)
         new, missing = p.payload, p.length - len(p.payload)
         if p.proto == TCP:
             segment = flow.server.take(p.seq, p.payload, p.length)
@@ -203,17 +203,17 @@ class TrafficMonitor:
             return self._detect.refused(p.now, "connection refused", asked)
         if withheld:
             return None  # it will be seen once more, on its way to the client
-        if flow.client_done:
+        if flow.client_fin:
             flow.give_up(ALL)
         return self._failed(flow, p.now, "reset")
 
     def _closed(self, flow: Flow, now: float) -> Suspicion | None:
         """The server closed in order. To a client that waits and did not close itself that is a failure."""
         for request in list(flow.open.values()):
-            if flow.client_done or request.operation in _OPAQUE:
+            if flow.client_fin or request.operation in _OPAQUE:
                 flow.give_up(request.key)
         suspicion = self._failed(flow, now, "closed") if flow.open else None
-        if flow.client_done:
+        if flow.client_fin:
             self._flows.drop(flow.key)
         return suspicion
 
@@ -269,9 +269,9 @@ class TrafficMonitor:
         """Only connections from these ports of clients are captured from now on: the others are no evidence."""
         self._flows.narrowed(kept)
 
-    def sent_on(self, p: Packet) -> None:
+    def sent_to_standby(self, p: Packet) -> None:
         """A first packet was sent to the other server: what comes of it says nothing about this one any more."""
-        self._flows.sent_on(p)
+        self._flows.sent_to_standby(p)
 
     # ------------------------------------------------------------ what others ask
 
@@ -288,7 +288,7 @@ class TrafficMonitor:
 
         All of a flow, however young: whoever asks twice from one port must get both answers from one server.
         """
-        mute = self.mute_since(now)
+        mute = self.silent_for(now)
         if mute < MIN_WAIT:
             return []
         flows: dict[FlowKey, list[tuple[bytes, Packet]]] = {}
@@ -331,9 +331,9 @@ class TrafficMonitor:
             share=self.share,
         )
 
-    def mute_since(self, now: float) -> float:
+    def silent_for(self, now: float) -> float:
         """For how long the server has said nothing to anyone, in seconds."""
-        return now - self._detect.server_spoke
+        return now - self._detect.server_seen
 
     def usual(self) -> float | None:
         """The largest p99 of the operations seen, in seconds: what a probe may be expected to take."""

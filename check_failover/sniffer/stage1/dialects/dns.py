@@ -34,7 +34,7 @@ class Dns:
     def reply(self, data: bytes, missing: int) -> list[Reply]:
         messages = self._datagram(data) if self._udp else self._server.feed(data, missing)
         found = [Reply(number, True, code in SICK) for number, response, code in messages if response]
-        if not self._udp and self._server.astray:
+        if not self._udp and self._server.out_of_sync:
             found.append(UNREADABLE)
         return found
 

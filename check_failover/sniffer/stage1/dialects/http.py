@@ -41,7 +41,7 @@ class _Half:
         self._buffer, self._rest, self._chunks, self._trailer, self.lost = b"", 0, False, False, True
 
     @property
-    def astray(self) -> bool:
+    def out_of_sync(self) -> bool:
         """Bytes are coming and nobody can tell what they are."""
         return self.lost and not self._buffer
 
@@ -129,7 +129,7 @@ class Http:
             return [Reply(ALL, True, False)]
         self._replies = []
         self._server.feed(data, missing)
-        if self._server.astray and len(self._methods) > 1:
+        if self._server.out_of_sync and len(self._methods) > 1:
             self._methods.clear()
             self._replies.append(UNREADABLE)
         return self._replies

@@ -77,7 +77,7 @@ class Ldap:
                 found.append(Reply(number, True, code in SICK))
             elif tag in _PARTIAL:
                 found.append(Reply(number, False, False))
-        if self._server.astray:
+        if self._server.out_of_sync:
             found.append(UNREADABLE)  # an answer may have been in it
         return found
 

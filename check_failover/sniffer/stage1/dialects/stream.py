@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-ENOUGH = 1024  # bytes of a message's beginning that are waited for, at most
+MAX_HEADER = 1024  # bytes of a message's beginning that are waited for, at most
 
 
 class NotAMessageError(Exception):
@@ -32,7 +32,7 @@ class Stream(Generic[T]):
         self.synced = False
 
     @property
-    def astray(self) -> bool:
+    def out_of_sync(self) -> bool:
         """Bytes are coming and nobody can tell what they are."""
         return not self.synced and not self._buffer
 
@@ -50,7 +50,7 @@ class Stream(Generic[T]):
         data = self._buffer + data
         self._buffer = b""
         while data:
-            last = missing > 0 or len(data) >= ENOUGH
+            last = missing > 0 or len(data) >= MAX_HEADER
             try:
                 message = self._header(data, last)
             except NotAMessageError:
