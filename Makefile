@@ -4,6 +4,7 @@
 # make fuzz                                                  a million mutated packets, guided by coverage
 # make screenshots                                           the pictures of the web interface in README.md
 # make install | uninstall [DESTDIR=]                        into this machine's Nagios; see README.md
+# make registry                                              the files that repeat the list of check types, from check_failover/checks
 # make clean
 VENV ?= .venv
 FAULT ?= crash
@@ -14,7 +15,7 @@ READABLE := $(PYTHON) -m tests.lab.readable
 PYTEST := $(READABLE) -m pytest --strict-skips
 DESTDIR ?=
 
-.PHONY: demo test lint unit component system screenshots bench fuzz install uninstall clean lab-demo lab-test lab-bench lab-fuzz
+.PHONY: demo test lint unit component system screenshots bench fuzz registry install uninstall clean lab-demo lab-test lab-bench lab-fuzz
 
 lab-demo:
 	@VENV=$(VENV) bash .ci/install demo
@@ -53,6 +54,9 @@ bench: lab-bench
 
 fuzz: lab-fuzz
 	$(PYTHON) -m tests.fuzz.packets 1000000
+
+registry: lab-demo
+	$(PYTHON) -m tests.lab.registry
 
 install:
 	DESTDIR=$(DESTDIR) nagios-conf/install

@@ -28,7 +28,8 @@ A wing for each process; wings meet through ``control`` alone:
 - ``pair``        two controllers: each follows the other's targets
 
 Wings that only serve the others, never one another: ``checks`` (probes and plugins), ``transports`` (results to the
-core), ``sms`` (texts to people). Each has a literal dict as registry: a new one is one file and one line.
+core), ``sms`` (texts to people). Each has a literal dict as registry: a new one is one file and one line,
+and what the registry's docstring lists.
 
 The way of a fault::
 

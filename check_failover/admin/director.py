@@ -10,7 +10,7 @@ Source: Icinga Director 1.10 and 1.11, doc/30-Configuration-Baskets.md, and what
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -29,11 +29,11 @@ _EXTERNAL = {"object_name": "passive", "object_type": "external_object", "method
 OPERATORS = {" == ": "=", " && ": "&", '"': "%22"}  # of Icinga's language, in the Director's filters
 
 
-def basket(config: Config | None = None) -> str:
-    """The basket as JSON; with the services of ``config``, and its paths. Raises ObjectsError."""
+def basket(config: Config | None = None, file: Callable[[str, Config | None], str] = template_text) -> str:
+    """The basket as JSON; with the services of ``config``, and its paths. ``file`` reads. Raises ObjectsError."""
     drains = config is not None and any(service.policy.downtime == "drain" for service in config.services)
     files = [*FILES, *(["downtime.conf"] if drains else [])]  # a rule that finds nothing warns at each deployment
-    objects = [found for name in files for found in read(template_text(name, config))]
+    objects = [found for name in files for found in read(file(name, config))]
     users = {o.name: _plain(o, "object") for o in objects if o.type == "User"}
     notified = [o for o in objects if o.type == "Notification" and set(o.attributes.get("users", [])) <= set(users)]
     rules = [_rule(o) for o in notified if o.kind == "apply"]

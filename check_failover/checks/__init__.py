@@ -2,7 +2,19 @@
 
 ``probe(server, options, timeout)`` does the I/O once and never raises: whatever the server does wrong is a failed
 ``Probe`` with its reason. A fault of our own (no such CA file, missing library) raises ``ProbeError``: that is UNKNOWN,
-and UNKNOWN never moves traffic. A new check is one file and one line in ``PROBES``.
+and UNKNOWN never moves traffic.
+
+A new check type, in five steps; a test fails and names what is missing:
+
+1. a file here with ``probe``, ``OPTIONS`` and ``main``: ``udp`` is the shortest example;
+2. its line in ``PROBES``;
+3. what its options may be: ``check_TYPE`` in ``$defs`` of ``config.schema.json``;
+4. an example of its options in ``EXAMPLES`` of ``tests/lab/registry.py``, with which the tests run it;
+5. README: its name and its options, in the table of ``[service.check]``, and its program, below "failoverctl".
+
+``make registry`` writes the rest: the schema's list of types, the commands for Nagios and Icinga 2, the Director's
+basket, the entry point in ``setup.cfg``. ``nagios-conf/install`` links every program that is called check_failover_*.
+Where stage 1 can read the protocol, a dialect with the type's name is used by itself (``sniffer.stage1.dialects``).
 """
 
 from __future__ import annotations

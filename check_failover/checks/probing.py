@@ -22,15 +22,19 @@ from check_failover.places import HERE
 _RESERVE = 0.2  # seconds of -t kept for saying what happened
 
 
-def options_of(made: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options that say where the server is; returns the group for the probe's own."""
+def command_line(name: str, doc: str | None, add: Mapping[str, Mapping[str, object]]) -> argparse.ArgumentParser:
+    """The options of a check: every check's, those that say where the server is, and ``add``, the probe's own."""
+    made = parser(name, doc)
     server = made.add_argument_group("which server")
     server.add_argument("-H", "--hostname", metavar="ADDRESS", help="name or address of the server")
     server.add_argument("-p", "--port", type=port, help="its port")
     server.add_argument("--config", metavar="FILE", default=HERE["config"], help="default: %(default)s")
     server.add_argument("--service", metavar="NAME", help="take server and options from this service of the config")
     server.add_argument("--target", choices=("primary", "standby", "service"), help="which of the service's addresses")
-    return made.add_argument_group("what to ask")
+    own = made.add_argument_group("what to ask")
+    for key, settings in add.items():
+        own.add_argument(f"--{key.replace('_', '-')}", **settings)  # type: ignore[arg-type]
+    return made
 
 
 def main(
@@ -49,10 +53,7 @@ def main(
     """
 
     def check(argv: Sequence[str]) -> Outcome:
-        made = parser(name, doc)
-        group = options_of(made)
-        for key, settings in add.items():
-            group.add_argument(f"--{key.replace('_', '-')}", **settings)  # type: ignore[arg-type]
+        made = command_line(name, doc, add)
         arguments = made.parse_args(argv)
         usual_port = tls_port if tls_port and arguments.tls else default_port
         server, options, timeout = _what(made, arguments, kind, usual_port)

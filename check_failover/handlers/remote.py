@@ -107,8 +107,9 @@ def understood(asked: str) -> tuple[str, dict[str, str]]:
 
 def _check(verb: str, words: dict[str, str], config: str) -> int:
     """Replace this process by the check. Raises UsageError if the check cannot be found."""
-    module, arguments = verb, ["--service", words["service"]]
+    module, arguments = f"check_failover.checks.{verb}", ["--service", words["service"]]
     if verb == "probe":
+        from check_failover.checks import PROBES
         from check_failover.config import ConfigError, load
 
         try:
@@ -117,8 +118,8 @@ def _check(verb: str, words: dict[str, str], config: str) -> int:
             raise UsageError(str(error)) from None
         if service.check.type == "plugin":
             _site_plugin(service, words["target"])
-        module, arguments = service.check.type, [*arguments, "--target", words["target"]]
-    argv = [sys.executable, "-P", "-m", f"check_failover.checks.{module}", "--config", config, *arguments]
+        module, arguments = PROBES[service.check.type], [*arguments, "--target", words["target"]]
+    argv = [sys.executable, "-P", "-m", module, "--config", config, *arguments]
     os.execv(argv[0], argv)  # noqa: S606 -- no shell is what we want
 
 

@@ -1,5 +1,6 @@
-"""SMS gateways: each one sends a text to a number. A new gateway is one file and one line in ``GATEWAYS``.
+"""SMS gateways: each one sends a text to a number.
 
+A new gateway is one file, one line in ``GATEWAYS`` and its keys in ``config.schema.json`` (``gateway`` in ``$defs``).
 A gateway is built from ``[sms]`` or ``[sms.second]`` of the config. ``send`` either hands one text to the gateway or
 raises ``GatewayError``; the sender (``flush``) keeps that text in the ``spool`` and tries again.
 """

@@ -1,7 +1,8 @@
 """Who tells the core: ``send(results)`` for each way a passive result can reach Nagios or Icinga.
 
 A transport is built from ``[monitoring]`` and has one method. It raises ``TransportError`` when the core did not take
-the results, so that the caller (``outbox``) keeps them. A new way is one file and one line in ``TRANSPORTS``.
+the results, so that the caller (``outbox``) keeps them. A new way is one file, one line in ``TRANSPORTS`` and
+its keys in ``config.schema.json`` (``monitoring``).
 """
 
 from __future__ import annotations

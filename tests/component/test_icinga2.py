@@ -27,6 +27,7 @@ from tests.component.test_objects import ODD, config
 from tests.lab import icinga
 from tests.lab.icinga import ROOT, Icinga
 from tests.lab.netns import poll
+from tests.lab.registry import programs
 
 pytestmark = pytest.mark.component
 HOST, PAGER = "ldap.example.org", "+491701234567"
@@ -337,7 +338,7 @@ def test_fresh_news_is_not_called_stale(calls: tuple[Icinga, Callable[[], list[l
 def test_every_option_of_a_plugin_is_in_its_command() -> None:
     """CheckCommands as in the ITL: all options that ``--help`` names, under the variable COMMAND_OPTION."""
     text = shipped("commands.conf")
-    for kind in ("ldap", "dns", "http", "tcp", "udp", "traffic", "redirect", "sync", "sms"):
+    for kind in (*programs(), "traffic", "redirect", "sync", "sms"):
         module = "handlers.check_sms" if kind == "sms" else f"checks.{kind}"
         argv = [sys.executable, "-c", f"from check_failover.{module} import main; main()", "--help"]
         shown = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT).stdout

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from check_failover.admin.objects import nagios
-from check_failover.checks import PROBES
 from check_failover.config import load
 from tests.lab.nagios import BASE_OBJECTS, Nagios
+from tests.lab.registry import EXAMPLES
 from tests.lab.site import SITE_OBJECTS
 
 # Whatever means something to Nagios or to a shell.
@@ -20,15 +20,6 @@ ODD = [
     "a;b", r"\;", r"a\\;b", "x!y", "$HOME$", "$USER1$", "$$", r"back\slash", "tail\\", "it's", 'quo"te', "ü",
     "a|b > c & `id` $(id)", "", "~", "*", "# no comment", "%s", "<x>", "{port}/{address}", "{other}", " blank ",
 ]  # fmt: skip
-
-OPTIONS = {
-    "ldap": 'base = "dc=example,dc=org"',
-    "dns": 'name = "www.example.org"\nexpect = "192.0.2.80"',
-    "http": 'tls = true\nserver_name = "www.example.org"\nstatus = [200]',
-    "tcp": 'expect = "220 "',
-    "udp": 'send = "x"',
-    "plugin": "command = {command}",
-}
 
 
 @pytest.fixture
@@ -42,13 +33,12 @@ def place() -> Iterator[Path]:
 
 def config(place: Path, command: list[str]) -> Path:
     """A config with one service of every check type."""
-    assert set(OPTIONS) == set(PROBES)
     listed = "[" + ", ".join(f"'''{part}'''" for part in command) + "]"
     text = "".join(
         f'[[service]]\nname = "{kind}"\nhost = "ldap.example.org"\nprotocol = "{"udp" if kind == "udp" else "tcp"}"\n'
         f'address = "192.0.2.10"\nport = {1000 + number}\nprimary = "10.0.0.11"\nstandby = "10.0.0.12:99"\n'
         f'[service.check]\ntype = "{kind}"\n{options.replace("{command}", listed)}\n'
-        for number, (kind, options) in enumerate(OPTIONS.items())
+        for number, (kind, options) in enumerate(EXAMPLES.items())
     )
     (place / "config.toml").write_text(text)
     return place / "config.toml"

@@ -46,6 +46,7 @@ from tests.lab.netns import (
     poll,
     python_argv,
 )
+from tests.lab.registry import programs
 from tests.lab.slapd import BASE, Slapd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,11 +58,7 @@ PROGRAMS = {
     "eventhandlers/failover_event": "check_failover.handlers.event",
     "eventhandlers/failover_sms": "check_failover.handlers.sms",
     "eventhandlers/failover_remote": "check_failover.handlers.remote",
-    "check_failover_ldap": "check_failover.checks.ldap",
-    "check_failover_dns": "check_failover.checks.dns",
-    "check_failover_http": "check_failover.checks.http",
-    "check_failover_tcp": "check_failover.checks.tcp",
-    "check_failover_udp": "check_failover.checks.udp",
+    **{f"check_failover_{kind}": module.__name__ for kind, module in programs().items()},
     "check_failover_traffic": "check_failover.checks.traffic",
     "check_failover_redirect": "check_failover.checks.redirect",
     "check_failover_sync": "check_failover.checks.sync",

@@ -23,6 +23,7 @@ import pytest
 from check_failover.checks import PROBES
 from check_failover.model import State
 from tests.lab.guidelines import first_line
+from tests.lab.registry import EXAMPLES
 from tests.lab.scripted import Scripted, closed_port, silent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,13 +139,6 @@ standby = "127.0.0.2:{port}"
 type = "{name}"
 {options}
 """
-NEEDED = {
-    "dns": 'name = "a.example"',
-    "udp": 'send = "x"',
-    "plugin": 'command = ["/bin/true"]',
-    "tcp": 'expect = "220"',
-    "ldap": 'base = ""',
-}
 
 
 def config(directory: Path, port: int) -> Path:
@@ -152,7 +146,8 @@ def config(directory: Path, port: int) -> Path:
     text = CONFIG.format(run_dir=directory, port=port)
     for number, name in enumerate(PROBES, 1):
         protocol = "udp" if name in ("dns", "udp") else "tcp"
-        text += SERVICE.format(name=name, protocol=protocol, number=number, port=port, options=NEEDED.get(name, ""))
+        options = EXAMPLES[name].replace("{command}", '["/bin/true"]')
+        text += SERVICE.format(name=name, protocol=protocol, number=number, port=port, options=options)
     (directory / "config.toml").write_text(text)
     return directory / "config.toml"
 

@@ -7,7 +7,8 @@ A dialect is a class made anew for each connection (or once for all datagrams of
     gap(from_client)                                       bytes were lost: find the next message's beginning
 
 ``missing`` counts bytes that were on the wire and not captured. What cannot be read is skipped, never guessed: a
-request that was not understood is not waited for. A new dialect is one file and one line in ``DIALECTS``.
+request that was not understood is not waited for. A new dialect is one file, one line in ``DIALECTS``
+and its name in ``config.schema.json`` (``dialect``).
 """
 
 from __future__ import annotations
