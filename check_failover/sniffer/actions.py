@@ -1,7 +1,6 @@
-"""What monitors have done for them: probes, results for the core, facts for the redirector, kept evidence.
+"""The effects of the monitors: probes, results for the core, facts for the redirector, evidence files.
 
-Nothing here blocks the loop. A probe runs in a thread, and its outcome is handed to ``call``, which brings it to the
-loop's thread.
+Nothing here blocks the loop. A probe runs in a thread of a pool; ``call`` brings its outcome to the loop's thread.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from check_failover.sniffer.stage1.packet import Packet
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
 
-PROBERS = 16  # threads: two servers of a handful of services
+PROBERS = 16  # threads: enough for both servers of a handful of services
 
 log = logging.getLogger("failover-sniffer")
 
 
 class ServiceActions:
-    """See ``monitor.Actions``, which this carries out. Raises ControlError where it can keep no state."""
+    """Implements ``monitor_actions.Actions``. Raises ControlError when the state directory cannot be made."""
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class ServiceActions:
             self._call(lambda: self._monitors[service.name].probed(target, probe, time.monotonic()))
 
     def probe_now(self, service: Service, target: Target, timeout: float) -> Probe | None:
-        """One probe, in this thread; None when it could not be made (then nothing is known, and nothing moves)."""
+        """Probe in the caller's thread; None when the probe could not be made: UNKNOWN, which moves no traffic."""
         try:
             probe = self._probes[service.name](service.server(target), service.check.options, timeout)
         except ProbeError as error:
@@ -77,12 +76,12 @@ class ServiceActions:
         self._outbox.submit(result)
 
     def waiting(self) -> int:
-        """Results that the core has not taken yet."""
+        """The number of results that the core has not accepted yet."""
         return self._outbox.waiting()
 
     @property
     def reachable(self) -> bool:
-        """Whether the core took the last result."""
+        """Whether the core accepted the last result."""
         return self._outbox.reachable
 
     def facts(self, service: Service, facts: Facts) -> None:
@@ -92,7 +91,7 @@ class ServiceActions:
         log.info("%s", text)
 
     def frame(self, name: str, packet: Packet, frame: bytes) -> None:
-        """A captured frame of this service: its headers may become evidence."""
+        """Keep the headers of a captured frame in the service's evidence ring."""
         self._evidence.frame(name, packet, frame)
 
     def keep(self, service: Service, story: dict[str, Any]) -> int | None:

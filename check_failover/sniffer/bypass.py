@@ -1,7 +1,7 @@
-"""Blindness that no interface shows: the NAT forwards a service's packets and the capture sees none of them.
+"""Blindness that no interface shows: the NAT forwards a service's packets, and the capture sees none of them.
 
-A wrong ``client_interface``, a second way for the clients, or a port mirror that lost its tap. Two threads touch a
-``Bypass``; each touches whole values only.
+Causes: a wrong ``client_interface``, a second path for the clients, a port mirror without its source. Two threads use
+a ``Bypass``; each one reads and writes whole values only.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ MIN_FORWARDED = 50  # requests forwarded without one captured
 
 
 class Bypass:
-    """``blind``: service -> why, for the services whose packets pass by the capture."""
+    """``blind``: service -> reason, for the services whose packets bypass the capture."""
 
     def __init__(self) -> None:
         self.blind: dict[str, str] = {}
         self._before: dict[str, tuple[int, int]] = {}
 
     def compare(self, name: str, asked: int, seen: int) -> None:
-        """The NAT's counter of packets that demand an answer, and the frames captured so far."""
+        """Compare the NAT's counter of packets that demand an answer with the number of frames captured so far."""
         asked_before, seen_before = self._before.get(name, (asked, seen))
         forwarded, captured = asked - asked_before, seen - seen_before
         if captured > 0 or forwarded < 0:

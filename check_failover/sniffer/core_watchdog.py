@@ -1,51 +1,64 @@
-"""When the sniffer asks the redirector itself, because the core that should judge is not there.
+"""When the sniffer orders a fail-over itself, because the core does not.
 
-It knows so in two ways. The core, or the way to it, did not take the last result: then the verdict goes to the
-redirector at once. Or it took the verdict, and no order followed within ``core_deadline`` seconds: only a queue took
-it while the core behind it is stopped, or the way back is cut. Any order about the service counts, a refused one too:
-then the core has spoken (a downtime, say), and what is pending is decided by the evidence that follows.
+There are two cases. The transport could not deliver the last result: the sniffer orders at once. Or the core accepted
+the verdict, and no order followed within ``core_deadline`` seconds: only a queue accepted it, the core behind it is
+stopped, or the core cannot reach the redirector. A refused order counts as an order: the core has decided (a
+downtime, for example), and the facts that follow decide about a pending order.
 
-A core that is alive and ordered nothing, e.g. because its event handler is switched off there, is taken for dead once
-the deadline is over. Whoever wants no flip says so with a downtime or ``failoverctl hold``.
+After the deadline the watchdog also overrules a core that is alive and orders nothing, for example because its event
+handlers are disabled. To prevent a flip, set a downtime or use ``failoverctl hold``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-ORDER_INTERVAL = 2.0  # seconds between two own orders that nobody answered
+ORDER_INTERVAL = 2.0  # seconds between two of the sniffer's orders without a reply
 
 
 @dataclass(slots=True)
 class _Case:
-    """A failed verdict that stands. Monotonic seconds."""
+    """A standing failed verdict. Monotonic seconds."""
 
     since: float
     ordered: float | None = None
 
 
 class CoreWatchdog:
-    """``deadline``: seconds, None where only a result that was not taken counts. Times are monotonic seconds."""
+    """Times are monotonic seconds. ``deadline``: seconds; None: only an unreachable core makes the sniffer order.
+
+    =========  ==============================================================  =========
+    state      event                                                           next
+    =========  ==============================================================  =========
+    idle       a verdict fails (``due``)                                       waiting
+    waiting    the core is unreachable, or ``deadline`` passed: order          ordered
+    ordered    ``ORDER_INTERVAL`` passed and the verdict still fails: order    ordered
+    either     the redirector refuses an order, or refused one at most         deferred
+               ``deadline`` seconds before the fault
+    deferred   the target changes                                              waiting
+    any        the verdict ends (``must_withdraw``: take the order back)       idle
+    =========  ==============================================================  =========
+    """
 
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
         self._cases: dict[str, _Case] = {}
         self._refused_at: dict[str, float] = {}
-        self._ordered: set[str] = set()  # our order stands, and is done or pending
+        self._ordered: set[str] = set()  # services with an order of the sniffer's, pending or carried out
 
     def order_refused(self, name: str, now: float) -> None:
-        """An order for this service reached the redirector and was refused, whoever gave it."""
+        """The redirector refused an order for this service, from the core or from the sniffer."""
         self._refused_at[name] = now
 
     def target_changed(self, name: str) -> None:
-        """The target changed: whatever was said before is about something that is over."""
+        """The target changed: earlier orders and refusals no longer count."""
         self._refused_at.pop(name, None)
         self._ordered.discard(name)
 
     def must_withdraw(self, name: str, *, well: bool) -> bool:
-        """Whether our order must be taken back, because the server is well again: the core, which gave none, does not.
+        """Whether the sniffer must withdraw its order, because the server recovered. The core withdraws only its own.
 
-        Left pending it would be carried out at the next fault, over the head of a core that is back (a downtime, say).
+        A pending order would be carried out at the next fault and overrule a core that is back (a downtime, say).
         """
         if not well or name not in self._ordered:
             return False
@@ -53,7 +66,7 @@ class CoreWatchdog:
         return True
 
     def due(self, name: str, now: float, *, failed: bool, reachable: bool) -> str | None:
-        """Why the redirector should be asked now; None: it should not. ``failed``: a verdict stands on the primary."""
+        """Why the sniffer must order a fail-over now; None: it must not. ``failed``: a failed verdict stands."""
         if not failed:
             self._cases.pop(name, None)
             return None

@@ -22,7 +22,7 @@ log = logging.getLogger("failover-sniffer")
 
 
 def run(config: Config) -> None:
-    """Watch until SIGTERM. Raises ControlError, CaptureError or ProbeError when it cannot begin."""
+    """Watch until SIGTERM. Raises ConfigError, ControlError, CaptureError or ProbeError when it cannot start."""
     if not config.controller.client_interfaces:
         raise ConfigError(
             f"{config.path}: $.controller.client_interface: needed by the sniffer: where are the clients?"
@@ -45,10 +45,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="failover-sniffer", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
     parser.add_argument("--version", action="version", version=__version__)
-    replay = parser.add_argument_group("over a capture file, without touching anything")
+    replay = parser.add_argument_group("replay of a capture file, without any effect")
     replay.add_argument("--pcap", type=Path, metavar="FILE", help="print what would have been decided, and why")
-    replay.add_argument("--speed", type=float, metavar="N", help="N times real time (as fast as it goes)")
-    replay.add_argument("--assume-primary", choices=("fails", "passes"), default="fails", help="in probes: %(default)s")
+    replay.add_argument("--speed", type=float, metavar="N", help="replay at N times real time (as fast as possible)")
+    replay.add_argument(
+        "--assume-primary",
+        choices=("fails", "passes"),
+        default="fails",
+        help="assumed result of its probes: %(default)s",
+    )
     arguments = parser.parse_args()
     if arguments.speed is not None and not arguments.speed > 0:
         parser.error("--speed must be above 0")

@@ -1,8 +1,8 @@
-"""What led to a verdict, kept for people: the last seconds of headers as a pcap file, and the story as JSON.
+"""Evidence of a verdict, for people: the headers of the last seconds as a pcap file, and the story as JSON.
 
-A ring in memory, bounded by count; files bounded by number and bytes, the oldest go first. Headers only: what clients
-ask and what servers answer is nobody's business here (a bind carries a password). Files are written in a thread, after
-the verdict has left.
+A ring in memory is bounded by its count; the files are bounded by number and bytes, and the oldest are removed first.
+Payload is left out, because it may hold secrets (a bind carries a password). A thread writes the files after the
+verdict has been sent.
 
 Source: pcap-savefile(5).
 """
@@ -20,9 +20,9 @@ from typing import Any
 
 from check_failover.sniffer.stage1.packet import Packet
 
-SECONDS = 10.0  # of traffic that are kept
+SECONDS = 10.0  # of traffic in a file
 FRAMES = 4096  # of one service, at most
-FILES, BYTES = 100, 32 << 20  # of the whole directory, at most
+FILES, BYTES = 100, 32 << 20  # in the whole directory, at most
 HEADERS = 128  # bytes of a frame without a transport payload (ICMP quotes one)
 _ETHERNET = 1
 
@@ -37,16 +37,16 @@ class Evidence:
         self._rings: dict[str, deque[tuple[float, bytes, int]]] = defaultdict(lambda: deque(maxlen=FRAMES))
 
     def frame(self, service: str, packet: Packet, frame: bytes) -> None:
-        """A captured frame; its headers are kept."""
+        """Keep the headers of a captured frame."""
         end = min(len(frame) - len(packet.payload), HEADERS)
         self._rings[service].append((packet.now, frame[:end], len(frame) - len(packet.payload) + packet.length))
 
     def snapshot(self, service: str) -> list[tuple[float, bytes, int]]:
-        """The ring as it is now, to be saved by another thread."""
+        """A copy of the ring, for the thread that saves it."""
         return list(self._rings[service])
 
     def save(self, name: str, frames: list[tuple[float, bytes, int]], story: Mapping[str, Any]) -> None:
-        """Write ``name``.pcap and ``name``.json; a full disk is told and costs the evidence only."""
+        """Write ``name``.pcap and ``name``.json; a full disk is logged and costs only the evidence."""
         now, wall = time.monotonic(), time.time()
         recent = [(wall - now + at, data, size) for at, data, size in frames if now - at <= SECONDS]
         try:

@@ -1,4 +1,4 @@
-"""What the probes of one server said so far. Pure."""
+"""The probe results of one server. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from check_failover.model import Probe
 
 @dataclass(slots=True)
 class Health:
-    """What the probes of one server said."""
+    """``ok`` None: not probed yet. Times are monotonic seconds."""
 
     ok: bool | None = None
     passes: int = 0
@@ -30,12 +30,12 @@ class Health:
             self.durations.append(probe.seconds)
 
     def probe_error(self, why: str) -> None:
-        """A probe could not be made: nothing new is known, but whom it concerns can read why."""
+        """A probe could not be made: ``ok`` stays as it is; before the first outcome the text gives the reason."""
         if self.ok is None:
             self.text = f"cannot be probed: {why}"
 
     def median(self) -> float:
-        """The median of what passed probes took; 0: none is known."""
+        """The median duration of the last passed probes, in seconds; 0: none has passed."""
         return sorted(self.durations)[len(self.durations) // 2] if self.durations else 0.0
 
     def as_dict(self, now: float) -> dict[str, Any]:

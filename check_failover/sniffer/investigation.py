@@ -1,26 +1,27 @@
-"""Stage 2: from a suspicion to a verdict. Pure: it says which probes are due and takes their outcomes.
+"""Stage 2: from a suspicion to a verdict. Pure: an investigation names the probes that are due and takes outcomes.
 
-Two probes of the serving server, the second 50 ms after the first; two of three where the suspicion is loss or an error
-share, because there one failed probe may be chance. The other server is probed in parallel. Refused is an answer, not
-worth a timeout, but a process that is being restarted refuses too: behind a refusal the next probe waits 150 ms.
-A probe that passes refutes. A probe that never ends (it could not be tried) proves nothing: see ``expired``.
+It asks for two probes of the serving server, the second 50 ms after the first, and for one of the other server in
+parallel. Where the suspicion is loss or an error share, two of three probes decide, because one failed probe may be
+chance. A refusal is an answer and needs no timeout; but a process that restarts refuses too, so after a refusal the
+next probe waits 150 ms. A passed probe refutes the suspicion. A probe that never ends proves nothing: see ``expired``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from check_failover.model import Facts, Probe, Service, Suspicion, Target
+from check_failover.model import Facts, Probe, Service, Suspicion, Target, TrafficStats
 
 SECOND = 0.05  # seconds after the first probe began
 AFTER_REFUSAL = 0.15  # seconds after a refusal: a quick restart is no failure
-STALE = 0.05  # seconds: a probe of the serving server that began earlier than this before the look says nothing now
-PATIENCE = 1.0  # seconds beyond the limits of two probes until an outcome is not waited for any longer
+STALE = 0.05  # seconds: a probe that began earlier than this before the investigation does not count
+PATIENCE = 1.0  # seconds beyond the timeouts of two probes until the investigation expires
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``failed``: the serving server does not serve. ``facts`` is what a decision needs to know."""
+    """``failed``: the serving server does not serve. ``facts``: the input of a decision."""
 
     failed: bool
     facts: Facts
@@ -28,7 +29,17 @@ class Verdict:
 
 
 class Investigation:
-    """One look at a service, begun by a suspicion. ``serving`` is the target at that time."""
+    """One investigation of a service, begun by a suspicion. ``serving`` is the target at that time.
+
+    ==========  =============================================  ================
+    state       event                                          next
+    ==========  =============================================  ================
+    probing     two probes of the serving server failed        confirming
+    probing     one probe passed (where three decide: two)     verdict: refuted
+    probing     ``expired``                                    no verdict
+    confirming  the other server's outcome, or ``expired``     verdict: failed
+    ==========  =============================================  ================
+    """
 
     def __init__(self, service: Service, suspicion: Suspicion, serving: Target, now: float) -> None:
         self.service, self.suspicion, self.serving = service, suspicion, serving
@@ -52,13 +63,13 @@ class Investigation:
         return targets
 
     def deadline(self) -> float | None:
-        """When the next probe is due."""
+        """When the next probe is due; None: no further probe."""
         if self._started < self._wanted and not self._settled():
             return self._starts[self._started]
         return None
 
     def outcome(self, target: Target, probe: Probe, now: float) -> None:
-        """A probe ended: one of this look's, or another one of those servers that began in time to count."""
+        """A probe ended: one of this investigation, or another one that began late enough to count."""
         if target is not self.serving:
             self.other = probe
             return
@@ -70,17 +81,17 @@ class Investigation:
                 self._starts[number] = now + AFTER_REFUSAL * (number - self._started + 1)
 
     def expired(self, now: float) -> bool:
-        """Whether an outcome is overdue that may never come."""
+        """Whether the investigation stops waiting for outcomes."""
         return now - self._begun > 2 * self.service.check.timeout + PATIENCE
 
     def verdict(self, asked: int, answered: int, *, expired: bool = False) -> Verdict | None:
-        """The verdict, as soon as it stands. ``asked`` and ``answered`` are the traffic since the suspicion."""
+        """The verdict; None: not yet. ``asked`` and ``answered`` count the requests since the suspicion."""
         failed = [probe for probe in self.outcomes if not probe.passed]
         if not self._settled():
             return None
         lost = len(failed) >= 2
         if lost and self.other is None and not expired:
-            return None  # whether there is somewhere to go belongs to the verdict
+            return None  # the verdict also says whether the other server is healthy
         other_ok = None if self.other is None else self.other.passed
         facts = Facts(
             detector=self.suspicion.detector,
@@ -93,11 +104,26 @@ class Investigation:
         return Verdict(lost, facts, self._text(failed, asked, answered))
 
     def transcript(self) -> list[dict[str, object]]:
-        """Every probe's outcome, for a person."""
+        """Every probe's outcome, for people."""
         probes = [(self.serving, probe) for probe in self.outcomes]
         if self.other is not None:
             probes.append((self.serving.other, self.other))
         return [{"of": str(t), "passed": p.passed, "seconds": round(p.seconds, 6), "text": p.text} for t, p in probes]
+
+    def story(self, verdict: Verdict, stats: TrafficStats, now: float) -> dict[str, Any]:
+        """The verdict and its grounds, for people; the evidence file holds it."""
+        suspicion = self.suspicion
+        return {
+            "service": self.service.name,
+            "server": str(self.service.server(self.serving)),
+            "verdict": verdict.text,
+            "suspicion": {"detector": suspicion.detector, "text": suspicion.text},
+            "seconds_from_suspicion": round(now - suspicion.now, 6),
+            "seconds_from_the_first_victim": round(now - (suspicion.since or suspicion.now), 6),
+            "probes": self.transcript(),
+            "facts": asdict(verdict.facts),
+            "traffic": asdict(stats),
+        }
 
     def _settled(self) -> bool:
         failed = sum(not probe.passed for probe in self.outcomes)

@@ -1,7 +1,7 @@
-"""The sniffer's one loop over packet sockets, moments and the outcomes of probes. Read ``Loop.run`` first.
+"""The sniffer's one loop over packet sockets, deadlines and the outcomes of probes. Read ``Loop.run`` first.
 
-The loop's thread alone touches the monitors. What blocks runs in threads elsewhere (``actions``, ``redirector_link``,
-``rescue``); they hand a function to ``call``, which wakes the loop.
+Only the loop's thread touches the monitors. Everything that blocks runs in threads of ``actions``,
+``redirector_link`` and ``rescue``; these pass a function to ``call``, which wakes the loop.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from check_failover.sniffer.rescue import Rescue
 from check_failover.sniffer.stage1.detectors import NEVER
 from check_failover.sniffer.stage1.packet import RST, Packet
 
-PAUSE = 0.01  # seconds between two looks at the rings while there is traffic
-CHECK_TAPS_EVERY = 0.5  # seconds between two looks at interfaces and drops
+PAUSE = 0.01  # seconds between two reads of the rings while there is traffic
+CHECK_TAPS_EVERY = 0.5  # seconds between two checks of interfaces and drops
 COMPARE_EVERY = 5.0  # seconds between two comparisons of the NAT's counters with what was captured
 
 
 class Loop:
-    """The sniffer. Raises ControlError where it can keep no state."""
+    """The sniffer. Raises ControlError when the state directory cannot be made."""
 
     def __init__(self, config: Config) -> None:
         now = time.monotonic()
@@ -52,7 +52,7 @@ class Loop:
         self._stop = threading.Event()
 
     def run(self) -> None:
-        """Until ``stop``. Raises CaptureError without the permission to capture."""
+        """Run until ``stop``. Raises CaptureError without the permission to capture."""
         for selector in (self._selector, self._urgent):
             selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._taps.open()
@@ -60,7 +60,7 @@ class Loop:
         busy = False
         while not self._stop.is_set():
             self._wait(busy)
-            now = time.monotonic()  # the rings hold nothing older when they were read after this moment
+            now = time.monotonic()  # taken before the rings are read: then no older packet is still unread
             busy = self._frames()
             for monitor in self.monitors.values():
                 monitor.tick(now)
@@ -82,9 +82,9 @@ class Loop:
         self.actions.close()
 
     def call(self, act: Callable[[], None]) -> None:
-        """Have the loop's thread do something; from any thread."""
+        """Run ``act`` in the loop's thread; callable from any thread."""
         self._calls.put(act)
-        with contextlib.suppress(BlockingIOError):  # full: it is awake already
+        with contextlib.suppress(BlockingIOError):  # the pipe is full: the loop is awake already
             os.write(self._wake_write, b"x")
 
     def _drain_wake(self) -> None:
@@ -97,7 +97,7 @@ class Loop:
             act()
 
     def _wait(self, busy: bool) -> None:
-        """Until something is due. While frames come in, wait a moment and read the next ones together."""
+        """Wait until something is due. While frames come in, wait ``PAUSE`` and read the next ones together."""
         now = time.monotonic()
         due = min(self._checked + CHECK_TAPS_EVERY, *(monitor.deadline(now) for monitor in self.monitors.values()))
         if busy:
@@ -108,15 +108,15 @@ class Loop:
             if key.data is None:
                 self._drain_wake()
             elif self._taps.alarmed(key.data):
-                self._checked = NEVER  # look at once
+                self._checked = NEVER  # check the taps at once
 
     def _frames(self) -> bool:
-        """Whether there were any."""
+        """Feed the captured frames to the monitors; returns whether there were any."""
         rows = self._taps.read()
         for name, keeps in self._taps.narrowed():
             self.monitors[name].traffic.narrowed(keeps)
         for whose, packet, frame in rows:
-            # What the faults tap saw is for all: each monitor knows its own packets by their addresses.
+            # A packet of the faults tap goes to every monitor: each one recognises its own by the addresses.
             for name in self.monitors if whose is None else (whose,):
                 self._frame(name, packet, frame)
         return bool(rows)

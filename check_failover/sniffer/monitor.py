@@ -1,9 +1,9 @@
-"""What the sniffer does for one service: watch, suspect, investigate, report. No I/O of its own: time comes as an
-argument, and what is to be done goes out through ``Actions``.
+"""One service as the sniffer sees it: watch, suspect, investigate, report. The monitor does no I/O: time is an
+argument, and effects leave through ``Actions``.
 
-While the target is the primary and it answers, nobody probes it. A failed verdict is looked at again every second, with
-fresh facts for an order that is pending, until the server passes or the target changes. While the target is the
-standby, the primary is probed every three seconds: the fail-back checklist wants to know.
+The sniffer does not probe a primary that serves and answers. While a failed verdict stands, the monitor repeats the
+investigation every second and sends fresh facts for a pending order. While the standby serves, the monitor probes the
+primary every three seconds, because the fail-back checklist needs that result.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from check_failover import story
 from check_failover.model import Detector, Facts, PassiveResult, Probe, Service, State, Suspicion, Target
 from check_failover.sniffer.health import Health
 from check_failover.sniffer.investigation import Investigation, Verdict
+from check_failover.sniffer.monitor_actions import Actions
 from check_failover.sniffer.stage1.packet import Packet
 from check_failover.sniffer.stage1.traffic import TrafficMonitor
 
@@ -31,7 +32,7 @@ _ONE_SHOT = frozenset({Detector.REFUSED, Detector.ERROR_SHARE})  # these may not
 
 
 class Condition(StrEnum):
-    """How a service stands, in one word."""
+    """The state of a ``ServiceMonitor``."""
 
     OK = "ok"
     SUSPECT = "suspect"
@@ -39,27 +40,21 @@ class Condition(StrEnum):
     BLIND = "blind"
 
 
-class Actions(Protocol):
-    """What a monitor can have done for it; nothing here blocks."""
-
-    def probe(self, service: Service, target: Target, timeout: float) -> None: ...
-
-    def report(self, result: PassiveResult) -> None: ...
-
-    def facts(self, service: Service, facts: Facts) -> None: ...
-
-    def note(self, text: str) -> None:
-        """A line for the log."""
-
-    def keep(self, service: Service, story: dict[str, Any]) -> int | None:
-        """Keep the evidence of a verdict; returns its number."""
-
-    def sync(self, service: Service, facts: Facts) -> Facts:
-        """The facts with what is known of the data sync."""
-
-
 class ServiceMonitor:
-    """See the module. Times are monotonic seconds, except in results."""
+    """The state machine of one service. Times are monotonic seconds, except in results.
+
+    ===========  =====================================================  =======================================
+    from         event                                                  to
+    ===========  =====================================================  =======================================
+    ok           suspicion (silence only starts an investigation)       suspect
+    ok, suspect  the investigation's probes fail                        failed
+    suspect      a probe passes, or the server could not be probed      ok
+    failed       a repeated investigation passes                        ok
+    any          the capture stops working                              blind
+    blind        the capture works again                                failed if it was before, else ok
+    any          the redirect moves (``flipped``)                       ok, or blind while the capture is down
+    ===========  =====================================================  =======================================
+    """
 
     def __init__(self, service: Service, actions: Actions, now: float) -> None:
         self.service, self._actions = service, actions
@@ -71,26 +66,27 @@ class ServiceMonitor:
         self._investigation: Investigation | None = None
         self._verdict: Verdict | None = None
         self._suspicion: Suspicion | None = None
-        self._pending: Suspicion | None = None  # came too soon after the last look
-        self._was_failed = False  # before it became blind
-        self._probe_fault: str | None = None  # why the last look came to nothing
+        self._pending: Suspicion | None = None  # came too soon after the last investigation
+        self._was_failed = False  # the condition before the monitor became blind
+        self._probe_fault: str | None = None  # why the last investigation reached no verdict
         self._next_investigation = now
         self._reported = float("-inf")
         self._state: State | None = None  # in the last result
         self._evidence: int | None = None
-        self._detail_lines: list[str] = []  # of the last failed verdict, for as long as it explains how things are
+        self._detail_lines: list[str] = []  # of the last failed verdict, while it explains the present state
         self._sent_facts: tuple[float, Facts] = (float("-inf"), Facts())
 
     # ------------------------------------------------------------ events
 
     def packet(self, p: Packet, frame: bytes | None = None) -> Suspicion | None:
+        """Feed a captured packet to stage 1; returns the suspicion that it raised."""
         suspicion = self.traffic.packet(p, frame)
         if suspicion is not None:
             self._suspect(suspicion, p.now)
         return suspicion
 
     def tick(self, now: float) -> None:
-        """Whatever is due at this moment."""
+        """Do everything that is due: clocks of stage 1, probes, the heartbeat."""
         suspicion = self.traffic.tick(now)
         if suspicion is not None:
             self._suspect(suspicion, now)
@@ -107,7 +103,7 @@ class ServiceMonitor:
             self._report(now)
 
     def deadline(self, now: float) -> float:
-        """When ``tick`` should be called next, at the latest."""
+        """The latest moment at which the loop must call ``tick`` again."""
         moments = [self._reported + HEARTBEAT, now + 1.0]
         if self._investigation is not None:
             moments.append(self._investigation.deadline() or now + 1.0)
@@ -128,8 +124,11 @@ class ServiceMonitor:
         self._start_probes(now)
 
     def _primary_result_due(self) -> bool:
-        """Whether the core should hear of the primary while the standby serves: at once when it fails, and when it has
-        passed as often as a fail-back asks for, so that one that comes and goes does not page each time."""
+        """Whether the core needs a result about the primary while the standby serves.
+
+        The monitor reports a failure at once, and a recovery after ``fail_back_passes`` passes in a row, so that a
+        flapping primary does not page each time.
+        """
         if self.target is Target.PRIMARY or self.blind is not None or self.condition is Condition.FAILED:
             return False
         health = self.health[Target.PRIMARY]
@@ -138,7 +137,7 @@ class ServiceMonitor:
         return self._state is not State.CRITICAL
 
     def flipped(self, target: Target, now: float) -> None:
-        """The redirect moved, or was found elsewhere than believed."""
+        """The redirect points to ``target`` now: it was flipped, or the sniffer learned it at the subscription."""
         if target is self.target:
             return
         self.target = target
@@ -152,7 +151,7 @@ class ServiceMonitor:
         self._report(now)
 
     def set_blind(self, blind: str | None, now: float) -> None:
-        """The capture works (None) or not (why). Dropped packets may have been the replies."""
+        """Set why the capture does not work, or None. Dropped packets make it blind: they may have been replies."""
         if blind is None and now - self.traffic.lost_at < DROPS_SETTLE:
             blind = "the capture dropped packets"
         if blind == self.blind:
@@ -197,9 +196,9 @@ class ServiceMonitor:
             self._probe(target, now)
 
     def _probe(self, target: Target, now: float) -> None:
-        """Probe with max(200 ms, 10 * p99 of the traffic, 4 * what probes usually take), within the configured limit.
+        """Probe with a timeout of max(200 ms, 10 * p99 of the traffic, 4 * median probe), at most the configured one.
 
-        The standby's probes tell what a probe takes before anybody has to judge the primary by it.
+        The standby's probes show how long a probe takes before a probe of the primary decides anything.
         """
         self.health[target].probe_started = now
         usual = self.traffic.usual()
@@ -223,7 +222,7 @@ class ServiceMonitor:
             self._refuted(investigation.suspicion, now)
 
     def _abandon(self, now: float) -> None:
-        """Probes that never ended: the verdict without the standby's, or none at all, which is loudly unknown."""
+        """Probes did not end: conclude without the standby's, or report UNKNOWN when the primary's are missing."""
         self._conclude(now, expired=True)
         if self._investigation is None:
             return
@@ -239,7 +238,7 @@ class ServiceMonitor:
         first = self.condition is not Condition.FAILED
         same = self._verdict is not None and self._verdict.facts.standby_ok == verdict.facts.standby_ok
         if first or not same:
-            evidence = self._story(verdict, investigation, now)
+            evidence = investigation.story(verdict, self.traffic.stats(now), now)
             self._detail_lines = [f"{story.moment(time.time())} {verdict.text}", *story.seen(evidence)]
             if first:
                 self._evidence = self._actions.keep(self.service, evidence)
@@ -252,21 +251,6 @@ class ServiceMonitor:
             self._report(now)
         if not first and self.target is Target.PRIMARY:
             self._send_facts(verdict, now)
-
-    def _story(self, verdict: Verdict, investigation: Investigation, now: float) -> dict[str, Any]:
-        """What a person wants to know of a verdict."""
-        suspicion = investigation.suspicion
-        return {
-            "service": self.service.name,
-            "server": str(self.service.server(self.target)),
-            "verdict": verdict.text,
-            "suspicion": {"detector": suspicion.detector, "text": suspicion.text},
-            "seconds_from_suspicion": round(now - suspicion.now, 6),
-            "seconds_from_the_first_victim": round(now - (suspicion.since or suspicion.now), 6),
-            "probes": investigation.transcript(),
-            "facts": asdict(verdict.facts),
-            "traffic": asdict(self.traffic.stats(now)),
-        }
 
     def _send_facts(self, verdict: Verdict, now: float) -> None:
         at, facts = self._sent_facts
@@ -300,7 +284,7 @@ class ServiceMonitor:
         return self._actions.sync(self.service, verdict.facts)
 
     def _report(self, now: float) -> None:
-        """The passive result "NAME primary": the verdict over the server that serves."""
+        """Submit the passive result "NAME primary": the state of the serving server, or of the primary on standby."""
         self._reported = now
         state, text, perfdata = State.OK, "", ""
         stats = self.traffic.stats(now)
@@ -323,7 +307,7 @@ class ServiceMonitor:
         self._actions.report(PassiveResult(host, name, state, line, time.time(), self._details(), perfdata))
 
     def _details(self) -> str:
-        """The further lines: what was seen and probed, what comes of it, how to go back."""
+        """The result's further lines: what was seen and probed, what follows, how to fail back."""
         name = self.service.name
         if self.target is Target.STANDBY:
             return story.further([*self._detail_lines, story.way_back(name)])
@@ -334,16 +318,16 @@ class ServiceMonitor:
         )
 
     def last_facts(self) -> Facts | None:
-        """The facts of the verdict that stands, for the sniffer's own order when the core is away."""
+        """The facts of the standing failed verdict, for the sniffer's own order when the core is away; else None."""
         return None if self._verdict is None or not self._verdict.failed else self._facts(self._verdict)
 
     @property
     def failed(self) -> bool:
-        """Whether a failed verdict stands on the primary that serves: reason for a fail-over."""
+        """Whether the primary serves and a failed verdict stands: the reason for a fail-over."""
         return self.condition is Condition.FAILED and self.target is Target.PRIMARY
 
     def status(self, now: float) -> dict[str, Any]:
-        """See ``control``."""
+        """This service's part of the ``status`` reply (see ``control``)."""
         return {
             "target": str(self.target),
             "verdict": str(self.condition),

@@ -1,7 +1,7 @@
-"""The sniffer's end of the redirector's socket: orders and facts go out, targets and refusals come in.
+"""The sniffer's client of the redirector's socket: it sends orders and facts, and receives targets and refusals.
 
-What blocks runs in two threads of this room: one asks, one listens to the subscription. The core stays the judge:
-``core_watchdog`` says when the sniffer orders a fail-over itself.
+Blocking calls run in two threads of this module: one for requests, one for the subscription. The core stays the
+judge: ``core_watchdog`` decides when the sniffer orders a fail-over itself.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ log = logging.getLogger("failover-sniffer")
 
 
 class Listener(Protocol):
-    """Who hears of the redirector's events; called in the link's thread."""
+    """Receives the redirector's events, in the link's thread."""
 
     def redirected(self, name: str, target: Target, *, replay: bool) -> None:
         """The redirect points to ``target``. ``replay``: it was flipped now, without a drain."""
 
     def order_refused(self, name: str) -> None:
-        """The redirector refused a fail-over, whoever ordered it."""
+        """The redirector refused a fail-over, from the core or from the sniffer."""
 
 
 class RedirectorLink:
@@ -46,7 +46,7 @@ class RedirectorLink:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Subscribe, and again whenever the redirector was away."""
+        """Subscribe to the redirector's events, and again after each disconnect."""
         threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
     def close(self) -> None:
@@ -64,11 +64,11 @@ class RedirectorLink:
             return None
 
     def send_facts(self, service: Service, facts: Facts) -> None:
-        """Fresh facts for an order that may be pending."""
+        """Send fresh facts for an order that may be pending."""
         self._asker.submit(self.ask, {"verb": "facts", "service": service.name, "facts": asdict(facts)})
 
     def order_if_core_is_silent(self, monitor: ServiceMonitor, now: float, *, reachable: bool) -> None:
-        """A failed verdict cannot wait for a core that is not there (``reachable``: it took the last result)."""
+        """Order a fail-over, or withdraw the order, as the watchdog decides. ``reachable``: the core takes results."""
         name = monitor.service.name
         if self.watchdog.must_withdraw(name, well=monitor.condition is Condition.OK):
             self._asker.submit(self.ask, {"verb": "recovered", "service": name, "by": "sniffer"})
@@ -81,7 +81,7 @@ class RedirectorLink:
         self._asker.submit(self.ask, message)
 
     def compare_counters(self, seen: Mapping[str, int]) -> None:
-        """Hold what the NAT forwards against what was captured. ``seen``: service -> frames captured so far."""
+        """Compare the NAT's counters with the capture. ``seen``: service -> frames captured so far."""
         self._asker.submit(self._compare, dict(seen))
 
     def _compare(self, seen: Mapping[str, int]) -> None:
@@ -94,13 +94,13 @@ class RedirectorLink:
     # ------------------------------------------------------------ events
 
     def _follow(self) -> None:
-        """Keep a subscription: the targets, and each flip in the moment it happens."""
+        """Keep a subscription: the targets at its start, then each flip and refusal as it happens."""
         while not self._stop.is_set():
             try:
                 self._listen()
             except UnreachableError:
-                pass  # it restarts
-            except (ControlError, LookupError, TypeError, ValueError) as error:  # nonsense, or of another version
+                pass  # the redirector restarts
+            except (ControlError, LookupError, TypeError, ValueError) as error:  # malformed, or of another version
                 log.warning("the redirector's events are not understood: %s", error)
             self._stop.wait(0.5)
 

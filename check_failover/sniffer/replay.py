@@ -1,10 +1,10 @@
-"""``failover-sniffer --pcap FILE``: detection over a capture file; prints what would have been decided, and why.
+"""``failover-sniffer --pcap FILE``: run the detection over a capture file and print each decision with its reason.
 
-For tuning, for support, for tests. Time is the capture's. Probes cannot be made into the past, so their outcome is an
-assumption: by default both of the primary fail and the standby's passes, which shows the least that the traffic alone
-would have stopped (``--assume-primary passes`` shows how many probes a healthy server would have had to bear).
+For tuning, support and tests. The clock is the capture's. Probes into the past are impossible, so their outcome is
+assumed. By default the primary's probes fail and the standby's pass: then only the traffic can veto a fail-over.
+``--assume-primary passes`` shows how many probes a healthy server would have received.
 
-scapy reads the file (pcap or pcapng, any byte order); Ethernet, Linux cooked and raw IP captures are understood.
+scapy reads the file: pcap or pcapng, any byte order; Ethernet, Linux cooked or raw IP.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from check_failover.sniffer.capture.bpf import SNAPLEN
 from check_failover.sniffer.monitor import Condition, ServiceMonitor
 from check_failover.sniffer.stage1.packet import ETHERNET, LINUX_SLL, RAW_IP, parse
 
-ANSWER = 0.005  # seconds that an assumed probe takes to pass
-TAIL = 5.0  # seconds that the clocks go on after the last packet
+ANSWER = 0.005  # seconds that an assumed passing probe takes
+TAIL = 5.0  # seconds that the clock runs after the last packet
 _LINKTYPES = {1: ETHERNET, 12: RAW_IP, 101: RAW_IP, 228: RAW_IP, 229: RAW_IP, 113: LINUX_SLL}
 
 
 class Replay:
-    """One pass over a file. It is the monitors' ``Actions``: probes are assumed, lines go to ``say``."""
+    """One pass over a file. Implements ``monitor_actions.Actions``: probes are assumed, lines go to ``say``."""
 
     def __init__(self, config: Config, say: Callable[[str], None], *, primary_passes: bool, begin: float) -> None:
         self._say, self._primary_passes = say, primary_passes
@@ -45,7 +45,7 @@ class Replay:
         monitor.probed(Target.STANDBY, Probe(True, ANSWER, "assumed to pass"), self.now)
 
     def frame(self, frame: bytes, at: float, linktype: int) -> None:
-        """One captured frame."""
+        """Feed one captured frame to the monitors."""
         self.run_to(at)
         packet = parse(frame, at, linktype)
         if packet is not None:
@@ -53,7 +53,7 @@ class Replay:
                 monitor.packet(packet, frame)
 
     def run_to(self, moment: float) -> None:
-        """Let everything happen that is due before ``moment``."""
+        """Do everything that is due before ``moment``."""
         while True:
             due = min(monitor.deadline(self.now) for monitor in self.monitors)
             if self._later:
@@ -81,7 +81,7 @@ class Replay:
         heapq.heappush(self._later, (self.now + took, next(self._numbers), service, target, Probe(passes, took, text)))
 
     def report(self, result: PassiveResult) -> None:
-        """Results of an unchanged state are heartbeats, not news."""
+        """Print nothing: ``note`` prints the verdicts."""
 
     def facts(self, service: Service, facts: Facts) -> None: ...
 
@@ -105,7 +105,7 @@ class Replay:
         self._say(f"{self.now - self._begin:12.6f}  {monitor.service.name}: {word}: {decision.text}")
 
     def summary(self) -> Iterator[str]:
-        """What was seen of each service, at the end."""
+        """The final lines: what was seen of each service, and the number of probes."""
         for monitor in self.monitors:
             stats = monitor.traffic.stats(self.now)
             gap = "" if stats.p99 is None else f", 99 % of replies within {1000 * stats.p99:.1f} ms"
@@ -115,7 +115,7 @@ class Replay:
 
 
 def run(config: Config, path: Path, speed: float | None, *, primary_passes: bool) -> None:
-    """Print the replay of a file; ``speed`` 1 is real time, None as fast as it goes. Raises CaptureError."""
+    """Print the replay of a file; ``speed`` 1 is real time, None as fast as possible. Raises CaptureError."""
     replay: Replay | None = None
     real = time.monotonic()
     frames = cut = 0
@@ -132,11 +132,11 @@ def run(config: Config, path: Path, speed: float | None, *, primary_passes: bool
     replay.run_to(replay.now + TAIL)
     print("\n".join(replay.summary()))
     if cut:
-        print(f"{cut} of {frames} packets are cut, what they say is not in the file: capture with tcpdump -s 0")
+        print(f"{cut} of {frames} packets are cut, their payload is not in the file: capture with tcpdump -s 0")
 
 
 def _frames(path: Path) -> Iterator[tuple[bytes, int, float, int]]:
-    """Frame, its length on the wire, Unix time, kind of link."""
+    """Yields each frame with its length on the wire, its Unix time and its link type."""
     from scapy.error import Scapy_Exception
     from scapy.utils import RawPcapNgReader, RawPcapReader
 
@@ -146,7 +146,7 @@ def _frames(path: Path) -> Iterator[tuple[bytes, int, float, int]]:
             for data, meta in reader:
                 kind = getattr(meta, "linktype", None) if ng else reader.linktype
                 if kind not in _LINKTYPES:
-                    raise CaptureError(f"{path}: link type {kind} is not understood: capture on an Ethernet interface")
+                    raise CaptureError(f"{path}: link type {kind} is not supported: capture on an Ethernet interface")
                 at = _ng_time(meta) if ng else meta.sec + meta.usec / (1e9 if reader.nano else 1e6)
                 yield bytes(data), getattr(meta, "wirelen", None) or len(data), at, _LINKTYPES[kind]
     except OSError as error:

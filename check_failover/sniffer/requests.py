@@ -1,7 +1,7 @@
-"""The sniffer's socket: ``status``, ``probe`` and ``drill``, for whoever may connect.
+"""The sniffer's socket: ``status``, ``probe`` and ``drill``, for every user that may connect.
 
-A drill's result takes the way of a verdict, to the service "NAME drill", in words that are fixed here. It is a service
-of its own, because a drill's CRITICAL for "NAME primary" would hide a fault that comes in the middle of it.
+A drill's result travels like a verdict, with fixed texts, to the service "NAME drill". It has its own service because
+a drill's CRITICAL for "NAME primary" would hide a real fault during the drill.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from check_failover.model import PassiveResult, Service, State, Target
 from check_failover.peer import Peer
 from check_failover.sniffer.loop import Loop
 
-TAKEN_WITHIN = 3.0  # seconds for the core to take a drill's results
+TAKEN_WITHIN = 3.0  # seconds for the core to accept a drill's results
 
 
 class SnifferRequests:
-    """One request each; the loop's own thread looks at the monitors."""
+    """Answers one request per call; the loop's thread reads the monitors."""
 
     def __init__(self, config: Config, loop: Loop) -> None:
         self._config, self._loop = config, loop
@@ -46,7 +46,9 @@ class SnifferRequests:
         if not re.fullmatch(r"[\w.-]{1,100}", number) or step not in ("begin", "passed", *DRILL_STEPS):
             raise RequestRefusedError("drill: want id and step")
         results = [(State.OK, f"drill {number} passed")]
-        if step == "begin":  # OK first: after a drill that was killed the core would see no change
+        if (
+            step == "begin"
+        ):  # OK first: after a killed drill the service may still be CRITICAL, and nothing would change
             results = [(State.OK, f"drill {number} begins"), (State.CRITICAL, f"drill {number}: nothing moves")]
         elif step != "passed":
             results = [(State.WARNING, f"drill {number} failed at the step: {step}")]

@@ -1,13 +1,14 @@
-"""Serve single connections from the standby before anything is decided, and replay what is unanswered after a flip.
+"""Serve single connections from the standby before a verdict, and replay unanswered first packets after a flip.
 
-A proxy hides a refused or slow connect by trying the next server; on a NAT path nobody does. When a client's SYN is
-refused (the RST is withheld) or stays unanswered while the server says nothing to anyone, its conntrack entry is
-forgotten and the SYN is sent once more, marked so that it goes to the standby. The redirect has not moved; only a
-connection that would have failed is served. Never when the standby is not known healthy, and rate-limited.
+A proxy hides a refused or slow connect by trying the next server; on a NAT path the sniffer does this. When the server
+refuses a client's SYN (the redirector withholds the RST), or leaves it unanswered while it answers no client at all,
+the redirector deletes the conntrack entry, and the sniffer sends the SYN once more, marked for the standby. The
+redirect does not move; only connections that would have failed are served. Rescues are rate-limited and need a
+standby that is known to be healthy.
 
-The redirector has the last word: conntrack knows whether the server has answered meanwhile (a late SYN-ACK), and a
-hold, a running sync or data that is too old forbid the standby (``decide.RESCUE``). Only then is the packet sent: by
-the loop's thread, right after the watch was told that this client talks to the other server now.
+The redirector decides: conntrack shows whether the server answered meanwhile (a late SYN-ACK), and a hold, a running
+sync or data that is too old forbid the standby (``decide.RESCUE``). The loop's thread sends the packet only after
+that, and right after stage 1 has noted that this client talks to the standby now.
 """
 
 from __future__ import annotations
@@ -27,40 +28,40 @@ from check_failover.sniffer.send import PacketSender, SendError
 from check_failover.sniffer.stage1.flowtable import MAX_FRAMES, REPLAY_AGE
 from check_failover.sniffer.stage1.packet import Packet
 
-FRESH = 45.0  # seconds that a passed probe of the standby is good for
-RATE = 500.0  # rescued connections a second and service, at most
-PAUSE = 1.0  # seconds until the redirector is asked again after it said that nothing may be rescued
+FRESH = 45.0  # seconds for which a passed probe shows a healthy standby
+RATE = 500.0  # rescued connections per second and service, at most
+PAUSE = 1.0  # seconds until the next request after the redirector refused a rescue
 
 log = logging.getLogger("failover-sniffer")
 Ask = Callable[[Message], Message | None]
-First = list[tuple[bytes, Packet]]  # a flow's first packets, as they were captured
+First = list[tuple[bytes, Packet]]  # a flow's first packets, as captured
 
 
 class Rescue:
-    """``ask`` talks to the redirector (blocking, so in a thread); ``call`` brings results back to the loop."""
+    """``ask`` sends a request to the redirector and blocks; ``call`` runs a function in the loop's thread."""
 
     def __init__(self, config: Config, ask: Ask, call: Callable[[Callable[[], None]], None]) -> None:
-        self._nftables = config.controller.redirect == "nftables"  # others have no way to rescue: the flip must do
+        self._nftables = config.controller.redirect == "nftables"  # ipfilter cannot rescue one connection
         self._ask, self._call = ask, call
         self._sender = PacketSender()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="rescue")
         self._tokens: dict[str, tuple[float, float]] = {}
-        self._tried: OrderedDict[Packet, None] = OrderedDict()  # each is tried once
+        self._tried: OrderedDict[Packet, None] = OrderedDict()  # each packet is tried once
         self._paused: dict[str, float] = {}
 
     def refused(self, monitor: ServiceMonitor, reset: Packet) -> None:
-        """A refused connection is rescued at once."""
+        """Rescue a refused connection at once."""
         first = monitor.traffic.first_packet(reset.dst, reset.dport)
         if first is not None and reset.ack == (first[1].seq + 1) & 0xFFFFFFFF and self._allowed(monitor, reset.now):
             self._submit(monitor, reset.now, [[first]])
 
     def overdue(self, monitor: ServiceMonitor, now: float) -> None:
-        """First packets that a healthy server would have answered, while this one says nothing to anyone."""
+        """Rescue flows that a healthy server would have answered by now, while this one answers no client."""
         if self._allowed(monitor, now):
             self._submit(monitor, now, monitor.traffic.overdue(now))
 
     def replay(self, monitor: ServiceMonitor, now: float) -> None:
-        """After a flip: first packets without an answer go to wherever the target is now."""
+        """After a flip: send the unanswered first packets to the new target."""
         if not self._nftables:
             return
         sent = 0
@@ -99,7 +100,7 @@ class Rescue:
         )
 
     def _request_forget(self, monitor: ServiceMonitor, first: First) -> None:
-        """Ask the redirector (pool's thread). Never for what is too old: its client has given up or asked again."""
+        """Ask the redirector (pool's thread). Skip old packets: their clients gave up or have retransmitted."""
         name, packet = monitor.service.name, first[0][1]
         if time.monotonic() - packet.now > REPLAY_AGE:
             return
@@ -108,7 +109,7 @@ class Rescue:
         reply = self._ask({"verb": "forget", "service": name, "client": client, "port": packet.sport})
         if reply is None or reply.get("reason"):
             self._call(lambda: self._pause(name, "the redirector is away" if reply is None else str(reply["reason"])))
-        elif reply.get("forgotten"):  # else it has been answered meanwhile
+        elif reply.get("forgotten"):  # otherwise the server has answered meanwhile
             self._call(lambda: self._send(monitor, first))
 
     def _pause(self, name: str, why: str) -> None:
@@ -116,7 +117,7 @@ class Rescue:
         self._paused[name] = time.monotonic() + PAUSE
 
     def _send(self, monitor: ServiceMonitor, first: First) -> None:
-        """To the standby, unless a flip has sent it there or it was answered (loop's thread)."""
+        """Send to the standby, unless a flip already did or the server has answered (loop's thread)."""
         waiting = [(frame, packet) for frame, packet in first if monitor.traffic.waits(packet)]
         if not waiting or monitor.target is not Target.PRIMARY:
             return

@@ -1,8 +1,8 @@
-"""Send a client's captured first packet on, as if the client had sent it again.
+"""Send a client's captured first packet again, as if the client had retransmitted it.
 
-The packet leaves through the output chain, where the redirector's NAT rules look at its mark: MARK_REPLAY goes to
-wherever the target is now, MARK_RESCUE to the standby. Its source is the client's own address, so the answer goes
-straight to the client. Setting a mark needs CAP_NET_RAW since Linux 5.17 (socket(7)), CAP_NET_ADMIN before.
+The packet leaves through the output chain, where the redirector's NAT rules match its mark: MARK_REPLAY goes to the
+current target, MARK_RESCUE to the standby. The source is the client's address, so the answer goes to the client.
+Setting a mark needs CAP_NET_RAW since Linux 5.17 (socket(7)), CAP_NET_ADMIN before.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from check_failover.sniffer.stage1.packet import Packet
 
 
 class SendError(Exception):
-    """Nothing can be sent on: one line."""
+    """No packet can be sent: one line."""
 
 
 class PacketSender:
-    """Raw sockets, one for each family and mark, kept open."""
+    """Keeps one raw socket open for each address family and mark."""
 
     def __init__(self) -> None:
         self._sockets: dict[tuple[int, int], socket.socket] = {}
 
     def send(self, frame: bytes, p: Packet, mark: int) -> bool:
-        """Send it with right checksums; False when it was not captured whole. Raises SendError without permission."""
+        """Send with recomputed checksums; False when the capture cut the packet or the send failed.
+
+        Raises SendError without permission.
+        """
         packet = finish(frame[p.ip_offset :])
         if packet is None:
             return False

@@ -83,7 +83,7 @@ def test_a_file_of_headers_says_that_nothing_can_be_read_in_it(
     """Evidence keeps headers only: "0 requests" would be taken for a finding."""
     path = tmp_path / "headers.pcap"
     whole = [bytes(packet) for packet in conversation(4000, 0.0)]  # type: ignore[call-overload]
-    for keep, told in ((54, "2 of 5 packets are cut, what they say is not in the file"), (1000, None)):
+    for keep, told in ((54, "2 of 5 packets are cut, their payload is not in the file"), (1000, None)):
         path.write_bytes(evidence.pcap([(1.0 + n / 1000, data[:keep], len(data)) for n, data in enumerate(whole)]))
         replay.run(config, path, None, primary_passes=False)
         said = capsys.readouterr().out
