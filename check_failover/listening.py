@@ -162,6 +162,7 @@ class Server:
             peer = peer_of(sock)
             why = self.authorise(verb, peer)
             if why is not None:
+                log.warning("%s refused to uid %d: %s", verb, peer.uid, why)
                 return _no(f"{verb}: {why}"), False
             if verb == "subscribe" and self.hello is not None:
                 return {}, True

@@ -103,6 +103,9 @@ class Suspicion:
     text: str  # "12 of 12 requests without reply for 0.31 s"
     since: float | None = None  # when the trouble began, where that is earlier than ``now``
 
+    def __str__(self) -> str:
+        return f"{self.service}: suspicion, {self.detector}: {self.text}"
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:

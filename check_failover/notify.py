@@ -1,4 +1,8 @@
-"""How a daemon talks to whoever runs it: systemd's readiness (sd_notify(3)) and its log on stderr."""
+"""What a daemon writes for the system that runs it: readiness (sd_notify(3)) and the log on stderr.
+
+In the journal each line carries its priority (sd-daemon(3)), so that ``journalctl -p warning`` shows refusals and
+failures; the journal adds time and program. Elsewhere each line has time, program and level.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import logging
 import os
 import socket
 import sys
+from typing import NoReturn
+
+# sd-daemon(3)
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
 def notify(state: str) -> None:
@@ -19,8 +27,34 @@ def notify(state: str) -> None:
         sock.send(state.encode())
 
 
-def log_to_stderr() -> None:
-    """Log lines on stderr; with the time, except into the journal, which has its own (systemd.exec(5))."""
-    time = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s.%(msecs)03d "
-    form = f"{time}%(name)s: %(levelname)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr)
+def log_to_stderr(program: str, *, debug: bool = False) -> None:
+    """Log to stderr from now on. ``debug``: our own lines of that level too, not those of the libraries."""
+    handler = logging.StreamHandler(sys.stderr)
+    form = f"%(asctime)s.%(msecs)03d {program}: %(levelname)s: %(message)s"
+    handler.setFormatter(_Journal() if _in_journal() else logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if debug:
+        for name in (program, "check_failover"):
+            logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+def fail(program: str, error: Exception) -> NoReturn:
+    """End with exit code 1 and one line on stderr."""
+    sys.exit(f"<{_PRIORITIES[logging.ERROR]}>{error}" if _in_journal() else f"{program}: {error}")
+
+
+class _Journal(logging.Formatter):
+    """Each line of a message, also of a traceback, is an entry of its own and needs its own priority."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = _PRIORITIES.get(record.levelno, _PRIORITIES[logging.INFO])
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def _in_journal() -> bool:
+    """Whether stderr is connected to the journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

@@ -93,7 +93,7 @@ def _write(path: Path, text: str) -> None:
 
 def follow(config: Config) -> None:
     """For ever. What goes wrong is said once in the log and tried again."""
-    log_to_stderr()
+    log_to_stderr("failover-report")
     complained = ""
     while True:
         try:

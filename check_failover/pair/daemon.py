@@ -32,7 +32,7 @@ from typing import IO
 from check_failover import __version__, control
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, Controller, load
 from check_failover.control import ControlError, Message
-from check_failover.notify import log_to_stderr, notify
+from check_failover.notify import fail, log_to_stderr, notify
 
 log = logging.getLogger("failover-pair")
 
@@ -60,9 +60,10 @@ def main() -> None:
     parser.add_argument(
         "--serve", action="store_true", help="print the state for the other controller (started by ssh)"
     )
+    parser.add_argument("--debug", action="store_true", help="log each state that the other controller sends")
     parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args()
-    log_to_stderr()
+    log_to_stderr(parser.prog, debug=arguments.debug)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
@@ -71,7 +72,7 @@ def main() -> None:
             serve(config.controller, sys.stdout)
         follow(config)
     except (ConfigError, ControlError) as error:
-        sys.exit(f"failover-pair: {error}")
+        fail(parser.prog, error)
     except BrokenPipeError:
         sys.exit(0)
 
@@ -145,6 +146,7 @@ def lines(argv: list[str]) -> Iterator[Message]:
 
 def _pass_on(controller: Controller, line: Message) -> bool:
     """Pass one line to the local redirector, which checks it. False: the redirector does not answer."""
+    log.debug("from the other controller: %s", line)
     try:
         control.ask(controller.redirector_socket, {"verb": "follow", "state": line.get("state")})
     except control.UnreachableError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from check_failover import __version__, control
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError
 from check_failover.listening import Server
-from check_failover.notify import log_to_stderr, notify
+from check_failover.notify import fail, log_to_stderr, notify
 from check_failover.redirector import REDIRECTS, RedirectError
 from check_failover.redirector.drill import Drills
 from check_failover.redirector.report import CoreReports
@@ -68,16 +67,17 @@ def run(config: Config, stop: threading.Event) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="failover-redirector", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
+    parser.add_argument("--debug", action="store_true", help="log each order with the facts it was decided on")
     parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args()
-    log_to_stderr()
+    log_to_stderr(parser.prog, debug=arguments.debug)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
         run(load(arguments.config), stop)
     except (ConfigError, ControlError, RedirectError, StateError) as error:
-        sys.exit(f"failover-redirector: {error}")
+        fail(parser.prog, error)
 
 
 if __name__ == "__main__":

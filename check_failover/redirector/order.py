@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from check_failover.damping import Damping, failed_over
 from check_failover.decide import AUTO_FAIL_BACK, DRAIN, FAIL_BACK, FAIL_OVER, RESCUE, Decision, Situation, decide
@@ -62,6 +62,24 @@ def situation(order: Order, state: ServiceState, age: float | None) -> Situation
 def decided(order: Order, state: ServiceState, age: float | None) -> Decision:
     """Whether to do it, by the table of its verb."""
     return decide(TABLES[order.verb], order.facts, order.service.policy, situation(order, state, age))
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """An order, all it was decided on, and the decision: one line for a person, made only where it is shown."""
+
+    order: Order
+    state: ServiceState
+    age: float | None
+    decision: Decision
+
+    def __str__(self) -> str:
+        order, known = self.order, situation(self.order, self.state, self.age)
+        facts, here = (
+            [f"{k}={v}" for k, v in asdict(record).items() if v is not None] for record in (order.facts, known)
+        )
+        head = f"{order.service.name}: {order.verb} by {order.by}: {self.decision.reason}: {self.decision.text}"
+        return f"{head}; facts: {' '.join(facts)}; here: {' '.join(here)}"
 
 
 def after(before: ServiceState, order: Order, now: float) -> ServiceState:

@@ -29,7 +29,7 @@ from check_failover.decide import RETRYABLE, Decision, Reason
 from check_failover.model import Facts, Hold, Service, Target
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.drain import ending
-from check_failover.redirector.order import Order, after, decided
+from check_failover.redirector.order import Explained, Order, after, decided
 from check_failover.redirector.repair import Event, Repair, quietly
 from check_failover.redirector.state import Drain, ServiceState, StateError, outranks
 from check_failover.redirector.status import status
@@ -103,7 +103,7 @@ class Steering:
         if order.deadline is not None and not self._redirect.cuts:
             raise RedirectError("this redirect cannot cut what a drain leaves: drain without a deadline")
         with self._lock:
-            return self._order(order)
+            return self._order(order, self._decided(order))
 
     def refusal(self, order: Order) -> Decision | None:
         """What ``order`` would be refused for now; None when it would be done. Nothing happens."""
@@ -112,12 +112,13 @@ class Steering:
         return None if decision.flip else decision
 
     def _decided(self, order: Order) -> Decision:
-        name = order.service.name
-        return decided(order, self._store.state[name], self._store.age(name))
+        state, age = self._store.state[order.service.name], self._store.age(order.service.name)
+        decision = decided(order, state, age)
+        log.debug("%s", Explained(order, state, age, decision))
+        return decision
 
-    def _order(self, order: Order) -> dict[str, Any]:
-        began = time.monotonic()
-        name, decision = order.service.name, self._decided(order)
+    def _order(self, order: Order, decision: Decision) -> dict[str, Any]:
+        began, name = time.monotonic(), order.service.name
         entry = self._store.entry(name, order.verb, order.by, decision.text, order.facts, order.peer)
         entry["reason"] = str(decision.reason)
         if not decision.flip:
@@ -131,7 +132,7 @@ class Steering:
         entry["took"] = round(time.monotonic() - began, 6)
         if decision.reason is not Reason.ALREADY:
             self._store.write(entry)
-            level = logging.INFO if decision.flip else logging.WARNING
+            level = logging.ERROR if entry.get("error") else logging.INFO if decision.flip else logging.WARNING
             log.log(level, "%s, took %.0f ms", entry["line"], 1000 * entry["took"])
         if not decision.flip:
             quietly(lambda: self._redirect.withhold(order.service, on=False))
@@ -242,9 +243,10 @@ class Steering:
                 return None
             fresh = replace(order, facts=replace(facts, downtime=order.facts.downtime))
             self._pending[name] = fresh
-            if str(self._decided(fresh).reason) == self._store.state[name].pending:
+            decision = self._decided(fresh)
+            if str(decision.reason) == self._store.state[name].pending:
                 return None  # nothing new: no journal line every second
-            return self._order(fresh)
+            return self._order(fresh, decision)
 
     def recovered(self, name: str) -> str:
         """The core withdraws its order."""

@@ -69,7 +69,9 @@ class ServiceActions:
             self._call(lambda: self._monitors[service.name].health[target].probe_error(why))
             return None
         if not probe.passed:
-            log.info("%s: probe of the %s failed: %s", service.name, target, probe.text)
+            known = self._monitors[service.name].health[target].ok is False  # then it is probed again and again
+            level = logging.DEBUG if known else logging.WARNING
+            log.log(level, "%s: probe of the %s failed: %s", service.name, target, probe.text)
         return probe
 
     def report(self, result: PassiveResult) -> None:
@@ -87,8 +89,8 @@ class ServiceActions:
     def facts(self, service: Service, facts: Facts) -> None:
         self._link.send_facts(service, facts)
 
-    def note(self, text: str) -> None:
-        log.info("%s", text)
+    def note(self, text: str, level: int = logging.INFO) -> None:
+        log.log(level, "%s", text)
 
     def frame(self, name: str, packet: Packet, frame: bytes) -> None:
         """Keep the headers of a captured frame in the service's evidence ring."""

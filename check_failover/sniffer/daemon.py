@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import sys
 from pathlib import Path
 
 from check_failover import __version__, control
@@ -13,7 +12,7 @@ from check_failover.checks import ProbeError
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError
 from check_failover.listening import Server
-from check_failover.notify import log_to_stderr, notify
+from check_failover.notify import fail, log_to_stderr, notify
 from check_failover.sniffer.capture import CaptureError
 from check_failover.sniffer.loop import Loop
 from check_failover.sniffer.requests import SnifferRequests
@@ -44,6 +43,7 @@ def run(config: Config) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="failover-sniffer", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default=DEFAULT_PATH, type=Path, help="default: %(default)s")
+    parser.add_argument("--debug", action="store_true", help="log each suspicion that is not investigated, and why")
     parser.add_argument("--version", action="version", version=__version__)
     replay = parser.add_argument_group("replay of a capture file, without any effect")
     replay.add_argument("--pcap", type=Path, metavar="FILE", help="print what would have been decided, and why")
@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.speed is not None and not arguments.speed > 0:
         parser.error("--speed must be above 0")
-    log_to_stderr()
+    log_to_stderr(parser.prog, debug=arguments.debug)
     try:
         if arguments.pcap is None:
             run(load(arguments.config))
@@ -67,7 +67,7 @@ def main() -> None:
             passes = arguments.assume_primary == "passes"
             player.run(load(arguments.config), arguments.pcap, arguments.speed, primary_passes=passes)
     except (ConfigError, ControlError, CaptureError, ProbeError) as error:
-        sys.exit(f"failover-sniffer: {error}")
+        fail(parser.prog, error)
 
 
 if __name__ == "__main__":

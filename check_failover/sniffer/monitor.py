@@ -8,6 +8,7 @@ primary every three seconds, because the fail-back checklist needs that result.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -29,6 +30,7 @@ MIN_INTERVAL = 1.0  # seconds between two investigations that suspicions start
 FACTS_INTERVAL = 5.0  # seconds until unchanged facts are sent again
 DROPS_SETTLE = 2.0  # seconds without a dropped packet until the sniffer trusts the capture again
 _ONE_SHOT = frozenset({Detector.REFUSED, Detector.ERROR_SHARE})  # these may not repeat their suspicion, so it is kept
+_TOO_SOON = "too soon after the last look"
 
 
 class Condition(StrEnum):
@@ -94,7 +96,8 @@ class ServiceMonitor:
             self._abandon(now)
         if self._investigation is None and now >= self._next_investigation and self.blind is None:
             if self.condition is Condition.FAILED:
-                self._investigate(self._suspicion or self._recheck(now, Detector.SILENCE), now)
+                again = Suspicion(self.service.name, Detector.SILENCE, now, "looked at again")
+                self._investigate(self._suspicion or again, now)
             elif self._pending is not None:
                 self._suspect(self._pending, now)
         self._start_probes(now)
@@ -168,15 +171,22 @@ class ServiceMonitor:
 
     # ------------------------------------------------------------ stage 2
 
-    def _recheck(self, now: float, detector: Detector) -> Suspicion:
-        return Suspicion(self.service.name, detector, now, "looked at again")
+    def _ignored(self, now: float) -> str | None:
+        """Why no suspicion is investigated at this moment; None: it would be."""
+        if self.blind is not None:
+            return f"blind, {self.blind}"
+        if self.condition is Condition.FAILED:
+            return "failed already, looked at every second"
+        if self._investigation is not None:
+            return "already investigating"
+        return _TOO_SOON if now < self._next_investigation else None
 
     def _suspect(self, suspicion: Suspicion, now: float) -> None:
-        if self._investigation is not None or self.blind is not None or self.condition is Condition.FAILED:
-            return
-        if now < self._next_investigation:
-            if suspicion.detector in _ONE_SHOT:
+        ignored = self._ignored(now)
+        if ignored is not None:
+            if ignored == _TOO_SOON and suspicion.detector in _ONE_SHOT:
                 self._pending = suspicion
+            self._actions.note(f"{suspicion}: not investigated: {ignored}", logging.DEBUG)
             return
         if suspicion.detector is not Detector.SILENCE:
             self.condition = Condition.SUSPECT
@@ -184,7 +194,7 @@ class ServiceMonitor:
 
     def _investigate(self, suspicion: Suspicion, now: float) -> None:
         if self.condition is not Condition.FAILED:
-            self._actions.note(f"{suspicion.service}: suspicion, {suspicion.detector}: {suspicion.text}")
+            self._actions.note(str(suspicion))
         self._suspicion, self._pending = suspicion, None
         self._investigation = Investigation(self.service, suspicion, self.target, now)
         self._start_probes(now)
@@ -247,7 +257,7 @@ class ServiceMonitor:
         self._verdict = verdict
         self._next_investigation = now + RECHECK_INTERVAL
         if first or not same:
-            self._actions.note(f"{self.service.name}: verdict: {verdict.text}")
+            self._actions.note(f"{self.service.name}: verdict: {verdict.text}", logging.WARNING)
             self._report(now)
         if not first and self.target is Target.PRIMARY:
             self._send_facts(verdict, now)
@@ -261,7 +271,8 @@ class ServiceMonitor:
 
     def _refuted(self, suspicion: Suspicion, now: float) -> None:
         was = self.condition
-        self._actions.note(f"{self.service.name}: refuted: {self.target} passes its probe")
+        why = f"{suspicion.detector}: {suspicion.text}"
+        self._actions.note(f"{self.service.name}: refuted, {why}: {self.target} passes its probe")
         self.traffic.refuted(suspicion.detector, now)
         self._verdict = None
         self.condition = Condition.OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Protocol
 
 from check_failover.model import Facts, PassiveResult, Service, Target
@@ -19,7 +20,7 @@ class Actions(Protocol):
     def facts(self, service: Service, facts: Facts) -> None:
         """Send facts to the redirector, for an order that may be pending."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, level: int = logging.INFO) -> None:
         """Write a line to the log."""
 
     def keep(self, service: Service, story: dict[str, Any]) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,7 +89,9 @@ class Replay:
     def keep(self, service: Service, story: dict[str, object]) -> int | None:
         return None
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, level: int = logging.INFO) -> None:
+        if level < logging.INFO:
+            return
         self._say(f"{self.now - self._begin:12.6f}  {text}")
         for monitor in self.monitors:
             facts = monitor.last_facts()

@@ -113,7 +113,7 @@ class Rescue:
             self._call(lambda: self._send(monitor, first))
 
     def _pause(self, name: str, why: str) -> None:
-        log.info("%s: nothing is rescued for now: %s", name, why)
+        log.warning("%s: nothing is rescued for now: %s", name, why)
         self._paused[name] = time.monotonic() + PAUSE
 
     def _send(self, monitor: ServiceMonitor, first: First) -> None:

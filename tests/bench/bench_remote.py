@@ -124,7 +124,7 @@ def flips(site: Site) -> list[dict[str, Any]]:
 
 def verdicts(site: Site) -> list[float]:
     """The moments of the sniffer's failed verdicts, Unix time."""
-    found = re.findall(r"^(\S+ \S+) failover-sniffer: INFO: ldap: verdict: ", site.log("sniffer"), re.MULTILINE)
+    found = re.findall(r"^(\S+ \S+) failover-sniffer: WARNING: ldap: verdict: ", site.log("sniffer"), re.MULTILINE)
     return [datetime.datetime.fromisoformat(at).timestamp() for at in found]
 
 

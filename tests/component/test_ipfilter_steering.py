@@ -83,6 +83,24 @@ def test_over_back_and_over_a_restart(kernel: Kernel, tmp_path: Path, events: li
     assert all(serving(state["rules"], WEB) in (OLD, NEW) for state in kernel.history[begin:])
 
 
+def test_the_debug_lines(
+    kernel: Kernel, tmp_path: Path, events: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One for each order: the decision, the facts that came, what the redirector knew; refusals are warnings."""
+    steering = _start(kernel, tmp_path, events)
+    caplog.set_level("DEBUG", "check_failover")
+    steering.order(replace(OVER, facts=replace(DEAD, standby_ok=False)))
+    steering.order(OVER)
+    steering.order(OVER)
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    assert [line.split(": ")[2] for line in lines] == ["no-healthy-server", "flip", "already-there"]
+    assert all(line.startswith("web: fail-over by test: ") for line in lines)
+    assert "; facts: probes=2 probes_failed=2 requests=9 replies=0 standby_ok=False " in lines[0]
+    assert "; here: target=primary " in lines[0]
+    assert "; here: target=standby " in lines[2]
+    assert [r.levelname for r in caplog.records if r.levelname != "DEBUG"] == ["WARNING", "INFO"]
+
+
 def test_a_restart_after_a_reboot(kernel: Kernel, tmp_path: Path, events: list[dict[str, Any]]) -> None:
     """The kernel is empty, or has the rules of the file at boot: either way the standby serves."""
     _start(kernel, tmp_path, events).order(OVER)
@@ -123,7 +141,7 @@ def test_a_failed_flip_leaves_all_as_it_was(kernel: Kernel, tmp_path: Path, even
     assert "10.0.0.2" not in (tmp_path / "ipnat.rules").read_text()
     steering.reconcile()
     assert serving(kernel.rules, WEB) == OLD
-    kernel.reconcile()
+    kernel.heal()
     assert steering.order(OVER)["flipped"] is True
     assert _ours(kernel) == [NEW]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from check_failover.decide import FAIL_OVER, Reason, Situation, decide
-from check_failover.model import Detector, Facts, PassiveResult, Policy, Probe, Service, State, Target
+from check_failover.model import Detector, Facts, PassiveResult, Policy, Probe, Service, State, Suspicion, Target
 from check_failover.sniffer.monitor import Condition, ServiceMonitor
 from check_failover.sniffer.stage1.packet import Packet
 from check_failover.story import way_back
@@ -41,6 +42,7 @@ class Scene(Stage):
         self.results: list[PassiveResult] = []
         self.sent_facts: list[tuple[float, Facts]] = []
         self.notes: list[str] = []
+        self.debug: list[str] = []
         self.stories: list[dict[str, object]] = []
         self.known = Facts(sync_age=7.0)
         self._running: list[tuple[float, Target, Probe]] = []
@@ -64,8 +66,8 @@ class Scene(Stage):
     def report(self, result: PassiveResult) -> None:
         self.results.append(result)
 
-    def note(self, text: str) -> None:
-        self.notes.append(text)
+    def note(self, text: str, level: int = logging.INFO) -> None:
+        (self.notes if level >= logging.INFO else self.debug).append(text)
 
     def facts(self, _service: Service, facts: Facts) -> None:
         self.sent_facts.append((self.now, facts))
@@ -575,3 +577,37 @@ class TestLooks:
         scene.hang(primary=lambda: Probe(False, 0.1, "said a|b"))
         scene.wait(2.0)
         assert all("|" not in result.text for result in scene.results)
+
+
+class TestDebug:
+    """What a person who debugs is shown of suspicions: each one, and why it led to no investigation."""
+
+    def test_a_refuted_one_and_one_too_soon_after_it(self) -> None:
+        """The refuted one is named with its detector; the next one waits, which only the debug line says."""
+        scene = Scene()
+        suspicion = Suspicion("ldap", Detector.REFUSED, scene.now, "connection refused")
+        for _ in range(2):
+            scene.monitor._suspect(suspicion, scene.now)
+        scene.wait(0.1)
+        scene.monitor._suspect(suspicion, scene.now)
+        assert scene.notes == [
+            "ldap: suspicion, refused: connection refused",
+            "ldap: refuted, refused: connection refused: primary passes its probe",
+        ]
+        ignored = "ldap: suspicion, refused: connection refused: not investigated: "
+        assert scene.debug == [f"{ignored}already investigating", f"{ignored}too soon after the last look"]
+
+    def test_a_failed_server_and_a_blind_sniffer(self) -> None:
+        """Neither needs another suspicion."""
+        scene = Scene()
+        scene.servers[PRIMARY] = refuses
+        suspicion = Suspicion("ldap", Detector.UNANSWERED_SYN, scene.now, "no answer")
+        scene.monitor._suspect(suspicion, scene.now)
+        scene.wait(0.5)
+        scene.monitor._suspect(suspicion, scene.now)
+        scene.monitor.set_blind("cl0 has no carrier", scene.now)
+        scene.monitor._suspect(suspicion, scene.now)
+        assert [line.partition(": not investigated: ")[2] for line in scene.debug] == [
+            "failed already, looked at every second",
+            "blind, cl0 has no carrier",
+        ]
