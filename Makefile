@@ -2,6 +2,7 @@
 # make test                                                  lint, types, unit, component and system tests
 # make lint | unit | component | system | bench              one part of it
 # make fuzz                                                  a million mutated packets, guided by coverage
+# make chaos [ROUNDS=20] [SEED=N]                            random faults in sequences; SEED=N ROUNDS=1 runs one again
 # make screenshots                                           the pictures of the web interface in README.md
 # make install | uninstall [DESTDIR=]                        into this machine's Nagios; see README.md
 # make registry                                              the files that repeat the list of check types, from check_failover/checks
@@ -15,7 +16,7 @@ READABLE := $(PYTHON) -m tests.lab.readable
 PYTEST := $(READABLE) -m pytest --strict-skips
 DESTDIR ?=
 
-.PHONY: demo test lint unit component system screenshots bench fuzz registry install uninstall clean lab-demo lab-test lab-bench lab-fuzz
+.PHONY: demo test lint unit component system screenshots bench fuzz chaos registry install uninstall clean lab-demo lab-test lab-bench lab-fuzz
 
 lab-demo:
 	@VENV=$(VENV) bash .ci/install demo
@@ -57,6 +58,9 @@ fuzz: lab-fuzz
 
 registry: lab-demo
 	$(PYTHON) -m tests.lab.registry
+
+chaos: lab-test
+	$(READABLE) -m tests.chaos.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
 install:
 	DESTDIR=$(DESTDIR) nagios-conf/install

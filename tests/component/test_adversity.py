@@ -15,40 +15,15 @@ import pytest
 
 from tests.component.test_redirector import NFT, ROOT, Controller
 from tests.lab.netns import STANDBY, poll
+from tests.lab.small_disk import SmallDisk
 
 pytestmark = pytest.mark.component
 LIBRARY = next(Path("/usr/lib").glob("*/libnftables.so.1"))
 
 
-class Small:
-    """A file system of its own for the state, one MiB."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._mount("-t", "tmpfs", "-o", "size=1m", "cfo-state")
-
-    def fill(self) -> None:
-        with contextlib.suppress(OSError), (self.path / "filler").open("wb", buffering=0) as file:
-            while True:
-                file.write(b"x" * 512)
-
-    def read_only(self) -> None:
-        self._mount("-o", "remount,ro")
-
-    def well(self) -> None:
-        self._mount("-o", "remount,rw")
-        (self.path / "filler").unlink(missing_ok=True)
-
-    def _mount(self, *argv: str) -> None:
-        subprocess.run(["/usr/bin/mount", *argv, str(self.path)], check=True)
-
-    def close(self) -> None:
-        subprocess.run(["/usr/bin/umount", "--lazy", str(self.path)], check=True)
-
-
 @pytest.fixture
-def disk(controller: Controller) -> Iterator[Small]:
-    made = Small(controller.directory / "state")
+def disk(controller: Controller) -> Iterator[SmallDisk]:
+    made = SmallDisk(controller.directory / "state")
     yield made
     made.close()
 
@@ -89,7 +64,7 @@ def served_by_the_standby(controller: Controller) -> None:
 
 
 @pytest.mark.parametrize(("how", "reason"), [("fill", "No space left"), ("read_only", "Read-only file system")])
-def test_the_disk(controller: Controller, disk: Small, how: str, reason: str) -> None:
+def test_the_disk(controller: Controller, disk: SmallDisk, how: str, reason: str) -> None:
     """Full or read-only: no flip, because a restart would undo it; CRITICAL says why; with room again it goes away."""
     controller.start()
     getattr(disk, how)()
@@ -113,7 +88,7 @@ def test_the_disk(controller: Controller, disk: Small, how: str, reason: str) ->
     served_by_the_standby(controller)
 
 
-def test_a_disk_that_fails_after_the_flip(controller: Controller, disk: Small) -> None:
+def test_a_disk_that_fails_after_the_flip(controller: Controller, disk: SmallDisk) -> None:
     """The rule has moved, the clients are served, and the state cannot be settled: told, followed by a restart."""
     controller.start()
     path = controller.directory / "state" / "target" / "tcp4.json"

@@ -16,9 +16,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from typing import Protocol
 
 from tests.lab.netns import House, freeze, kill
-from tests.lab.slapd import Slapd
 
 NFT = "/usr/sbin/nft"
 
@@ -43,27 +43,40 @@ table inet lossy {
 """
 
 
-def crash(_house: House, _who: str, server: Slapd) -> None:
+class Server(Protocol):
+    """What a fault needs of a server; ``restrict`` has it answer with errors (None: no longer)."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def restrict(self, operation: str | None) -> None: ...
+
+
+def crash(_house: House, _who: str, server: Server) -> None:
     kill(server.pid)
 
 
-def hang(_house: House, _who: str, server: Slapd) -> None:
+def hang(_house: House, _who: str, server: Server) -> None:
     freeze(server.pid)
 
 
-def blackhole(house: House, who: str, _server: Slapd) -> None:
+def blackhole(house: House, who: str, _server: Server) -> None:
     house.run(who, NFT, "-f", "-", input=DARK)
 
 
-def apperror(_house: House, _who: str, server: Slapd) -> None:
+def apperror(_house: House, _who: str, server: Server) -> None:
     server.restrict("search")
 
 
-def loss(house: House, who: str, _server: Slapd) -> None:
+def loss(house: House, who: str, _server: Server) -> None:
     house.run(who, NFT, "-f", "-", input=LOSSY)
 
 
-FAULTS: dict[str, Callable[[House, str, Slapd], None]] = {
+FAULTS: dict[str, Callable[[House, str, Server], None]] = {
     "crash": crash,
     "hang": hang,
     "blackhole": blackhole,
@@ -72,7 +85,7 @@ FAULTS: dict[str, Callable[[House, str, Slapd], None]] = {
 }
 
 
-def heal(house: House, who: str, server: Slapd, fault: str) -> None:
+def heal(house: House, who: str, server: Server, fault: str) -> None:
     """Undo it: the server answers again when this returns."""
     if fault == "crash":
         server.stop()

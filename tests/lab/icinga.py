@@ -155,6 +155,11 @@ class Icinga(Core):
         path.write_text(objects)
         shutil.chown(path, self.user)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "Icinga is not running"
+        return self._process.pid
+
     def _argv(self, *argv: str) -> list[str]:
         places = {"DataDir": "data", "CacheDir": "cache", "LogDir": "log", "InitRunDir": "run", "SpoolDir": "spool"}
         places |= {"ConfigDir": "", "ZonesDir": "zones.d"}

@@ -302,6 +302,10 @@ class Site:
     def pid(self, name: str) -> int:
         return self._daemons[name].pid
 
+    def ended(self, name: str) -> bool:
+        """Whether a daemon that we started ended by itself."""
+        return self._daemons[name].poll() is not None
+
     def socket(self, name: str) -> Path:
         return self.directory / "run" / f"{name}.sock"
 
