@@ -1,6 +1,6 @@
-"""Frames from the wire. ``taps`` opens, samples and orders them; ``linux`` and ``bsd`` are the two kinds of tap.
+"""Frames from the wire. ``taps`` opens the taps, samples, and sorts by time; ``linux`` and ``bsd`` are the two taps.
 
-It knows no monitor: ``taps.Taps.read`` yields (service name or None, packet, frame).
+This package knows no monitor: ``taps.Taps.read`` returns (service name or None, packet, frame).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 
 
 class CaptureError(Exception):
-    """No frames from there: one line."""
+    """An interface cannot be captured: one line."""
 
 
 def down(interface: str, index: int = 0) -> str | None:
-    """Why an interface sees nothing now: gone, switched off, no carrier; None when it is up.
+    """Why an interface receives nothing: gone, down, no carrier; None when it is up.
 
-    With ``index`` also: another one with the same name.
+    With ``index``, an interface of the same name and another index counts as gone.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         request = struct.pack("16sH14x", os.fsencode(interface)[:15], 0)

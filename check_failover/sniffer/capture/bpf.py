@@ -1,9 +1,9 @@
-"""Classic BPF programs for packet sockets: the kernel drops what stage 1 does not want to see. Pure.
+"""Classic BPF programs for packet sockets: the kernel drops what stage 1 does not need. Pure.
 
-A small assembler for the few questions asked: service address and port in either direction, IPv4 and IPv6 (extension
-headers are passed over), one in-band VLAN tag (the kernel strips the outer one, it travels beside the frame), refusals
-and ICMP errors. Sampling keeps whole connections by bits of the client's port; Linux's connect() favours even ports, so
-the lowest bits are left out. scapy's compile_filter would do the same with libpcap, at 41 MiB and without sampling.
+A small assembler with the matches that the sniffer needs: service address and port in either direction, IPv4 and IPv6
+(extension headers are skipped), one in-band VLAN tag (the kernel moves the outer tag to the frame's metadata), refusals
+and ICMP errors. Sampling keeps whole connections by bits of the client's port. Linux's connect() prefers even ports, so
+the lowest bits do not count. scapy's compile_filter would need libpcap, costs 41 MiB, and cannot sample.
 
 Source: Linux Documentation/networking/filter.rst; McCanne and Jacobson, "The BSD Packet Filter", 1993; RFC 8200, 4.
 """
@@ -22,12 +22,12 @@ LDX_IMM, LDX_MEM, ST = 0x01, 0x61, 0x02
 JEQ, JSET = 0x15, 0x45
 AND, LSH, RSH, ADD, ADD_X = 0x54, 0x64, 0x74, 0x04, 0x0C
 RET = 0x06
-PACKET_TYPE = 0xFFFFF004  # not a place in the frame: SKF_AD_OFF + SKF_AD_PKTTYPE
-SNAPLEN = 512  # bytes of a frame that are looked at
+PACKET_TYPE = 0xFFFFF004  # metadata, no offset in the frame: SKF_AD_OFF + SKF_AD_PKTTYPE
+SNAPLEN = 512  # bytes captured of a frame
 _IPV4, _IPV6, _VLAN = 0x0800, 0x86DD, 0x8100
 _TCP, _UDP, _ICMP, _ICMP6 = 6, 17, 1, 58
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _DESTINATION = 0, 43, 44, 60
-_EXTENSIONS = 4  # headers between IPv6 and TCP that are passed over, at most
+_EXTENSIONS = 4  # headers between IPv6 and TCP that the filter skips, at most
 _OUTGOING = 4
 
 Sample = tuple[int, int]  # bits, a port that is kept
@@ -35,7 +35,7 @@ Instruction = tuple[int, int | str, int | str, int]  # code, jump if true, jump 
 
 
 def assemble(program: Sequence[Instruction | str]) -> bytes:
-    """``struct sock_filter`` array from instructions and labels (a str stands for itself as a label)."""
+    """The ``struct sock_filter`` array of instructions and labels (a str is a label). Raises ValueError."""
     labels: dict[str, int] = {}
     instructions: list[Instruction] = []
     for item in program:
@@ -55,9 +55,9 @@ def assemble(program: Sequence[Instruction | str]) -> bytes:
 def clients_filter(service: Service, sample: int = 0, port: int = 0, *, leaving: bool = False) -> bytes:
     """Frames between clients and one service address.
 
-    ``sample`` bits: one of 2**sample connections is kept, that from a client's ``port`` among them. ``leaving``: of the
-    answers only those that this machine sends, as a router does (Linux). What comes in under the service's address is
-    forged: one client could answer for a dead server, to be taken for its sign of life.
+    Keeps one of 2**``sample`` connections, the one from client port ``port`` among them. ``leaving`` (Linux):
+    keep answers only when this machine sends them, as a router does. An incoming packet from the service address is
+    forged: with it a client could make a dead server look alive.
     """
     proto = _TCP if service.protocol == "tcp" else _UDP
     program: list[Instruction | str] = []
@@ -82,7 +82,7 @@ def _link(base: int, vlan: bool, family: int, no: str) -> list[Instruction | str
 
 
 def _keep(sample: Sample, load: Instruction) -> list[Instruction | str]:
-    """Accept, or accept one of 2**bits by bits 4.. of the client's port."""
+    """Accept all, or one of 2**bits connections by the bits from 4 on of the client's port."""
     bits, port = sample
     accept: Instruction = (RET, 0, 0, SNAPLEN)
     if not bits:
@@ -131,8 +131,8 @@ def _v6(service: Service, proto: int, base: int, sample: Sample) -> list[Instruc
 
 
 def _extensions(proto: int, base: int, no: str) -> list[Instruction | str]:
-    """X = bytes of extension headers before ``proto``. Of a fragmented packet only the first piece has ports."""
-    rows: list[Instruction | str] = [(LDX_IMM, 0, 0, 0), (LDB, 0, 0, base + 6)]  # A: what comes next
+    """X = bytes of extension headers before ``proto``. Only the first fragment of a packet has ports."""
+    rows: list[Instruction | str] = [(LDX_IMM, 0, 0, 0), (LDB, 0, 0, base + 6)]  # A: the next header's type
     for number in range(_EXTENSIONS):
         extension, tag = f"extension{base}.{number}", str(base)
         rows += [
@@ -156,10 +156,10 @@ def _extensions(proto: int, base: int, no: str) -> list[Instruction | str]:
 
 
 def faults_filter(sample: int = 0, port: int = 0) -> bytes:
-    """Refused connections and ICMP errors on their way in, of any address: few, and matched in Python.
+    """Incoming refusals and ICMP errors of any address: these are few, and the monitors match the addresses.
 
-    A refusal is what answers a SYN: RST and ACK with the sequence number 0 (RFC 9293, 3.10.7.1). Clients that end their
-    connections with RST are no news. ``sample`` and ``port`` as above.
+    A refusal answers a SYN: RST and ACK with the sequence number 0 (RFC 9293, 3.10.7.1). Other RSTs only end
+    connections and are dropped. ``sample`` and ``port`` as in ``clients_filter``.
     """
     no, some = "no", (sample, port)
     return assemble(
@@ -200,7 +200,7 @@ def faults_filter(sample: int = 0, port: int = 0) -> bytes:
 
 
 def _refusal(base: int, no: str) -> list[Instruction | str]:
-    """Behind an IP header of X bytes."""
+    """Match a refusal behind an IP header of X bytes."""
     return [
         (LDXW, 0, 0, base + 4),
         (JEQ, 0, no, 0),

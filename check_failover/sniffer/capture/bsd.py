@@ -1,11 +1,11 @@
 """Frames from the kernel on FreeBSD and NetBSD: ``/dev/bpf``, opened by scapy, with our own filter program.
 
-The same ``BsdTap`` as ``capture`` has on Linux; classic BPF programs are the same bytes everywhere. There is no tap for
-all interfaces: refusals are not withheld by ipfilter, so they pass the client interface. What was read is taken apart
-here: scapy's own reading calls itself for each frame of a buffer, which ends at the thousandth.
+``BsdTap`` has the interface of ``LinuxTap``; classic BPF programs are the same everywhere. There is no tap for all
+interfaces: ipfilter does not withhold refusals, so they pass the client interface. This module splits the buffers
+itself, because scapy's reader recurses once per frame and fails at the thousandth.
 
-Source: bpf(4), netintro(4) and <net/bpf.h> of FreeBSD 14 and NetBSD 10. Not yet run on a real kernel; the suite feeds
-it such buffers.
+Source: bpf(4), netintro(4) and <net/bpf.h> of FreeBSD 14 and NetBSD 10. Tested with such buffers, not yet on a real
+kernel.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from collections.abc import Iterator
 from check_failover.places import row_of
 from check_failover.sniffer.capture import CaptureError
 
-# how sys.platform begins -> what stands before each frame (seconds, their parts, caplen, datalen, hdrlen), the part
+# prefix of sys.platform -> header of each frame (seconds, fraction, caplen, datalen, hdrlen), unit of the fraction
 HEADERS = {
     "freebsd": (struct.Struct("=qQIIH"), 1e-9),  # bpf_xhdr, of which scapy asks for BPF_T_NANOTIME
     "netbsd": (struct.Struct("@llIIH"), 1e-6),  # bpf_hdr with a bpf_timeval of two longs
 }
 _ALIGN = struct.calcsize("l")  # BPF_ALIGNMENT
-_BUFFERS = 2  # the kernel's: one that is full or was rotated away, one that is being filled
+_BUFFERS = 2  # the kernel's: the full (or rotated) one and the one being filled
 
 
 class BsdTap:
@@ -44,9 +44,9 @@ class BsdTap:
             self._socket = L2bpfSocket(iface=interface, nofilter=1, promisc=False)
             self._socket.set_nonblock()
             self.index = socket.if_nametoindex(interface)
-            self._length: int = self._socket.get_blen() or 0  # a read must ask for exactly that, or it gets EINVAL
+            self._length: int = self._socket.get_blen() or 0  # a read of another size fails with EINVAL
             if not self._length:
-                raise OSError("it does not tell how long its buffer is (BIOCGBLEN)")
+                raise OSError("the kernel gives no buffer length (BIOCGBLEN)")
             self.refilter(program)
         except (OSError, Scapy_Exception) as error:
             why = "no permission for /dev/bpf" if _denied() else str(error)
@@ -58,19 +58,19 @@ class BsdTap:
         return int(self._socket.fileno())
 
     def frames(self, until: float) -> Iterator[tuple[float, bytes]]:
-        """What was captured before ``until`` (seconds since 1970), oldest first; what is later stays."""
-        with contextlib.suppress(OSError):  # nothing there (EAGAIN), or the interface went (ENXIO): ``down`` tells
+        """The frames captured before ``until`` (Unix time), oldest first; later frames stay for the next call."""
+        with contextlib.suppress(OSError):  # no frame (EAGAIN), or the interface is gone (ENXIO): ``down`` reports it
             for _ in range(_BUFFERS):
                 self._kept.extend(split(os.read(self.fileno(), self._length)))
         while self._kept and self._kept[0][0] < until:
             yield self._kept.popleft()
 
     def failed(self) -> bool:
-        """bpf(4) reports no trouble of its own; ``down`` is asked twice a second."""
+        """Always False: bpf(4) reports no errors; the loop calls ``down`` twice a second."""
         return False
 
     def refilter(self, program: bytes) -> None:
-        """Replace the filter, e.g. to sample."""
+        """Replace the filter, for example to sample."""
         from ctypes import POINTER, cast, create_string_buffer
 
         from scapy.arch.bpf.consts import BIOCSETF
@@ -80,7 +80,7 @@ class BsdTap:
         fcntl.ioctl(self.fileno(), BIOCSETF, bpf_program(len(program) // 8, cast(code, POINTER(bpf_insn))))
 
     def drops(self) -> int:
-        """Frames that found the buffer full, since the last call (bpf(4), BIOCGSTATS)."""
+        """Frames dropped since the last call because the buffer was full (bpf(4), BIOCGSTATS)."""
         _, dropped = self._socket.get_stats()
         before, self._dropped = self._dropped, dropped or self._dropped
         return int(self._dropped - before)
@@ -90,7 +90,7 @@ class BsdTap:
 
 
 def split(buffer: bytes, platform: str = sys.platform) -> Iterator[tuple[float, bytes]]:
-    """The frames of one read, each with its time; a header that does not fit ends it."""
+    """Yields the frames of one read with their times; stops at a header that does not fit."""
     form, part = row_of(HEADERS, platform, "freebsd")
     at = 0
     while at + form.size <= len(buffer):

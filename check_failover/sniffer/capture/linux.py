@@ -1,11 +1,11 @@
 """Frames from the kernel: AF_PACKET sockets with a classic BPF filter and a ring that both sides map.
 
-Each socket is opened with protocol 0, gets its filter, then its ring, and is bound last: no unfiltered packet slips in.
-ETH_P_ALL, because a socket bound to one protocol never sees what this machine sends, and then answered requests look
-unanswered. A ring (TPACKET_V2) costs no system call for a frame, is not limited by ``net.core.rmem_max`` as a socket's
-buffer is without CAP_NET_ADMIN, brings the kernel's time of each frame, and shows a frame at once; TPACKET_V3 keeps
-back a block that is not full, so that a refusal could be seen before the SYN that it refuses. scapy is not used here:
-its sniff() saturates a core at 5,000 packets/s.
+Each socket is opened with protocol 0, gets its filter, then its ring, and is bound last: no unfiltered packet enters.
+It is bound to ETH_P_ALL, because a socket bound to one protocol does not see outgoing packets, and answered requests
+would look unanswered. A ring (TPACKET_V2) needs no system call per frame, is not limited by ``net.core.rmem_max`` (a
+socket buffer is, without CAP_NET_ADMIN), carries the kernel's time of each frame, and shows a frame at once. TPACKET_V3
+holds back a block until it is full, so a refusal could appear before its SYN. scapy's sniff() saturates a core at
+5,000 packets/s and is not used.
 
 Source: packet(7); Linux Documentation/networking/packet_mmap.rst, filter.rst, <linux/if_packet.h>.
 """
@@ -30,8 +30,8 @@ _WORD = struct.Struct("=I")
 _USER, _VLAN_VALID, _TPID_VALID = 0x1, 0x10, 0x40
 _SLOT = 640  # bytes: header, sockaddr_ll and alignment take 66, the frame bpf.SNAPLEN
 _BLOCK = 64 << 10  # bytes
-_BLOCKS = 32  # 2 MiB, 3,264 frames: 30 ms of 100,000 packets/s, until sampling has set in
-_CLOCK_STEP = 0.05  # seconds: a frame that is so much younger than now comes from before a step of the clock
+_BLOCKS = 32  # 2 MiB, 3,264 frames: 30 ms of 100,000 packets/s, until the sampling reacts
+_CLOCK_STEP = 0.05  # seconds: a frame that lies further in the future was captured before the clock was set back
 
 
 class LinuxTap:
@@ -39,7 +39,7 @@ class LinuxTap:
 
     def __init__(self, interface: str | None, program: bytes) -> None:
         self.interface = interface
-        self.index = 0  # of the interface: one that was removed and made anew has the same name and another index
+        self.index = 0  # of the interface: after it is removed and made again, the name is the same, the index is not
         self._socket = _open(interface, program)
         try:
             if interface is not None:
@@ -56,10 +56,10 @@ class LinuxTap:
         return self._socket.fileno()
 
     def frames(self, until: float) -> Iterator[tuple[float, bytes]]:
-        """What was captured before ``until`` (seconds since 1970, as are the times of the frames), oldest first.
+        """The frames captured before ``until``, oldest first, at most one full ring. Times are Unix times.
 
-        What came later stays for the next call: who reads several taps would otherwise see an answer in one and not yet
-        its request in another. At most one ring full.
+        Later frames stay for the next call: otherwise a reader of several taps could see an answer in one tap before
+        it sees the request in another.
         """
         ring, header, latest = self._ring, _HEADER.unpack_from, until + _CLOCK_STEP
         for _ in range(len(self._slots)):
@@ -69,7 +69,7 @@ class LinuxTap:
             if not status & _USER or until < when < latest:
                 return
             frame = ring[at + mac : at + mac + size]
-            if status & _VLAN_VALID:  # the kernel took the tag out: put it back, as it was on the wire
+            if status & _VLAN_VALID:  # the kernel removed the tag: restore the frame as it was on the wire
                 kind = tag_kind if status & _TPID_VALID else 0x8100
                 frame = frame[:12] + struct.pack("!HH", kind, tag) + frame[12:]
             _WORD.pack_into(ring, at, 0)
@@ -77,15 +77,15 @@ class LinuxTap:
             yield when, frame
 
     def failed(self) -> bool:
-        """Whether the kernel has reported an error since the last call: the interface went down, or is gone."""
+        """Whether the kernel reported an error since the last call: the interface went down or is gone."""
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     def refilter(self, program: bytes) -> None:
-        """Replace the filter, e.g. to sample."""
+        """Replace the filter, for example to sample."""
         _attach(self._socket, program)
 
     def drops(self) -> int:
-        """Frames that found the ring full, since the last call (packet(7), PACKET_STATISTICS)."""
+        """Frames dropped since the last call because the ring was full (packet(7), PACKET_STATISTICS)."""
         _, drops = struct.unpack("II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         return int(drops)
 
@@ -96,8 +96,8 @@ class LinuxTap:
 
 def _open(interface: str | None, program: bytes) -> socket.socket:
     try:
-        # Python cannot bind to all interfaces; such a socket is bound from its birth, and the ring throws away what
-        # slipped in before the filter.
+        # Python cannot bind to all interfaces: this socket is bound when it is created, and setting up the ring
+        # discards what arrived before the filter.
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0 if interface else socket.htons(ETH_P_ALL))
     except PermissionError:
         raise CaptureError("no permission for packet sockets: CAP_NET_RAW is missing") from None

@@ -1,10 +1,9 @@
-"""How much of a service's traffic is looked at, so that cost does not grow with it. Pure; time is an argument.
+"""Sampling of a service's traffic, so that the cost does not grow with it. Pure; time is an argument.
 
-Above ``BUDGET`` frames a second only one of two, four, ... connections is kept: whole ones, by bits of the client's
-port (the filter does it, see ``bpf``), and so that one of those seen last stays, because a handful of busy ones must
-not all be left out. Which one is drawn by lot, and who sends much has no more lots than others: a client that floods
-from one port would else be all that is watched. A short burst is nothing to act upon; it lives on credit. When it is
-calm, more is watched again.
+Above ``BUDGET`` frames per second the filter (``bpf``) keeps one of two, four, ... connections, whole ones, by bits of
+the client's port. The port pattern comes from one recent port drawn at random, so that at least one active connection
+stays. Each port has the same chance, whatever its packet rate: otherwise a client that floods from one port would be
+the only one watched. A credit absorbs short bursts. When the rate falls, the sampling widens again.
 """
 
 from __future__ import annotations
@@ -12,17 +11,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-BUDGET = 1000  # frames a second
-BURST = 1000  # frames beyond it that are taken in one go: a large answer, a wave of clients
-CALM = 400  # below this many kept frames a second twice as much could be watched
-PATIENCE = 10.0  # seconds of calm until it is
+BUDGET = 1000  # frames per second
+BURST = 1000  # frames of credit beyond it: a large answer, a wave of clients
+CALM = 400  # kept frames per second; below this rate the filter may keep twice as many connections
+PATIENCE = 10.0  # seconds below that rate until it does
 MAX_BITS = 9
-REDRAWN = 2.0  # seconds with too much at the finest filter until the lot is drawn anew
+REDRAWN = 2.0  # seconds above the budget at the finest filter until another port is drawn
 WINDOW = 0.5  # seconds over which the rate is measured
 
 
 class Sampling:
-    """Of one service, or of the refusals. ``bits`` and ``port`` are the filter's arguments."""
+    """The sampling of one service, or of the refusals. ``bits`` and ``port`` are the filter's arguments."""
 
     __slots__ = (
         "_begun",
@@ -42,21 +41,21 @@ class Sampling:
         self._credit = float(BURST)
         self._counted = self._begun = self._calm_since = self._drawn_at = now
         self._frames = 0
-        # One for all ports that even the finest filter takes for the same: of this window, and of the one before.
+        # One port for each pattern of the finest filter: of this window, and of the window before.
         self._ports: dict[int, int] = {}
         self._ports_before: dict[int, int] = {}
 
     @property
     def share(self) -> int:
-        """One of how many connections is watched."""
+        """N, where the filter keeps one of N connections."""
         return 1 << self.bits
 
     def keeps(self, port: int) -> bool:
-        """Whether connections from this port of a client are watched."""
+        """Whether the filter keeps connections from this client port."""
         return not (port ^ self.port) >> 4 & (1 << self.bits) - 1
 
     def count(self, frames: int, ports: Sequence[int], now: float) -> bool:
-        """So many frames were captured, the last ones of these clients' ports. True: the filter must change."""
+        """Count captured frames; ``ports`` are the client ports of the last ones. True: the filter must change."""
         self._credit = min(BURST, self._credit + BUDGET * (now - self._counted)) - frames
         self._counted = now
         self._frames += frames
@@ -84,6 +83,6 @@ class Sampling:
         if bits == self.bits:
             if now - self._drawn_at < REDRAWN:
                 return False
-            bits = 0  # the lot fell on who sends too much: for a moment everybody has one
+            bits = 0  # the drawn port sends too much: watch all connections for a moment, then draw again
         self.bits, self.port, self._drawn_at = bits, port, now
         return True

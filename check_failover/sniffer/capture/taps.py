@@ -1,10 +1,10 @@
 """All taps of the sniffer: one for each client interface and service, one for faults on every interface.
 
-The rings are not looked at more often than the loop likes: frames carry the kernel's time, and those of all taps are
-put in order. What is too much is sampled (``sampling``).
+The loop decides how often it reads the rings: frames carry the kernel's time, and ``read`` sorts the frames of all
+taps by it. Above a packet budget the taps sample (``sampling``).
 
-RSTs to SYNs never reach the client interface, because the redirector withholds them; the faults tap sees them come in
-from the servers.
+The redirector withholds RSTs to SYNs, so they never reach the client interface; the faults tap sees them arrive from
+the servers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if sys.platform == "linux":
 else:
     from check_failover.sniffer.capture.bsd import BsdTap as Tap
 
-COUNT_EVERY = 128  # frames between two looks at the budget
+COUNT_EVERY = 128  # frames between two checks of the budget
 
 log = logging.getLogger("failover-sniffer")
 Row = tuple[str | None, Packet, bytes]  # the service; None: seen by the faults tap
@@ -35,7 +35,7 @@ Row = tuple[str | None, Packet, bytes]  # the service; None: seen by the faults 
 
 @dataclass(slots=True, eq=False)
 class TapSlot:
-    """``service`` None: the faults tap, and ``interface`` None: all."""
+    """``service`` None: the faults tap; ``interface`` None: all interfaces."""
 
     interface: str | None
     service: Service | None
@@ -49,14 +49,14 @@ class TapSlot:
         return bpf.clients_filter(self.service, *sample, leaving=sys.platform == "linux")
 
     def port(self, packet: Packet) -> int:
-        """The client's."""
+        """The client's port."""
         if self.service is None:
             return packet.sport if packet.unreachable else packet.dport
         return packet.dport if packet.src == self.service.address.packed else packet.sport
 
 
 class Taps:
-    """Owns the taps. Interfaces may go and come back; a service is blind when none of them sees."""
+    """Owns the taps. Interfaces may disappear and return; a service is blind when none of its taps works."""
 
     def __init__(self, config: Config, selector: selectors.BaseSelector) -> None:
         self._selector = selector
@@ -67,18 +67,18 @@ class Taps:
             for interface in config.controller.client_interfaces
             for service in config.services
         ]
-        # Without packet(7) there is no tap for all interfaces, and nothing is withheld that it would have to see.
+        # Without packet(7) there is no tap for all interfaces; none is needed, because ipfilter withholds no RST.
         self._all = [TapSlot(None, None, Sampling(now)), *self._slots] if sys.platform == "linux" else self._slots
         self._read = 0.0
         self._narrowed: set[str] = set()
 
     def open(self) -> None:
-        """Open every tap that can be opened. Raises CaptureError when there is no permission at all."""
+        """Open the taps; an interface may be missing. Raises CaptureError without the permission to capture."""
         for slot in self._all:
             self._try_open(slot)
 
     def read(self) -> list[Row]:
-        """What was captured until now at any tap, in order of time. Ask ``narrowed`` before these are looked at."""
+        """All packets captured until now, in order of time. Call ``narrowed`` before you process them."""
         now, wall = time.monotonic(), time.time()
         found: list[Row] = []
         for slot in self._all:
@@ -89,7 +89,7 @@ class Taps:
         return found
 
     def narrowed(self) -> Iterator[tuple[str, Callable[[int], bool]]]:
-        """Each service that is sampled otherwise since the last call, and which of its clients' ports are watched."""
+        """Each service whose sampling changed since the last call, with the test whether a client port is kept."""
         names, self._narrowed = self._narrowed, set()
         for name in names:
             yield name, self._sampling[name].keeps
@@ -101,7 +101,7 @@ class Taps:
         ports: list[int] = []
         for count, (when, frame) in enumerate(tap.frames(wall), 1):
             at = when - wall + now
-            packet = parse(frame, at if before <= at <= now else now)  # otherwise the clock was set
+            packet = parse(frame, at if before <= at <= now else now)  # outside: the clock was set meanwhile
             if packet is not None:
                 ports.append(slot.port(packet))
                 found.append((name, packet, frame))
@@ -109,7 +109,7 @@ class Taps:
                 self._refilter(slot)
         if slot.sampling.count(count % COUNT_EVERY, ports[-COUNT_EVERY:], now):
             self._refilter(slot)
-        if slot.sampling.bits:  # captured before the filter was changed: half of a conversation would look like a fault
+        if slot.sampling.bits:  # drop frames from before the filter change: half a connection would look like a fault
             found = [row for row in found if slot.sampling.keeps(slot.port(row[1]))]
         return found
 
@@ -123,11 +123,11 @@ class Taps:
         log.info("%s: watching one of %d", what, changed.sampling.share)
 
     def alarmed(self, slot: object) -> bool:
-        """Whether the kernel reported trouble with this tap: the interface went down, or is gone."""
+        """Whether the kernel reported an error of this tap: the interface went down or is gone."""
         return isinstance(slot, TapSlot) and slot.tap is not None and slot.tap.failed()
 
     def check_taps(self, now: float) -> dict[str, tuple[str | None, int]]:
-        """For each service: why it is blind (or None), and how many frames were dropped since the last call."""
+        """For each service: why it is blind (or None), and the number of frames dropped since the last call."""
         found: dict[str, tuple[str | None, int]] = {}
         for slot in self._slots:
             if slot.interface is None or slot.service is None:
@@ -144,7 +144,7 @@ class Taps:
         return found
 
     def share(self, service: str) -> int:
-        """One of how many connections of a service is watched."""
+        """N, where the taps keep one of N connections of a service."""
         return self._sampling[service].share
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class Taps:
             self._close(slot)
 
     def _try_open(self, slot: TapSlot) -> str | None:
-        """Why it cannot be opened, if so. Raises CaptureError where no tap can be."""
+        """Open a tap; returns why it cannot be opened. Raises CaptureError when no tap can be opened at all."""
         try:
             slot.tap = Tap(slot.interface, slot.program())
         except CaptureError as error:

@@ -1,4 +1,4 @@
 """Stage 1: packets in, suspicion out. Pure: standard library only, no I/O, time is an argument.
 
-Begin with ``traffic``.
+Reading order: ``traffic``, ``detectors``, ``flowtable``, ``flows``, ``dialects``.
 """

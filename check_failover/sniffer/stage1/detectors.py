@@ -1,18 +1,18 @@
-"""The detectors of stage 1: from what is open, repeated, refused or bad to a Suspicion. Pure.
+"""The detectors of stage 1: unanswered, refused, repeated and failed requests raise a Suspicion. Pure.
 
-Their clocks run only while there is demand: an idle night is no failure. What each one catches:
+Their clocks run only while there is demand: an idle night is no failure. The detectors and their thresholds:
 
 - a refused SYN (RST, ICMP unreachable): at once
-- a SYN without an answer and no packet at all from the server since: SRTT + 4 RTTVAR
-- a request without a reply: 4 * p99 of that operation, 4 * p50 where ten in a row have none; bytes from the server on
-  the same connection are progress. Not while the same operation, asked later, is answered to nearly everybody: then it
-  is one slow query
+- a SYN without an answer, and no packet from the server to any client since: SRTT + 4 RTTVAR
+- a request without a reply: 4 * p99 of that operation, 4 * p50 where ten in a row have none. Bytes from the server on
+  the same connection count as progress. No suspicion while nearly all later requests of the same operation are
+  answered: then it is one slow query
 - retransmissions of data: at least half of the active flows within 800 ms (Blink, NSDI 2019), or two on one flow while
-  the server says nothing to anyone. What the server has acknowledged does not count: that client's own way is lossy
-- error replies: the first one asks for a look, 20 % of the last 100 are a suspicion
-- silence with no demand: one look after max(60 s, 10 * the usual gap)
+  the server sends no packet. Data that the server has acknowledged does not count: the loss is on that client's path
+- error replies: the first one, and 20 % of the last 100
+- silence without demand: one probe after max(60 s, 10 * the usual gap)
 
-A refuted suspicion doubles that detector's threshold for a while: a slow but honest server costs a handful of probes.
+A refuted suspicion doubles that detector's threshold for a while: a slow but working server gets only a few probes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, Request
 from check_failover.sniffer.stage1.flowtable import FlowTable
 from check_failover.sniffer.stage1.thresholds import ENCRYPTED_WAIT, Errors, Quiet, ReplyTimes, RoundTrip, Scale
 
-MAX_RECENT = 20000  # requests remembered for "asked since, answered since"
+MAX_RECENT = 20000  # requests remembered for ``since``
 RECENT = 30.0  # seconds
 MIN_INTERVAL = 0.25  # seconds between two suspicions of one detector
-_NEARLY_ALL, _ENOUGH = 0.9, 500  # share of the requests asked later, and how many of these are looked at
+_NEARLY_ALL, _ENOUGH = 0.9, 500  # share of the later requests, and how many of these are examined
 NEVER = float("-inf")
 
 
 class Detectors:
-    """Of one service, over its flows. Each answers with a Suspicion when there is one."""
+    """The detectors of one service, over its flows. Each method returns a Suspicion when it raises one."""
 
     def __init__(self, name: str, flows: FlowTable) -> None:
         self._name, self._flows = name, flows
@@ -49,16 +49,16 @@ class Detectors:
         self._scales = {detector: Scale() for detector in Detector}
         self._raised: dict[Detector, float] = {}
 
-    # ------------------------------------------------------------ what is open
+    # ------------------------------------------------------------ open requests
 
     def opened(self, key: FlowKey, request: Request, now: float) -> None:
-        """A request that wants a reply."""
+        """A client sent a request that expects a reply."""
         self.recent.append(request)
         self.reply_times.setdefault(request.operation, ReplyTimes()).unanswered_run += 1
         self._push(now + self._wait(request, now), key, request)
 
     def progress(self, flow: Flow) -> None:
-        """The server said something on this connection, if only a part of an answer."""
+        """The server sent payload on this connection, at least a part of a reply."""
         for request in flow.open.values():
             self.reply_times[request.operation].unanswered_run = 0
 
@@ -67,7 +67,7 @@ class Detectors:
         heapq.heappush(self._heap, (due, self._count, key, request))
 
     def patience(self, request: Request) -> float:
-        """Seconds that a healthy server may take for this, as far as that is known."""
+        """Seconds that a healthy server may take to answer this request, as learned so far."""
         if request.key == "syn":
             return self.round_trip.wait()
         if request.operation == "encrypted":
@@ -79,13 +79,13 @@ class Detectors:
         return self.patience(request) * self._scales[detector].now(now)
 
     def deadline(self) -> float | None:
-        """The next moment at which ``tick`` may have something to say."""
+        """The next moment at which ``tick`` may raise a suspicion."""
         silence = self.quiet.due(self._scales[Detector.SILENCE])
         first = self._heap[0][0] if self._heap else None
         return min((moment for moment in (first, silence) if moment is not None), default=None)
 
     def tick(self, now: float, *, datagrams: bool) -> Suspicion | None:
-        """Look at what is unanswered. ``datagrams``: a flow without an open request is over."""
+        """Check the unanswered requests. ``datagrams``: a flow without an open request is over."""
         youngest: Request | None = None
         suspicion = None
         while self._heap and self._heap[0][0] <= now:
@@ -121,14 +121,14 @@ class Detectors:
 
     def _unanswered_syn(self, request: Request, now: float) -> Suspicion | None:
         if self.server_seen >= request.asked:
-            return None  # the server speaks to others: a lost SYN, a flood, a full backlog that drains
+            return None  # the server sends to other clients: a lost SYN, a flood, a full backlog that drains
         text = f"connection unanswered for {now - request.asked:.2f} s"
         return self._raise(Detector.UNANSWERED_SYN, now, text, request.asked)
 
     def unanswered(self, request: Request, now: float, text: str = "") -> Suspicion | None:
-        """A request that has waited long enough, or in vain."""
+        """A request is overdue, or its connection ended without a reply."""
         if not self._ready(Detector.UNANSWERED_REQUEST, now):
-            return None  # before anything is counted: there may be thousands
+            return None  # checked before the counting, which may cover thousands of requests
         if self._single_slow_query(request, now):
             return None
         asked, answered = self.since(request.asked)
@@ -136,7 +136,7 @@ class Detectors:
         return self._raise(Detector.UNANSWERED_REQUEST, now, text, request.asked)
 
     def _single_slow_query(self, request: Request, now: float) -> bool:
-        """Whether nearly all of the same operation that were asked later are answered: one slow query, not a hang."""
+        """Whether nearly all later requests of the same operation are answered: one slow query, not a hang."""
         answered = others = 0
         wait = self._wait(request, now)
         for other in reversed(self.recent):
@@ -156,7 +156,7 @@ class Detectors:
         return self._raise(Detector.SILENCE, now, f"no traffic for {now - self.quiet.last:.0f} s")
 
     def repeated(self, key: FlowKey, now: float) -> Suspicion | None:
-        """A client sent data again that the server has not acknowledged."""
+        """A client retransmitted data that the server has not acknowledged."""
         self._flows.stalled.repeated(key, now)
         if not self._ready(Detector.RETRANSMISSION, now):
             return None
@@ -175,10 +175,10 @@ class Detectors:
         text = self.errors.suspicious(now, self._scales[Detector.ERROR_SHARE].now(now))
         return None if text is None else self._raise(Detector.ERROR_SHARE, now, text, request.asked)
 
-    # ------------------------------------------------------------ all of them
+    # ------------------------------------------------------------ all detectors
 
     def _ready(self, detector: Detector, now: float) -> bool:
-        """Whether this detector may speak again."""
+        """Whether this detector may raise a suspicion again."""
         pause = MIN_INTERVAL * (self._scales[detector].now(now) if detector is not Detector.REFUSED else 1.0)
         return now - self._raised.get(detector, NEVER) >= pause
 
@@ -189,14 +189,14 @@ class Detectors:
         return Suspicion(self._name, detector, now, text, since)
 
     def refuted(self, detector: Detector, now: float) -> None:
-        """A probe passed: be slower to suspect for a while."""
+        """A probe passed: double this detector's threshold for a while."""
         self._scales[detector].double(now)
 
     def since(self, at: float, detector: Detector | None = None) -> tuple[int, int]:
-        """(requests asked since ``at``, of these usefully answered). Connections that got no answer count as asked.
+        """(requests since ``at``, usefully answered ones among them). Unanswered connection attempts count as requests.
 
-        Of an error share only the operations that err: a server that lets everybody bind and answers no search is of
-        no use, however many binds succeed.
+        For an error share only the failing operations count: a server that accepts every bind and answers no search
+        is useless, however many binds succeed.
         """
         since = [request for request in takewhile(lambda r: r.asked >= at, reversed(self.recent)) if request.counts]
         if detector is Detector.ERROR_SHARE:
@@ -205,7 +205,7 @@ class Detectors:
         return len(since), sum(request.answered is True for request in since)
 
     def flipped(self, now: float) -> None:
-        """Another server answers now: what was unanswered is not its fault."""
+        """Another server serves now: open requests do not belong to it."""
         self._heap.clear()
         self.recent.clear()
         self.errors = Errors()
@@ -215,7 +215,7 @@ class Detectors:
             self._scales[detector] = Scale()
 
     def lost(self, now: float) -> None:
-        """Packets were lost, replies perhaps among them: nothing open is evidence."""
+        """The capture lost packets, perhaps replies: no open request counts as evidence."""
         for *_, request in self._heap:
             request.counts = request.counts and request.answered is True
         self._heap.clear()

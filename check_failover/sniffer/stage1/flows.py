@@ -1,4 +1,4 @@
-"""One client's connection (or UDP port) as far as stage 1 needs it: what is open, in which order bytes came. Pure."""
+"""One client's connection (or UDP port) in stage 1: its open requests and the order of its bytes. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from check_failover.sniffer.stage1.dialects import ALL, ANY, GIVEN_UP, Dialect, Reply
 
-MAX_OPEN = 256  # requests of one flow that are waited for; a client that asks more and reads nothing is its own fault
+MAX_OPEN = 256  # open requests of one flow; further ones of a client that reads no replies are not tracked
 WINDOW = 0.8  # seconds in which retransmissions count (Blink, NSDI 2019)
 _MAX_HOLES = 8
 _HALF = 1 << 31
@@ -18,23 +18,23 @@ FlowKey = tuple[bytes, int]  # the client's address and port
 
 
 class Request:
-    """One request of a client. ``answered``: None open, True usefully, False by an error or not at all."""
+    """One request of a client. ``answered``: None: open; True: usefully; False: with an error, or not at all."""
 
     __slots__ = ("answered", "asked", "counts", "key", "operation", "sent_to_standby")
 
     def __init__(self, key: Hashable, operation: str, asked: float) -> None:
         self.key, self.operation, self.asked = key, operation, asked
         self.answered: bool | None = None
-        self.counts = True  # False: no evidence either way (a SYN that was answered, a request that was given up)
+        self.counts = True  # False: no evidence either way (an answered SYN, an abandoned request)
         self.sent_to_standby = False  # the other server got it, because this one did not answer
 
 
 class Segment(NamedTuple):
-    """What a segment brought. ``late``: it fills a hole, too late for the dialect; ``repeated``: nothing was new."""
+    """The new part of a segment. ``late``: it fills a hole, too late for the dialect; ``repeated``: nothing is new."""
 
     new: bytes
     missing: int  # new bytes that were not captured
-    hole: bool  # bytes before it were not seen
+    hole: bool  # bytes before it were not captured
     repeated: bool
     late: bool
 
@@ -44,7 +44,7 @@ _REPEATED = Segment(b"", 0, False, True, False)
 
 
 class StreamDirection:
-    """Bytes of one direction in order: new ones are passed on, repeated ones and holes noticed (RFC 9293, 3.4)."""
+    """One direction of a TCP stream: returns new bytes, detects retransmissions and holes (RFC 9293, 3.4)."""
 
     __slots__ = ("_holes", "next")
 
@@ -53,7 +53,7 @@ class StreamDirection:
         self._holes: list[tuple[int, int]] = []
 
     def forget(self) -> None:
-        """Take up at whatever comes next."""
+        """Forget the position: continue at the next segment's sequence number."""
         self.next = None
         self._holes.clear()
 
@@ -95,7 +95,21 @@ class StreamDirection:
 
 
 class Flow:
-    """State of one connection."""
+    """The state of one connection, or of one UDP port of a client.
+
+    ===========  ==================================================  ===========
+    state        event                                               next
+    ===========  ==================================================  ===========
+    (none)       a SYN (``syn`` is set)                              connecting
+    (none)       data, where the capture began later                 established
+    connecting   SYN-ACK, or data from the client                    established
+    established  FIN from the client, requests open: client_fin   half closed
+    established  FIN from the client, no request open                dropped
+    established  FIN from the server, requests open: these failed    dropped
+    half closed  FIN from the server                                 dropped
+    any          RST, reuse of the port, ``MAX_FLOWS`` reached       dropped
+    ===========  ==================================================  ===========
+    """
 
     __slots__ = (
         "acked",
@@ -116,19 +130,19 @@ class Flow:
         self.dialect = dialect
         self.client, self.server = StreamDirection(), StreamDirection()
         self.open: OrderedDict[Hashable, Request] = OrderedDict()
-        self.syn: tuple[int, float] | None = None  # ISN and time of a SYN that has no answer yet
-        self.syn_repeated = False  # that SYN was repeated: its round trip cannot be told (Karn; RFC 6298, 3)
-        self.acked: int | None = None  # what the server acknowledged of the client's bytes
+        self.syn: tuple[int, float] | None = None  # ISN and time of an unanswered SYN
+        self.syn_repeated = False  # the SYN was retransmitted: it gives no round-trip sample (Karn; RFC 6298, 3)
+        self.acked: int | None = None  # the server's last acknowledgement number
         self.last_payload = 0.0  # when the server last sent payload here
-        self.client_seen: float | None = None  # when the client last sent anything
+        self.client_seen: float | None = None  # when the client last sent a packet
         self.client_fin = False  # the client's FIN was seen
 
     def acknowledged(self, seq: int, length: int) -> bool:
-        """The server has these bytes: a client that repeats them did not get the ACK, no fault of the server's."""
+        """Whether the server has these bytes: a client that repeats them lost the ACK; the server is not at fault."""
         return self.acked is not None and (self.acked - seq - length) % _WORD < _HALF
 
     def ask(self, asked: list[tuple[Hashable, str]], now: float) -> list[Request]:
-        """Open requests; one that is open already (same key) is the same one."""
+        """Open requests and return the new ones; a key that is open already is a repetition."""
         fresh: list[Request] = []
         for key, operation in asked:
             if operation == GIVEN_UP:
@@ -141,14 +155,14 @@ class Flow:
         return fresh
 
     def give_up(self, key: Hashable) -> None:
-        """Nobody waits any longer for this (or ALL), or nobody can tell what became of it: no evidence."""
+        """Close a request (or ALL) as no evidence: its client stopped waiting, or its outcome was not captured."""
         for request in list(self.open.values()) if key == ALL else [self.open.get(key)]:
             if request is not None:
                 request.counts = False
                 del self.open[request.key]
 
     def answer(self, replies: list[Reply]) -> list[tuple[Request, bool]]:
-        """Close requests; returns those that ended, with whether the reply was an error."""
+        """Close requests; returns the closed ones, each with whether the reply was an error."""
         ended: list[tuple[Request, bool]] = []
         for reply in replies:
             if reply.key == ALL:
@@ -170,12 +184,12 @@ class Flow:
 
 
 class StalledFlows:
-    """Flows whose client repeats data that the server neither acknowledged nor followed by anything since."""
+    """Flows whose client retransmits data, without an acknowledgement or any packet from the server since."""
 
     __slots__ = ("_last", "_runs")
 
     def __init__(self) -> None:
-        self._last: OrderedDict[FlowKey, float] = OrderedDict()  # the last repetition
+        self._last: OrderedDict[FlowKey, float] = OrderedDict()  # the last retransmission
         self._runs: dict[FlowKey, list[float]] = {}  # the last two
 
     def repeated(self, key: FlowKey, now: float) -> None:
@@ -186,7 +200,7 @@ class StalledFlows:
         self._runs[key] = [*self._runs.get(key, [])[-1:], now]
 
     def progress(self, key: FlowKey) -> None:
-        """The server sent something there, or the connection is over."""
+        """The server sent a packet on this flow, or the connection is over."""
         if self._last.pop(key, None) is not None:
             del self._runs[key]
 
@@ -195,7 +209,7 @@ class StalledFlows:
         self._runs.clear()
 
     def two_since(self, key: FlowKey, moment: float) -> bool:
-        """Repeated twice after ``moment`` and within the window."""
+        """Whether there were two retransmissions after ``moment`` and within the window."""
         run = self._runs.get(key, [])
         return len(run) == 2 and run[0] > moment and run[1] - run[0] <= WINDOW
 

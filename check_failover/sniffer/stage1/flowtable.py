@@ -1,6 +1,6 @@
-"""The flows of one service: which are watched, which talk to the other server, the first packets nobody answered. Pure.
+"""The flows of one service, the flows that use the other server, and the unanswered first packets. Pure.
 
-Bounded in every direction: the flow that was quiet longest goes first.
+Every table is bounded; the flow that was idle longest is dropped first.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from check_failover.sniffer.stage1.packet import SYN, TCP, UDP, Packet
 
 MAX_FLOWS = 20000
 MAX_FRAMES = 5000
-REPLAY_AGE = 3.0  # seconds: an older SYN or datagram was given up or repeated by its sender
-UDP_ELSEWHERE = 120.0  # seconds without a packet until conntrack forgets which server a client's port talks to
+REPLAY_AGE = 3.0  # seconds: the sender of an older SYN or datagram gave up or retransmitted
+UDP_ELSEWHERE = 120.0  # seconds without a packet until conntrack's entry for a client's UDP port expires
 
 
 class FlowTable:
-    """``dialect`` makes the dialect of a new flow."""
+    """``dialect`` makes the dialect object of a new flow."""
 
     def __init__(self, dialect: Callable[[], Dialect]) -> None:
         self._dialect = dialect
         self._flows: OrderedDict[FlowKey, Flow] = OrderedDict()
         self._frames: OrderedDict[tuple[bytes, int, object], tuple[bytes, Packet]] = OrderedDict()
-        # Flows that talk to another server than the target, with the ISN (TCP) or the time of the last packet (UDP).
+        # Flows that use another server than the target, with the ISN (TCP) or the time of the last packet (UDP).
         self._elsewhere: OrderedDict[FlowKey, float] = OrderedDict()
-        self._connecting: OrderedDict[int, FlowKey] = OrderedDict()  # by what acknowledges the SYN
+        self._connecting: OrderedDict[int, FlowKey] = OrderedDict()  # by the number that acknowledges the SYN
         self.stalled = StalledFlows()
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class FlowTable:
         return self._flows.get(key)
 
     def at(self, key: FlowKey) -> Flow:
-        """The flow with this key, new if need be."""
+        """The flow with this key; makes it when it is missing."""
         flow = self._flows.get(key)
         if flow is None:
             if len(self._flows) >= MAX_FLOWS:
@@ -51,7 +51,7 @@ class FlowTable:
         return flow
 
     def drop(self, key: FlowKey) -> None:
-        """Forget a flow; what is open there was given up: neither asked nor answered."""
+        """Forget a flow; its open requests count neither as asked nor as answered."""
         self.stalled.progress(key)
         flow = self._flows.pop(key, None)
         if flow is not None:
@@ -60,12 +60,12 @@ class FlowTable:
                 self._frames.pop((*key, request.key), None)
 
     def narrowed(self, kept: Callable[[int], bool]) -> None:
-        """Only connections from these ports are seen from now on."""
+        """Drop the flows from client ports that ``kept`` rejects: the filter no longer captures them."""
         for key in [key for key in self._flows if not kept(key[1])]:
             self.drop(key)
 
     def active(self, now: float) -> int:
-        """Connections frame_key client spoke within the window; the newest stand last."""
+        """The number of flows whose client sent a packet within the window; the newest are last in the table."""
         count = 0
         for flow in reversed(self._flows.values()):
             if flow.client_seen is not None:
@@ -75,31 +75,31 @@ class FlowTable:
         return count
 
     def connects(self, flow: Flow, seq: int, now: float) -> None:
-        """A SYN without an answer yet."""
+        """A new SYN opened this flow."""
         flow.syn = (seq, now)
         self._connecting[(seq + 1) & 0xFFFFFFFF] = flow.key
         if len(self._connecting) > MAX_FLOWS:
             self._connecting.popitem(last=False)
 
     def by_syn(self, ack: int) -> Flow | None:
-        """The flow frame_key unanswered SYN is acknowledged by ``ack``: where source NAT hides the client."""
+        """The flow whose unanswered SYN ``ack`` acknowledges; needed where source NAT hides the client."""
         flow = self._flows.get(self._connecting.get(ack, (b"", 0)))
         return flow if flow is not None and flow.syn and ack == (flow.syn[0] + 1) & 0xFFFFFFFF else None
 
     # ------------------------------------------------------------ first packets
 
     def keep(self, frame_key: tuple[bytes, int, object], frame: bytes, p: Packet) -> None:
-        """``frame_key``: client, port and the request's key."""
+        """Keep a first packet. ``frame_key``: client address, client port, the request's key."""
         self._frames[frame_key] = (frame, p)
         if len(self._frames) > MAX_FRAMES:
             self._frames.popitem(last=False)
 
     def answered(self, frame_key: tuple[bytes, int, object]) -> None:
-        """The server has it: it need not be kept."""
+        """The server answered this first packet: stop keeping it."""
         self._frames.pop(frame_key, None)
 
     def unanswered(self, now: float) -> Iterator[tuple[bytes, Packet]]:
-        """Captured first packets that nobody answered yet, oldest first: what can be sent on for their clients."""
+        """The kept first packets without an answer, oldest first: these can be replayed."""
         for frame_key, (frame, p) in list(self._frames.items()):
             flow = self._flows.get((p.src, p.sport))
             if now - p.now > REPLAY_AGE or flow is None or frame_key[2] not in flow.open:
@@ -108,7 +108,7 @@ class FlowTable:
             yield frame, p
 
     def first_packet(self, client: bytes, port: int) -> tuple[bytes, Packet] | None:
-        """The captured first packet of a client's connection, while nobody answered it."""
+        """The kept SYN of a client's connection, while it has no answer."""
         flow = self._flows.get((client, port))
         return self._frames.get((client, port, "syn")) if flow is not None and flow.syn is not None else None
 
@@ -121,9 +121,10 @@ class FlowTable:
     # ------------------------------------------------------------ the other server
 
     def sent_to_standby(self, p: Packet) -> None:
-        """A first packet was sent to the other server: what comes of it says nothing about this one any more.
+        """A first packet was sent to the standby: its reply says nothing about the primary.
 
-        That this one did not answer remains: else a service frame_key every client is rescued would never be suspected.
+        The request stays counted as unanswered by the primary: otherwise a service whose every client is rescued would
+        never raise a suspicion.
         """
         key = (p.src, p.sport)
         flow = self._flows.get(key)
@@ -139,7 +140,7 @@ class FlowTable:
             self._elsewhere.popitem(last=False)
 
     def asks_elsewhere(self, key: FlowKey, p: Packet) -> bool:
-        """Whether the client of this packet still talks to the other server; a new connection does not."""
+        """Whether the client of this packet still uses the other server; a new connection does not."""
         mark = self._elsewhere.get(key)
         if mark is None:
             return False
@@ -161,7 +162,7 @@ class FlowTable:
         return True
 
     def flipped(self, proto: int) -> None:
-        """Another server answers now: open connections are not its own."""
+        """Another server serves now: the open connections stay with the old one."""
         self._elsewhere.clear()
         if proto == TCP:
             for key, flow in self._flows.items():
@@ -172,7 +173,7 @@ class FlowTable:
         self.stalled.clear()
 
     def lost(self) -> None:
-        """Packets of any flow may have been lost: nothing open is evidence, and every stream has a hole."""
+        """The capture lost packets of unknown flows: no open request is evidence, and every stream may have a hole."""
         for flow in self._flows.values():
             flow.give_up(ALL)
             flow.syn = None

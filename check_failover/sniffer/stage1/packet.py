@@ -1,7 +1,7 @@
 """Frames to packets: Ethernet (802.1Q, 802.1ad), IPv4, IPv6, TCP, UDP, ICMP unreachable. Pure.
 
-Anything else, and anything cut off before its ports, is None: a capture brings all sorts. Addresses stay bytes and
-fields stay numbers, because this runs for every captured frame.
+Any other frame, and one that is cut before its ports, is None. Addresses stay bytes and fields stay numbers, because
+this code runs for every captured frame.
 
 Source: RFC 791, 8200, 9293, 768, 792, 4443; IEEE 802.1Q.
 """
@@ -31,7 +31,7 @@ class Packet(NamedTuple):
     flags: int
     seq: int
     ack: int
-    payload: bytes  # as much as was captured
+    payload: bytes  # the captured part
     length: int  # of the payload on the wire
     unreachable: bool = False
     ip_offset: int = 0  # where the IP header begins in the frame
@@ -70,7 +70,7 @@ def _ipv4(frame: bytes, offset: int, now: float) -> Packet | None:
         return None
     proto = frame[offset + 9]
     src, dst = frame[offset + 12 : offset + 16], frame[offset + 16 : offset + 20]
-    end = offset + total if total else len(frame)  # 0: segmentation offload, the frame tells
+    end = offset + total if total else len(frame)  # 0: segmentation offload, use the frame's length
     if proto == 1:
         return _icmp(frame, offset + header, now, 4, offset)
     return _transport(frame, offset + header, end, proto, src, dst, now, offset)
@@ -115,18 +115,18 @@ def _transport(
     if proto == UDP and size >= position + 8:
         sport, dport, length = unpack_from("!HHH", frame, position)
         start = position + 8
-        end = min(end, position + length) if length else end  # 0: a jumbogram, the IP header tells
+        end = min(end, position + length) if length else end  # 0: a jumbogram, use the IP header's length
         size = max(0, end - start)
         return Packet(now, UDP, src, sport, dst, dport, 0, 0, 0, frame[start:end], size, False, ip_offset)
     return None
 
 
 def _icmp(frame: bytes, position: int, now: float, version: int, ip_offset: int) -> Packet | None:
-    """Destination unreachable quotes the packet that could not be delivered: that packet, marked ``unreachable``."""
+    """The packet that a "destination unreachable" quotes, marked ``unreachable``."""
     if len(frame) < position + 8 + 20:
         return None
     kind, code = frame[position], frame[position + 1]
-    # "fragmentation needed" (code 4) is path MTU discovery at work, no fault
+    # "fragmentation needed" (code 4) belongs to path MTU discovery and is no fault
     if (version == 4 and (kind != 3 or code == 4)) or (version == 6 and kind != 1):
         return None
     quoted = position + 8

@@ -1,23 +1,23 @@
-"""Learned waiting times: how long a service usually takes, and from when on it is worth a probe. Pure."""
+"""Learned thresholds: how long a service usually takes, and from when on silence is worth a probe. Pure."""
 
 from __future__ import annotations
 
 from collections import deque
 
-KNOWN = 100  # replies until an operation's p99 is trusted
+KNOWN = 100  # replies of an operation until its p99 counts
 UNKNOWN_WAIT = 0.3  # seconds until then
 MIN_WAIT = 0.1  # seconds
-MANY = 10  # requests in a row without a reply: these are not all the slow ones
-ENCRYPTED_WAIT = 2.0  # seconds: nobody can see what was asked
+MANY = 10  # requests in a row without a reply: not all of these can be slow ones
+ENCRYPTED_WAIT = 2.0  # seconds: the operation is not visible
 SYN_MIN, SYN_MAX = 0.1, 0.5  # seconds
 _RING = 512
 _REFRESH = 32  # replies between two sorts
-_DECAY = 120.0  # seconds in which a doubled threshold halves again
+_DECAY = 120.0  # seconds until a doubled threshold has halved again
 _MAX_SCALE = 64.0
 ERRORS, ERROR_SHARE, MAX_ERROR_SHARE, ERRORS_LEAST = 100, 0.2, 0.9, 5
-FIRST_AGAIN = 60.0  # seconds until a single error is "the first one" again
+FIRST_AGAIN = 60.0  # seconds until another single error counts as a first one
 SILENCE, SILENCE_GAPS = 60.0, 10.0  # seconds, usual gaps
-_BURST = 1.0  # seconds: shorter gaps are part of one conversation
+_BURST = 1.0  # seconds: shorter gaps belong to one burst of traffic
 
 
 class ReplyTimes:
@@ -28,7 +28,7 @@ class ReplyTimes:
     def __init__(self) -> None:
         self._ring: deque[float] = deque(maxlen=_RING)
         self.count = 0
-        self.unanswered_run = 0  # requests since the server last said anything to one of this operation
+        self.unanswered_run = 0  # requests since the server last sent payload for this operation
         self._p50 = self._p99 = 0.0
 
     def add(self, seconds: float) -> None:
@@ -48,13 +48,13 @@ class ReplyTimes:
         return self._p99 if self.count else None
 
     def wait(self) -> float:
-        """Seconds without a reply that are suspicious: max(100 ms, 4 * p99), 300 ms until 100 replies are known.
+        """Seconds without a reply that raise a suspicion: max(100 ms, 4 * p99), 300 ms until 100 replies are known.
 
-        Where ``MANY`` in a row wait, p50 is the measure: one client with slow questions, two of a hundred, lifts p99 to
-        seconds, and must not make us deaf to a server that answers nobody.
+        After ``MANY`` unanswered requests in a row p50 replaces p99: one client with slow queries, two of a hundred,
+        lifts p99 to seconds, and this must not hide a server that answers no request.
         """
         if self.count < KNOWN:
-            return UNKNOWN_WAIT  # the largest of a few says nothing: one slow reply must not make us deaf
+            return UNKNOWN_WAIT  # the maximum of a few replies is no estimate: one slow reply would hide a fault
         return max(MIN_WAIT, 4 * (self._p50 if self.unanswered_run >= MANY else self._p99))
 
 
@@ -75,14 +75,14 @@ class RoundTrip:
             self._srtt = 0.875 * self._srtt + 0.125 * seconds
 
     def wait(self) -> float:
-        """Seconds without a SYN-ACK that are suspicious: SRTT + 4 * RTTVAR, within 100 and 500 ms."""
+        """Seconds without a SYN-ACK that raise a suspicion: SRTT + 4 * RTTVAR, within 100 and 500 ms."""
         if self._srtt is None:
             return SYN_MAX / 2
         return min(SYN_MAX, max(SYN_MIN, self._srtt + 4 * self._rttvar))
 
 
 class Scale:
-    """A factor on a detector's threshold: doubled by each refuted suspicion, halved again over two minutes."""
+    """A factor on a detector's threshold. Each refuted suspicion doubles it; it halves again in two minutes."""
 
     __slots__ = ("_at", "_value")
 
@@ -100,14 +100,14 @@ class Scale:
 
 
 class Errors:
-    """The last 100 replies: the first error is worth a look, a fifth of them a suspicion."""
+    """The last 100 replies. The first error raises a suspicion, and so does an error share of a fifth."""
 
     __slots__ = ("_asked_at", "_last", "_sum")
 
     def __init__(self) -> None:
         self._last: deque[bool] = deque(maxlen=ERRORS)
         self._sum = 0
-        self._asked_at = float("-inf")  # of the last look at a first error
+        self._asked_at = float("-inf")  # of the last suspicion of a first error
 
     def add(self, error: bool) -> None:
         if len(self._last) == ERRORS:
@@ -116,7 +116,7 @@ class Errors:
         self._sum += error
 
     def suspicious(self, now: float, scale: float) -> str | None:
-        """What is wrong, after an error; None: nothing yet."""
+        """The suspicion's text, after an error; None: no suspicion."""
         text = f"{self._sum} of the last {len(self._last)} replies are errors"
         if self._sum == 1 and now - self._asked_at >= FIRST_AGAIN * scale:
             self._asked_at = now
@@ -130,24 +130,24 @@ class Errors:
 
 
 class Quiet:
-    """Silence with no demand: one look after max(60 s, 10 * the usual gap), and then none before the next packet."""
+    """Silence without demand: one probe after max(60 s, 10 * the usual gap), and none again until the next packet."""
 
     __slots__ = ("_probed", "_usual", "last")
 
     def __init__(self) -> None:
-        self.last: float | None = None  # when anybody last said anything
+        self.last: float | None = None  # time of the last packet
         self._usual = 0.0
         self._probed = False
 
     def traffic(self, now: float) -> None:
         gap = 0.0 if self.last is None else min(now - self.last, 4 * max(self._usual, SILENCE / SILENCE_GAPS))
-        if gap >= _BURST:  # one long night does not make gaps usual, many of a kind do
+        if gap >= _BURST:  # the gap is capped above: one long night must not become the usual gap
             self._usual = gap if not self._usual else 0.95 * self._usual + 0.05 * gap
         self.last = now
         self._probed = False
 
     def due(self, scale: Scale) -> float | None:
-        """When to look."""
+        """When the silence is due for a probe; None: no probe."""
         if self.last is None or self._probed:
             return None
         return self.last + max(SILENCE, SILENCE_GAPS * self._usual) * scale.now(self.last)

@@ -1,7 +1,7 @@
-"""Stage 1: packets in, suspicion out. Pure; time comes with the packets.
+"""Stage 1 of a service: packets in, suspicion out. Pure; the packets carry the time.
 
-A suspicion costs one probe, so the detectors (``detectors``) are sensitive and stage 2 is strict. This module reads
-the packets: whose they are, what they ask and answer, how a connection ends.
+A suspicion costs one probe, so the detectors (``detectors``) are sensitive and stage 2 is strict. This module
+interprets the packets: their connection, their requests and replies, the end of a connection.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from check_failover.sniffer.stage1.flowtable import FlowTable
 from check_failover.sniffer.stage1.packet import ACK, FIN, RST, SYN, TCP, UDP, Packet
 from check_failover.sniffer.stage1.thresholds import MIN_WAIT, ReplyTimes
 
-_OPAQUE = frozenset({"bytes", "encrypted"})  # operations of which nobody knows whether they want a reply
+_OPAQUE = frozenset({"bytes", "encrypted"})  # operations that may or may not expect a reply
 
 
 class TrafficMonitor:
-    """Stage 1 of one service: feed it packets and moments, it answers with a Suspicion when there is one."""
+    """Stage 1 of one service: ``packet`` and ``tick`` return a Suspicion when a detector raises one."""
 
     def __init__(self, service: Service) -> None:
         self._proto = TCP if service.protocol == "tcp" else UDP
@@ -32,12 +32,12 @@ class TrafficMonitor:
         self.lost_at = NEVER  # when the capture last dropped packets
         self._requests = self._replies = self._drops = 0
         self.rescued = 0
-        self.share = 1  # one of how many connections is captured
+        self.share = 1  # N, where the taps capture one of N connections
 
     # ------------------------------------------------------------ packets
 
     def packet(self, p: Packet, frame: bytes | None = None) -> Suspicion | None:
-        """One packet of this service, or about it; others are ignored. ``frame`` is kept while it is unanswered."""
+        """Feed one packet; packets of other services are ignored. ``frame`` is kept while it is unanswered."""
         if p.unreachable:
             return self._unreachable(p)
         if p.proto != self._proto:
@@ -65,7 +65,7 @@ class TrafficMonitor:
             self._flows.drop(key)
             return None
         if not p.length and key not in self._flows:
-            return None  # the end of a connection that is over, or a keep-alive of one that was never seen
+            return None  # the last ACK of a closed connection, or a keep-alive of an unknown one
         flow = self._flows.at(key)
         flow.client_seen = p.now
         suspicion = self._data(flow, p) if p.length else None
@@ -84,37 +84,37 @@ class TrafficMonitor:
             for request in fresh:
                 self._flows.keep((*key, request.key), frame, p)
         if not flow.open:
-            self._flows.drop(key)  # nothing in it was understood
+            self._flows.drop(key)  # the dialect found no request
 
     def _syn(self, key: FlowKey, p: Packet, frame: bytes | None) -> None:
         flow = self._flows.get(key)
         if flow is not None and flow.client.next == (p.seq + 1) & 0xFFFFFFFF:
-            flow.client_seen = p.now  # the same one again
+            flow.client_seen = p.now  # a retransmission
             flow.syn_repeated = True
             return
-        self._flows.drop(key)  # the port is used anew: what was open belongs to the past
+        self._flows.drop(key)  # the client reuses the port for a new connection
         flow = self._flows.at(key)
         flow.client_seen = p.now
         self._flows.connects(flow, p.seq, p.now)
         flow.client.next = (p.seq + 1) & 0xFFFFFFFF
         self._opened(flow, flow.ask([("syn", "connect")], p.now), p.now)
-        if frame is not None and not p.length:  # data in a SYN is Fast Open: never replayed
+        if frame is not None and not p.length:  # a SYN with data (TCP Fast Open) is never replayed
             self._flows.keep((*key, "syn"), frame, p)
 
     def _data(self, flow: Flow, p: Packet) -> Suspicion | None:
         if flow.client.next is None and p.length == 1:
-            flow.client.take(p.seq, p.payload, p.length)  # out of nowhere: a keep-alive of old
+            flow.client.take(p.seq, p.payload, p.length)  # a keep-alive of a connection whose start was not captured
             return None
         segment = flow.client.take(p.seq, p.payload, p.length)
         if segment.repeated:
             if p.length == 1 or flow.acknowledged(p.seq, p.length):
-                return None  # a keep-alive (RFC 9293, 3.8.4), or the client did not get the server's ACK
+                return None  # a keep-alive (RFC 9293, 3.8.4), or the server's ACK was lost on the client's side
             return self._detect.repeated(flow.key, p.now)
         if segment.late:
             return None
         if segment.hole:
             flow.dialect.resync(from_client=True)
-        if flow.syn is not None:  # its answer was not captured, but the client has one
+        if flow.syn is not None:  # the client sends data, so it received a SYN-ACK that was not captured
             flow.give_up("syn")
             flow.syn = None
         self._opened(flow, flow.ask(flow.dialect.request(segment.new, segment.missing), p.now), p.now)
@@ -138,7 +138,7 @@ class TrafficMonitor:
         if flow is None:
             if not p.length or p.proto == UDP:
                 return None
-            flow = self._flows.at(key)  # the capture began in the middle of a connection
+            flow = self._flows.at(key)  # the capture began during this connection
         self._flows.stalled.progress(key)
         if p.proto == TCP and p.flags & ACK:
             if flow.syn is not None and p.flags & SYN and p.ack == (flow.syn[0] + 1) & 0xFFFFFFFF:
@@ -150,7 +150,7 @@ class TrafficMonitor:
         suspicion = self._replied(flow, p) if p.length or p.proto == UDP else None
         if p.flags & FIN:
             if flow.server.next not in (None, (p.seq + p.length) & 0xFFFFFFFF):
-                flow.give_up(ALL)  # a reply may be in what was not seen yet
+                flow.give_up(ALL)  # a packet that was not captured may hold the reply
             suspicion = self._closed(flow, p.now) or suspicion
         elif p.proto == UDP and not flow.open:
             self._flows.drop(key)
@@ -174,7 +174,7 @@ class TrafficMonitor:
             if segment.repeated or segment.late:
                 return None
             new, missing = segment.new, segment.missing
-            if segment.hole:  # replies may have been in it
+            if segment.hole:  # the hole may have held replies
                 flow.dialect.resync(from_client=False)
                 flow.answer([UNREADABLE])
         suspicion = None
@@ -189,7 +189,7 @@ class TrafficMonitor:
         return suspicion
 
     def _reset(self, flow: Flow | None, p: Packet, *, withheld: bool) -> Suspicion | None:
-        """A RST that answers a SYN is a refusal; any other one ends the connection and its requests."""
+        """A RST that answers a SYN is a refusal; any other RST ends the connection and its requests."""
         if flow is None and withheld and self._nat and p.flags & ACK:
             flow = self._flows.by_syn(p.ack)
         if flow is None:
@@ -198,17 +198,17 @@ class TrafficMonitor:
             if not p.flags & ACK or p.ack != (flow.syn[0] + 1) & 0xFFFFFFFF:
                 return None
             asked = flow.syn[1]
-            if not withheld:  # the client knows
+            if not withheld:  # the client gets the RST
                 self._failed(flow)
             return self._detect.refused(p.now, "connection refused", asked)
         if withheld:
-            return None  # it will be seen once more, on its way to the client
+            return None  # the client interface's tap will capture this RST as well
         if flow.client_fin:
             flow.give_up(ALL)
         return self._failed(flow, p.now, "reset")
 
     def _closed(self, flow: Flow, now: float) -> Suspicion | None:
-        """The server closed in order. To a client that waits and did not close itself that is a failure."""
+        """The server sent FIN. For a client that still waits and did not send FIN itself, this is a failure."""
         for request in list(flow.open.values()):
             if flow.client_fin or request.operation in _OPAQUE:
                 flow.give_up(request.key)
@@ -218,7 +218,7 @@ class TrafficMonitor:
         return suspicion
 
     def _failed(self, flow: Flow, now: float = 0.0, how: str = "") -> Suspicion | None:
-        """The connection is over; what was asked there was asked in vain."""
+        """The connection is over: its open requests have failed."""
         cut = list(flow.open.values())
         for request in cut:
             request.answered = False
@@ -234,59 +234,59 @@ class TrafficMonitor:
             return None
         flow = self._flows.get((p.src, p.sport))
         if flow is None or not flow.open:
-            return None  # nobody asked: forged, or long ago
+            return None  # no open request: the error is forged or too late
         return self._detect.refused(p.now, "ICMP unreachable", next(iter(flow.open.values())).asked)
 
     # ------------------------------------------------------------ moments
 
     def deadline(self) -> float | None:
-        """The next moment at which ``tick`` may have something to say."""
+        """The next moment at which ``tick`` may raise a suspicion."""
         return self._detect.deadline()
 
     def tick(self, now: float) -> Suspicion | None:
-        """Look at what is unanswered. Call it at ``deadline`` or later."""
+        """Check the unanswered requests. Call it at ``deadline`` or later."""
         return self._detect.tick(now, datagrams=self._proto == UDP)
 
-    # ------------------------------------------------------------ what others tell
+    # ------------------------------------------------------------ commands
 
     def refuted(self, detector: Detector, now: float) -> None:
-        """A probe passed: be slower to suspect for a while."""
+        """A probe passed: double this detector's threshold for a while."""
         self._detect.refuted(detector, now)
 
     def flipped(self, now: float) -> None:
-        """Another server answers now: what was unanswered is not its fault, and open connections are not its own."""
+        """Another server serves now: open requests and connections do not belong to it."""
         self._flows.flipped(self._proto)
         self._detect.flipped(now)
 
     def lost(self, now: float, drops: int) -> None:
-        """The capture dropped packets: replies may have been among them, so nothing open is evidence."""
+        """The capture dropped packets: these may have been replies, so no open request counts as evidence."""
         self._drops += drops
         self.lost_at = now
         self._detect.lost(now)
         self._flows.lost()
 
     def narrowed(self, kept: Callable[[int], bool]) -> None:
-        """Only connections from these ports of clients are captured from now on: the others are no evidence."""
+        """The sampling changed: forget the connections from client ports that ``kept`` rejects."""
         self._flows.narrowed(kept)
 
     def sent_to_standby(self, p: Packet) -> None:
-        """A first packet was sent to the other server: what comes of it says nothing about this one any more."""
+        """A first packet was sent to the standby: its reply says nothing about the primary."""
         self._flows.sent_to_standby(p)
 
-    # ------------------------------------------------------------ what others ask
+    # ------------------------------------------------------------ queries
 
     def since(self, at: float, detector: Detector | None = None) -> tuple[int, int]:
-        """(requests asked since ``at``, of these usefully answered), as far as they say something to ``detector``."""
+        """(requests since ``at``, usefully answered ones among them), restricted to those relevant to ``detector``."""
         return self._detect.since(at, detector)
 
     def unanswered(self, now: float) -> Iterator[tuple[bytes, Packet]]:
-        """Captured first packets that nobody answered yet, oldest first: what can be sent on for their clients."""
+        """The kept first packets without an answer, oldest first: these can be replayed."""
         return self._flows.unanswered(now)
 
     def overdue(self, now: float) -> list[list[tuple[bytes, Packet]]]:
-        """What a healthy server would have answered by now, while this one says nothing to anyone: flow by flow.
+        """The first packets of each overdue flow: a healthy server would have answered, this one answers no client.
 
-        All of a flow, however young: whoever asks twice from one port must get both answers from one server.
+        All first packets of such a flow are returned, young ones too: one server must answer all requests of a flow.
         """
         mute = self.silent_for(now)
         if mute < MIN_WAIT:
@@ -302,15 +302,15 @@ class TrafficMonitor:
         return any(min(mute, now - request.asked) >= self._detect.patience(request) for request in waiting)
 
     def waits(self, p: Packet) -> bool:
-        """Whether this captured first packet still has no answer."""
+        """Whether this kept first packet still has no answer."""
         return self._flows.waits(p)
 
     def first_packet(self, client: bytes, port: int) -> tuple[bytes, Packet] | None:
-        """The captured first packet of a client's connection, while nobody answered it."""
+        """The kept SYN of a client's connection, while it has no answer."""
         return self._flows.first_packet(client, port)
 
     def stats(self, now: float) -> TrafficStats:
-        """Numbers for ``check_failover_traffic``."""
+        """The numbers that ``check_failover_traffic`` shows."""
         window = [r for r in self._detect.recent if r.asked > now - 10.0 and r.key != "syn"]
         answered = [r for r in window if r.answered is not None]
         waiting = [r for r in self._detect.recent if r.counts and r.answered is None and r.asked > now - RECENT]
@@ -332,10 +332,10 @@ class TrafficMonitor:
         )
 
     def silent_for(self, now: float) -> float:
-        """For how long the server has said nothing to anyone, in seconds."""
+        """Seconds since the server's last packet to any client."""
         return now - self._detect.server_seen
 
     def usual(self) -> float | None:
-        """The largest p99 of the operations seen, in seconds: what a probe may be expected to take."""
+        """The largest p99 of the operations seen, in seconds: the expected upper duration of a probe."""
         known = [g.p99 for g in self._detect.reply_times.values() if g.p99 is not None]
         return max(known) if known else None

@@ -1,14 +1,14 @@
-"""How requests and replies are told apart, one file per protocol. Pure: bytes in, messages out.
+"""Parsers that find requests and replies, one file per protocol. Pure: bytes in, messages out.
 
-A dialect is a class made anew for each connection (or once for all datagrams of a client's port)::
+Each connection (or UDP port of a client) has its own dialect object::
 
-    request(data, missing) -> [(key, operation), ...]     what the client asked, or gave up (operation GIVEN_UP)
-    reply(data, missing)   -> [Reply, ...]                 what the server answered
-    gap(from_client)                                       bytes were lost: find the next message's beginning
+    request(data, missing) -> [(key, operation), ...]     the client's requests; operation GIVEN_UP: it stopped waiting
+    reply(data, missing)   -> [Reply, ...]                 the server's replies
+    resync(from_client)                                    bytes were lost: find the start of the next message
 
-``missing`` counts bytes that were on the wire and not captured. What cannot be read is skipped, never guessed: a
-request that was not understood is not waited for. A new dialect is one file, one line in ``DIALECTS``
-and its name in ``config.schema.json`` (``dialect``).
+``missing`` counts bytes that were on the wire and not captured. A dialect skips bytes that it cannot parse and never
+guesses: stage 1 waits only for requests that the dialect understood. A new dialect is one file, one line in
+``DIALECTS`` and its name in ``config.schema.json`` (``dialect``).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from check_failover.model import Service
 
 
 class Reply(NamedTuple):
-    """``key`` names the request (or ANY, ALL); ``final``: nothing more follows; ``error``: the server is sick.
+    """``key`` names the request (or ANY, ALL); ``final``: the reply is complete; ``error``: the server has a fault.
 
-    ALL and not final: the server is talking and nobody can tell about what, so whatever is open is no evidence.
+    ALL and not final: the server sends bytes that cannot be parsed, so no open request counts as evidence.
     """
 
     key: Hashable
@@ -30,13 +30,15 @@ class Reply(NamedTuple):
     error: bool
 
 
-ANY = "any"  # the oldest open request, whichever
+ANY = "any"  # the oldest open request
 ALL = "all"  # every open request
-GIVEN_UP = "given up"  # an operation: the client waits no longer for this key (or ALL)
+GIVEN_UP = "given up"  # an operation: the client no longer waits for this key (or ALL)
 UNREADABLE = Reply(ALL, False, False)
 
 
 class Dialect(Protocol):
+    """See the module. ``encrypted``: the requests of this connection are not visible."""
+
     encrypted: bool
 
     def request(self, data: bytes, missing: int) -> list[tuple[Hashable, str]]: ...
@@ -86,11 +88,11 @@ DIALECTS: dict[str, Callable[[bool], Dialect]] = {
 
 
 def dialect_for(service: Service) -> Callable[[], Dialect]:
-    """A maker of dialects for a service: as configured, else by the kind of its check."""
+    """The constructor of a service's dialect: the configured one, else the one of its check type."""
     name = service.dialect or service.check.type
     tls = service.check.options.get("tls")
     if service.dialect is None and (tls is True or tls in ("ldaps", "https") or service.check.type == "https"):
-        name = "encrypted"  # StartTLS begins in the clear; the dialect notices it itself
+        name = "encrypted"  # StartTLS begins in the clear, and the dialect detects it
     make = DIALECTS.get(name, _generic)
     udp = service.protocol == "udp"
     return lambda: make(udp)

@@ -1,6 +1,6 @@
 """DNS: replies by transaction id (RFC 1035, 4.1.1; over TCP with a length of two bytes before it, 4.2.2). Pure.
 
-SERVFAIL and REFUSED are what a sick resolver says; NXDOMAIN is an honest answer.
+SERVFAIL and REFUSED show a faulty server; NXDOMAIN is a regular answer.
 """
 
 from __future__ import annotations

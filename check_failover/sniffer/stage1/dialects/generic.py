@@ -1,4 +1,4 @@
-"""Any protocol, encrypted ones too: bytes in want bytes out. Pure."""
+"""Any protocol, encrypted ones too: bytes from the client are a request, bytes from the server its reply. Pure."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ class Generic:
         return _ANSWER
 
     def resync(self, from_client: bool) -> None:
-        """No messages, nothing to find again."""
+        """Do nothing: there are no message boundaries."""

@@ -1,9 +1,9 @@
 """HTTP/1.1: replies come in the order of the requests (RFC 9112, 9.3.2). Pure.
 
-Bodies are passed over by Content-Length or chunks (RFC 9112, 6.3), so that nothing in them is taken for a start line.
-Where that is unknown, start lines are looked for at the beginnings of segments only; with more than one request open
-the server's bytes then say nothing about any of them. 5xx is an error, 1xx is not yet an answer, 101 and CONNECT turn
-the connection into something else (RFC 9110, 9.3.6, 15.2.2).
+Content-Length or chunks (RFC 9112, 6.3) give the length of a body, so that no line in it counts as a start line. Where
+the length is unknown, only the start of a segment can be a start line; with several open requests the server's bytes
+are then no evidence for any of them. 5xx is an error, 1xx is no reply yet, 101 and CONNECT change the protocol of the
+connection (RFC 9110, 9.3.6, 15.2.2).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)[ \r\n]")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked[ \t]*\r\n", re.IGNORECASE)
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]{0,100}\r\n")
-_HEAD = 2048  # bytes of a head that are waited for
+_HEAD = 2048  # bytes of a head, at most
 _PIPELINE = 256  # methods remembered
 _CHUNKS, _UNKNOWN = -1, -2  # instead of a body's length
 
@@ -28,7 +28,7 @@ Begun = Callable[[re.Match[bytes], bytes], int]
 
 
 class _Half:
-    """One direction: calls ``begun(start line, head)`` for each message, which says how long the body is."""
+    """One direction: calls ``begun(start line, head)`` for each message; that returns the body's length."""
 
     __slots__ = ("_begun", "_buffer", "_chunks", "_prefixes", "_rest", "_start", "_trailer", "lost")
 
@@ -37,12 +37,12 @@ class _Half:
         self.resync()
 
     def resync(self) -> None:
-        """Nobody knows where a message begins."""
+        """Bytes were lost: search for the start of the next message."""
         self._buffer, self._rest, self._chunks, self._trailer, self.lost = b"", 0, False, False, True
 
     @property
     def out_of_sync(self) -> bool:
-        """Bytes are coming and nobody can tell what they are."""
+        """Whether the last bytes could not be parsed."""
         return self.lost and not self._buffer
 
     def feed(self, data: bytes, missing: int) -> None:
@@ -64,7 +64,7 @@ class _Half:
             self._rest -= missing
 
     def _message(self, data: bytes, *, last: bool) -> bytes | None:
-        """What follows a head; None: wait for the rest of it."""
+        """The bytes behind a head; None: the head is incomplete."""
         start = self._start.match(data)
         if start is None:
             if not last and any(prefix.startswith(data[: len(prefix)]) for prefix in self._prefixes):
@@ -84,7 +84,7 @@ class _Half:
         return data[end + 4 :]
 
     def _chunk(self, data: bytes) -> bytes | None:
-        """What follows a chunk's size, or a line of the trailer; None: wait for more."""
+        """The bytes behind a chunk's size or a line of the trailer; None: incomplete."""
         if self._trailer:
             line, found, rest = data.partition(b"\r\n")
             if not found and len(data) < _HEAD:

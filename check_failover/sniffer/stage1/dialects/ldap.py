@@ -1,9 +1,9 @@
 """LDAP: requests and replies by messageID (RFC 4511, 4.1.1). Pure.
 
-Waited for: bind, search, modify, add, delete, modify DN, compare, extended. Not waited for: unbind and abandon, which
-have no reply and end the waiting for others (4.3, 4.11); a persistent search and syncrepl's refreshAndPersist, which
-never end and whose first entry may be long in coming (draft-ietf-ldapext-psearch, RFC 4533). After a successful
-StartTLS the rest is encrypted.
+Counted as requests: bind, search, modify, add, delete, modify DN, compare, extended. Not counted: unbind and abandon,
+which have no reply and end other requests (4.3, 4.11); a persistent search and syncrepl's refreshAndPersist, which
+never end and may send their first entry late (draft-ietf-ldapext-psearch, RFC 4533). After a successful StartTLS the
+connection is encrypted.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _START_TLS = b"1.3.6.1.4.1.1466.20037"
 _PERSISTENT = (b"2.16.840.1.113730.3.4.3", b"1.3.6.1.4.1.4203.1.9.1.1")  # psearch, Sync Request control
 _REFRESH_AND_PERSIST = b"\x0a\x01\x03"
 
-Message = tuple[int, int, int, bool]  # id, tag, (result code | abandoned id | -1), request: StartTLS or never ends
+Message = tuple[int, int, int, bool]  # id, tag, (result code | abandoned id | -1), StartTLS or an endless search
 _MAX_ID = 0x7FFFFFFF  # maxInt (RFC 4511, 4.1.1)
-_MAX_LENGTH = 1 << 26  # bytes: a longer "message" is none
+_MAX_LENGTH = 1 << 26  # bytes: a greater length is no LDAP message
 
 
 class Ldap:
@@ -51,7 +51,7 @@ class Ldap:
     def request(self, data: bytes, missing: int) -> list[tuple[Hashable, str]]:
         if self.encrypted:
             return [("bytes", "encrypted")]
-        if data[:2] == b"\x16\x03":  # a TLS record: ldaps, or a capture that began behind StartTLS
+        if data[:2] == b"\x16\x03":  # a TLS record: ldaps, or a capture that began after StartTLS
             self.encrypted = True
             return [("bytes", "encrypted")]
         found: list[tuple[Hashable, str]] = []
@@ -78,7 +78,7 @@ class Ldap:
             elif tag in _PARTIAL:
                 found.append(Reply(number, False, False))
         if self._server.out_of_sync:
-            found.append(UNREADABLE)  # an answer may have been in it
+            found.append(UNREADABLE)  # these bytes may have held a reply
         return found
 
     def resync(self, from_client: bool) -> None:
@@ -86,9 +86,9 @@ class Ldap:
 
 
 def message(data: bytes, last: bool) -> tuple[int, Message] | None:
-    """LDAPMessage ::= SEQUENCE { messageID INTEGER, protocolOp CHOICE, ... }: its length and its beginning.
+    """LDAPMessage ::= SEQUENCE { messageID INTEGER, protocolOp CHOICE, ... }: its length and its first fields.
 
-    Of a search the whole message is wanted, because the controls that make it endless stand at its end.
+    A search is parsed only when it is complete, because the controls that make it endless stand at its end.
     """
     if data[0] != 0x30:
         raise NotAMessageError
@@ -128,14 +128,14 @@ def message(data: bytes, last: bool) -> tuple[int, Message] | None:
 
 
 def _special(tag: int, body: bytes) -> bool:
-    """Whether a search never ends, or an extended request is StartTLS."""
+    """Whether a search is endless, or an extended request is StartTLS."""
     if tag == _EXTENDED:
         return _START_TLS in body[:40]
     return _PERSISTENT[0] in body or (_PERSISTENT[1] in body and _REFRESH_AND_PERSIST in body)
 
 
 def _length(data: bytes, at: int) -> tuple[int, int] | None:
-    """A BER length (X.690, 8.1.3) and where it ends; None when cut off."""
+    """A BER length (X.690, 8.1.3) and the offset behind it; None when it is cut."""
     if len(data) <= at:
         return None
     first = data[at]

@@ -1,4 +1,4 @@
-"""Messages out of a byte stream in which each message tells its own length. Pure."""
+"""Messages of a byte stream in which each message starts with its length. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-MAX_HEADER = 1024  # bytes of a message's beginning that are waited for, at most
+MAX_HEADER = 1024  # bytes of a message's start that are buffered, at most
 
 
 class NotAMessageError(Exception):
-    """These bytes do not begin a message."""
+    """These bytes are not the start of a message."""
 
 
 class Stream(Generic[T]):
     """One direction of a connection.
 
-    ``header(data, last)`` gives (length of the whole message, what it is), or None when it needs more bytes; ``last``
-    says that there will be none. It raises NotAMessageError for nonsense. Only the beginning of a message is looked
-    at, the rest is counted and skipped, so short captures lose nothing. Out of step (``synced`` False) the next segment
-    must begin with a message.
+    ``header(data, last)`` returns (length of the whole message, parsed header), or None when it needs more bytes;
+    ``last``: no more bytes follow. It raises NotAMessageError for other bytes. ``feed`` parses only the start of a
+    message and skips the rest by its length, so short captures suffice. Without ``synced`` the next segment must start
+    with a message.
     """
 
     __slots__ = ("_buffer", "_header", "_skip", "synced")
@@ -33,15 +33,15 @@ class Stream(Generic[T]):
 
     @property
     def out_of_sync(self) -> bool:
-        """Bytes are coming and nobody can tell what they are."""
+        """Whether the last bytes could not be parsed."""
         return not self.synced and not self._buffer
 
     def resync(self) -> None:
-        """Bytes were lost."""
+        """Bytes were lost: wait for a segment that starts with a message."""
         self._buffer, self._skip, self.synced = b"", 0, False
 
     def feed(self, data: bytes, missing: int = 0) -> list[T]:
-        """The messages that begin in this segment."""
+        """The messages that start in this segment."""
         found: list[T] = []
         if self._skip:
             taken = min(self._skip, len(data))
@@ -68,7 +68,7 @@ class Stream(Generic[T]):
             self._skip = max(0, length - len(data))
             data = data[length:]
         if missing > self._skip:
-            self.resync()  # a message may have begun in what was not captured
+            self.resync()  # a message may start in the bytes that were not captured
         else:
             self._skip -= missing
         return found
