@@ -89,7 +89,7 @@ def _nagios() -> str:
         f"    command_line  $USER1$/check_failover_{kind} {asked}\n}}\n"
         for kind in programs()
     )
-    return _between(NAGIOS, "# $ARG2$: primary, standby or service\n", "# what Nagios runs when nobody", made)
+    return _between(NAGIOS, "# $ARG2$: primary, standby or service\n", "# Nagios runs this command after", made)
 
 
 def _icinga2() -> str:
