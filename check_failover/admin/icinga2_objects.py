@@ -73,7 +73,7 @@ def _downtimes(config: Config) -> list[str]:
     """For services with ``downtime = "drain"``: who tells failover-redirector of a downtime's begin and end."""
     draining = [service for service in config.services if service.policy.downtime == "drain"]
     hosts = sorted({host for service in draining for host in (service.host, service.primary_host) if host})
-    user = _object("User", "failover-downtime", None, {"display_name": "failover-redirector, told of downtimes"})
+    user = _object("User", "failover-downtime", None, {"display_name": "failover-redirector, for downtimes"})
     return [
         *([user] if draining else []),
         *(
