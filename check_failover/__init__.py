@@ -9,6 +9,7 @@ standby's data was last equal to the primary's), *stranded flow* (an open connec
 The ground, which every wing may import and which imports no wing:
 
 - ``model``    records and enums that cross rooms
+- ``records``  the journal's entry and a service's status, which the redirector writes and the others read, as JSON
 - ``decide``   (facts, policy, situation) -> decision; tables that read as the policy
 - ``damping``  how often an automatic fail-back may happen
 - ``config``   load, validate, freeze the config; ``config_shape``: by its JSON schema, with faults in words

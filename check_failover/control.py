@@ -8,7 +8,7 @@ on writing events. The redirector's verbs:
 ==========  ==========================================  =========================================================
 verb        request                                     reply
 ==========  ==========================================  =========================================================
-status      --                                          ``services``: name -> see ``redirector.status``, and the
+status      --                                          ``services``: name -> see ``records.ServiceStatus``, with
                                                         ``state``, ``text``, ``story`` that "NAME redirect" shows
 fail-over   service, perfdata | facts, by, manual       ``flipped``, ``reason``, ``text``, ``id``
 drain       service, by, manual, deadline               the same; ``deadline``: seconds, null: the policy's
@@ -23,7 +23,7 @@ forget      service, client, port                       ``forgotten``: no unansw
 drill       service, client, seconds, by                ``id``, ``client``, ``in_use``: the primary answered it lately
 drilled     service, id, part, problem                  ``text``: the core ran its handler or notification (drill)
 drill-end   service, id, failed, by                     ``text``
-history     limit                                       ``entries``: the journal's last lines
+history     limit                                       ``entries``: the last ``records.JournalEntry``
 state       --                                          ``state``: name -> what is saved of a service
 follow      state (of the other controller)             ``followed``: names of the services that changed
 subscribe   --                                          ``targets``, then events ``{"event": "flip", ...}``

@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from check_failover.model import Facts
+    from check_failover.records import JournalEntry
 
 LINES, LINE = 14, 160  # of one service's further lines: how many, and bytes of each
 
@@ -26,7 +30,10 @@ def moment(at: object) -> str:
     """Local time to the second."""
     if not isinstance(at, int | float):
         return "?"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        return "?"
 
 
 def further(lines: Iterable[str]) -> str:
@@ -49,50 +56,51 @@ def seen(evidence: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def refusal(entry: Mapping[str, Any], age: str = "") -> str:
+def refusal(entry: JournalEntry, age: str = "") -> str:
     """A refused order in one line; ``age``: of the standby's data, said early."""
-    return f"{entry.get('verb')} refused, {entry.get('reason')}{age}: {entry.get('text')}"
+    return f"{entry.verb} refused, {entry.reason}{age}: {entry.text}"
 
 
-def headline(entry: Mapping[str, Any]) -> str:
+def headline(entry: JournalEntry) -> str:
     """An entry of the journal in one line, a refusal with its reason."""
-    if not entry.get("flipped") and entry.get("reason") not in (None, "error", entry.get("verb")):
+    if not entry.flipped and entry.reason not in (None, "error", entry.verb):
         return refusal(entry)
-    return str(entry.get("line"))
+    return entry.line
 
 
-def done(entry: Mapping[str, Any]) -> list[str]:
+def done(entry: JournalEntry) -> list[str]:
     """What was ordered, on which facts, and what became of it."""
-    lines = [f"{moment(entry.get('at'))} {headline(entry)}"]
-    took = f", took {1000 * entry['took']:.0f} ms" if "took" in entry else ""
-    repairs = [text.format(entry[key]) for key, text in _REPAIRS.items() if entry.get(key)]
-    lines.append(f"ordered by {entry.get('by')}{took}{''.join(f', {text}' for text in repairs)}")
-    if entry.get("error"):
-        lines.append(f"not all of it: {entry['error']}")
-    return [*lines, *_facts(entry.get("facts") or {}), f"more: failoverctl history --show {entry.get('id')}"]
+    lines = [f"{moment(entry.at)} {headline(entry)}"]
+    took = "" if entry.took is None else f", took {1000 * entry.took:.0f} ms"
+    repairs = [text.format(getattr(entry, name)) for name, text in _REPAIRS.items() if getattr(entry, name)]
+    lines.append(f"ordered by {entry.by}{took}{''.join(f', {text}' for text in repairs)}")
+    if entry.error:
+        lines.append(f"not all of it: {entry.error}")
+    facts = [] if entry.facts is None else _facts(entry.facts)
+    return [*lines, *facts, f"more: failoverctl history --show {entry.id}"]
 
 
-def page_name(entry: Mapping[str, Any]) -> str | None:
+def page_name(entry: JournalEntry) -> str | None:
     """File name of the incident's page (``failoverctl reports``); None for what is none: neither moved nor refused."""
-    incident = entry.get("flipped") or (entry.get("verb") == "fail-over" and entry.get("reason") != "already-there")
-    return f"{entry.get('id')}.html" if incident else None
+    incident = entry.flipped or (entry.verb == "fail-over" and entry.reason != "already-there")
+    return f"{entry.id}.html" if incident else None
 
 
-def _facts(facts: Mapping[str, Any]) -> list[str]:
+def _facts(facts: Facts) -> list[str]:
     """What the decision was made on; nothing of what nobody looked at."""
     lines = []
-    if facts.get("requests"):
-        unanswered = facts["requests"] - facts["replies"]
-        lines.append(f"seen: no useful reply to {unanswered} of {facts['requests']} requests ({facts['detector']})")
+    if facts.requests:
+        unanswered = facts.requests - facts.replies
+        lines.append(f"seen: no useful reply to {unanswered} of {facts.requests} requests ({facts.detector})")
     probed = []
-    if facts.get("probes"):
-        probed.append(f"the primary failed {facts['probes_failed']} of {facts['probes']} probes")
-    if facts.get("standby_ok") is not None:
-        probed.append(f"the standby {'passed' if facts['standby_ok'] else 'failed'} its probe")
+    if facts.probes:
+        probed.append(f"the primary failed {facts.probes_failed} of {facts.probes} probes")
+    if facts.standby_ok is not None:
+        probed.append(f"the standby {'passed' if facts.standby_ok else 'failed'} its probe")
     if probed:
         lines.append(", ".join(probed))
-    if facts.get("sync_age") is not None:
-        lines.append(f"the standby's data was {facts['sync_age']:.0f} s old")
+    if facts.sync_age is not None:
+        lines.append(f"the standby's data was {facts.sync_age:.0f} s old")
     return lines
 
 

@@ -26,6 +26,7 @@ from check_failover.admin.reports import ReportsError
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError
 from check_failover.model import Service, Target
+from check_failover.records import JournalEntry, RecordError, journal_entries, service_statuses, to_json
 
 REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server
 PROGRESS_EVERY = 0.5  # seconds between two looks at a drain
@@ -42,7 +43,7 @@ def main() -> None:
         config = load(arguments.config)
         arguments.act(config, arguments)
         sys.stdout.flush()
-    except (ConfigError, ControlError, ObjectsError, ReportsError, FailedError) as error:
+    except (ConfigError, ControlError, ObjectsError, ReportsError, RecordError, FailedError) as error:
         sys.exit(f"failoverctl: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -132,7 +133,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _status(config: Config, arguments: argparse.Namespace) -> None:
     services = _chosen(config, arguments.service)
-    redirector = _ask(config, {"verb": "status"})["services"]
+    told = _ask(config, {"verb": "status"})
+    redirector = service_statuses(told)
     try:
         sniffer = control.ask(config.controller.sniffer_socket, {"verb": "status"}, timeout=5.0)["services"]
         away = None
@@ -140,7 +142,9 @@ def _status(config: Config, arguments: argparse.Namespace) -> None:
         sniffer, away = {}, str(error)
     if arguments.json:
         names = [service.name for service in services]
-        print(json.dumps({n: {"redirector": redirector.get(n), "sniffer": sniffer.get(n)} for n in names}, indent=2))
+        print(
+            json.dumps({n: {"redirector": told["services"].get(n), "sniffer": sniffer.get(n)} for n in names}, indent=2)
+        )
         return
     for service in services:
         if service.name not in redirector:
@@ -181,11 +185,11 @@ def _history(config: Config, arguments: argparse.Namespace) -> None:
     chosen = {service.name for service in _chosen(config, arguments.service)}
     if arguments.limit < 1:
         raise FailedError("--limit must be at least 1")
-    entries = _ask(config, {"verb": "history", "limit": min(arguments.limit * len(config.services), 10000)})["entries"]
+    entries = _entries(config, min(arguments.limit * len(config.services), 10000))
     wanted = arguments.show or arguments.report
     if wanted:
-        entries = _ask(config, {"verb": "history", "limit": 10000})["entries"]
-        found = [entry for entry in entries if entry.get("id") == wanted]
+        entries = _entries(config, 10000)
+        found = [entry for entry in entries if entry.id == wanted]
         if not found:
             raise FailedError(f"history: no entry {wanted!r}; failoverctl history lists them")
         if arguments.report:
@@ -193,11 +197,11 @@ def _history(config: Config, arguments: argparse.Namespace) -> None:
         else:
             print("\n".join([*show.entry(found[-1]), *_evidence(config, found[-1])]))
         return
-    for entry in [entry for entry in entries if entry.get("service") in chosen][-arguments.limit :]:
-        print(json.dumps(entry) if arguments.json else show.line(entry))
+    for entry in [entry for entry in entries if entry.service in chosen][-arguments.limit :]:
+        print(json.dumps(to_json(entry)) if arguments.json else show.line(entry))
 
 
-def _evidence(config: Config, entry: dict[str, Any]) -> list[str]:
+def _evidence(config: Config, entry: JournalEntry) -> list[str]:
     """What the sniffer kept of the verdict behind an attempt."""
     base = reports.evidence_base(config, entry)
     if base is None:
@@ -266,6 +270,10 @@ def _ask(config: Config, message: dict[str, Any]) -> dict[str, Any]:
     return control.ask(config.controller.redirector_socket, message, timeout=REPLY_TIMEOUT)
 
 
+def _entries(config: Config, limit: int) -> list[JournalEntry]:
+    return journal_entries(_ask(config, {"verb": "history", "limit": limit}).get("entries"))
+
+
 def _print_text(reply: dict[str, Any]) -> None:
     """Print the outcome of an order; a refusal is a failure, "already there" is not."""
     text = f"{reply.get('line') or reply.get('text')}"
@@ -285,10 +293,10 @@ def _drained(config: Config, service: Service, arguments: argparse.Namespace, ve
     message = {"verb": verb, "service": service.name, "by": _by(), "manual": True, "deadline": arguments.deadline}
     _print_text(_ask(config, message))
     shown = None
-    while (drain := _ask(config, {"verb": "status"})["services"][service.name]["drain"]) is not None:
-        if drain["left"] != shown:
+    while (drain := service_statuses(_ask(config, {"verb": "status"}))[service.name].drain) is not None:
+        if drain.left != shown:
             print(show.drain(service.name, drain), flush=True)
-            shown = drain["left"]
+            shown = drain.left
         if not arguments.wait:
             return
         time.sleep(PROGRESS_EVERY)

@@ -26,6 +26,7 @@ from check_failover.checks import ProbeError, probe_function
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Probe, Service, Target
+from check_failover.records import DrillStatus, RecordError, ServiceStatus, service_statuses
 from check_failover.sms import GatewayError
 from check_failover.sms.flush import sender
 
@@ -68,7 +69,7 @@ class DrillRun:
             for failed, act in self._steps():
                 self._say(failed, act())
             failed = None
-        except (DrillStepError, ControlError, ClientError, ProbeError, GatewayError) as error:
+        except (DrillStepError, RecordError, ControlError, ClientError, ProbeError, GatewayError) as error:
             self._say(str(failed), f"FAILED: {error}")
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -114,7 +115,7 @@ class DrillRun:
             return "left out, with the redirect"
         if self._plan.wait is not None:
             print(f"  waiting {self._plan.wait:.0f} s: ask {self._service.address} from {self._client} now", flush=True)
-            self._until(lambda drill: bool(drill["served"]), self._plan.wait, f"no request of {self._client} served")
+            self._until(lambda drill: drill.served, self._plan.wait, f"no request of {self._client} served")
             return f"{self._client} was served by the standby"
         probe = self._probe(self._client)
         if not probe.passed:
@@ -122,7 +123,7 @@ class DrillRun:
                 f"no good answer at {self._client}: {probe.text}: forwarding, the standby's way back to it, "
                 f"a firewall that does not know {LINK}? see failoverctl doctor"
             )
-        self._until(lambda drill: bool(drill["served"]), 2.0, "answered, but not by the standby")
+        self._until(lambda drill: drill.served, 2.0, "answered, but not by the standby")
         return f"{self._client} was served by the standby: {probe.text}"
 
     def _probe(self, client: str) -> Probe:
@@ -141,13 +142,13 @@ class DrillRun:
 
     def _ran(self, part: str, program: str) -> str:
         what = f"the core did not run {program} ({MENDED[part]}, may core_user execute it? see the core's log)"
-        heard = self._until(lambda drill: part in drill["parts"], PATIENCE, what)
-        report = heard["parts"][part]
-        user = _user(report["uid"])
+        heard = self._until(lambda drill: part in drill.parts, PATIENCE, what)
+        report = heard.parts[part]
+        user = _user(report.uid)
         if user != self._config.controller.core_user:
             raise DrillStepError(f"{program} was run by {user}, not by core_user {self._config.controller.core_user}")
-        if report["problem"]:
-            raise DrillStepError(str(report["problem"]))
+        if report.problem:
+            raise DrillStepError(report.problem)
         done = "nothing moves" if part == "handler" else "spool and gateway would take the text, nothing is sent"
         return f"{program} was run by {user}: {done}"
 
@@ -162,23 +163,22 @@ class DrillRun:
 
     def _untouched(self) -> str:
         status = self._status()
-        if not status["target"] == status["kernel"] == Target.PRIMARY:
+        if not status.target is status.kernel is Target.PRIMARY:
             raise DrillStepError(
-                f"the target is {status['target']}, the kernel's {status['kernel']}: see failoverctl history"
+                f"the target is {status.target}, the kernel's {status.kernel}: see failoverctl history"
             )
         return "everybody else stays on the primary"
 
     # ------------------------------------------------------------ help for them
 
-    def _until(self, true: Callable[[dict[str, Any]], bool], patience: float, what: str) -> dict[str, Any]:
+    def _until(self, true: Callable[[DrillStatus], bool], patience: float, what: str) -> DrillStatus:
         end = time.monotonic() + patience
         while True:
-            drill = self._status()["drill"]
-            if drill is None or drill["id"] != self._id:
+            drill = self._status().drill
+            if drill is None or drill.id != self._id:
                 raise DrillStepError(f"{what}, and the drill's time is over (or the redirector was restarted)")
             if true(drill):
-                found: dict[str, Any] = drill
-                return found
+                return drill
             if time.monotonic() > end:
                 raise DrillStepError(f"{what} within {patience:.0f} s")
             time.sleep(LOOK)
@@ -192,8 +192,10 @@ class DrillRun:
         with contextlib.suppress(ControlError):
             self._ask("drill-end", id=self._id, failed=failed, by=self._plan.by)
 
-    def _status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._ask("status")["services"][self._service.name]
+    def _status(self) -> ServiceStatus:
+        found = service_statuses(self._ask("status")).get(self._service.name)
+        if found is None:
+            raise DrillStepError("the redirector does not know this service: restart failover-redirector")
         return found
 
     def _ask(self, verb: str, **more: object) -> dict[str, Any]:

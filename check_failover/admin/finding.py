@@ -13,17 +13,19 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from check_failover import control
 from check_failover.config import Config
-from check_failover.control import ControlError
+from check_failover.control import ControlError, Message
 from check_failover.peer import peer_of
 from check_failover.places import row_of
+from check_failover.records import RecordError, ServiceStatus, service_statuses
 
+S = TypeVar("S")
 READ, WRITE, EXECUTE = 4, 2, 1
 PATH = "/sbin:/usr/sbin:/bin:/usr/bin"  # where the system's own programs are
 COMMAND_LIMIT = 10.0  # seconds for one external program
@@ -85,10 +87,10 @@ class Who:
 
 
 @dataclass(frozen=True, slots=True)
-class Daemon:
+class Daemon(Generic[S]):
     """One of ours as its socket shows it: ``status`` of its services, or why there is none; the user it runs as."""
 
-    status: Mapping[str, Any] | None
+    status: Mapping[str, S] | None
     away: str
     user: Who | None
 
@@ -99,20 +101,21 @@ class Scene:
 
     config: Config
     nagios_cfg: Path
-    redirector: Daemon
-    sniffer: Daemon
+    redirector: Daemon[ServiceStatus]
+    sniffer: Daemon[Mapping[str, Any]]
 
 
 def scene(config: Config, nagios_cfg: Path) -> Scene:
     controller = config.controller
-    redirector = _daemon(controller.redirector_socket, "failover-redirector")
-    return Scene(config, nagios_cfg, redirector, _daemon(controller.sniffer_socket, controller.sniffer_user))
+    redirector = _daemon(controller.redirector_socket, "failover-redirector", service_statuses)
+    sniffer = _daemon(controller.sniffer_socket, controller.sniffer_user, lambda reply: reply.get("services") or {})
+    return Scene(config, nagios_cfg, redirector, sniffer)
 
 
-def _daemon(path: Path, usual_user: str) -> Daemon:
+def _daemon(path: Path, usual_user: str, read: Callable[[Message], Mapping[str, S]]) -> Daemon[S]:
     try:
-        status = control.ask(path, {"verb": "status"}, timeout=5.0).get("services") or {}
-    except ControlError as error:
+        status = read(control.ask(path, {"verb": "status"}, timeout=5.0))
+    except (ControlError, RecordError) as error:
         return Daemon(None, str(error), who(usual_user))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:

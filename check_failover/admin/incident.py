@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from check_failover.records import JournalEntry, to_json
 from check_failover.story import headline, moment, page_name
 
 BEFORE, AFTER = 60.0, 86400.0  # seconds around the order: what belongs to the incident
@@ -41,19 +42,19 @@ class Event:
 
 
 def page(
-    entry: Mapping[str, Any],
-    journal: Iterable[Mapping[str, Any]],
+    entry: JournalEntry,
+    journal: Iterable[JournalEntry],
     story: Mapping[str, Any] | None,
     verdict_at: float | None,
     texts: Iterable[Mapping[str, Any]],
 ) -> str:
     """The page. ``story`` is the sniffer's evidence, kept at ``verdict_at``; ``texts`` are lines of the SMS log."""
-    at, name = float(entry["at"]), str(entry["service"])
+    at, name = entry.at, entry.service
     sent = [t for t in texts if -BEFORE <= float(t.get("at", 0)) - at <= AFTER and name in str(t.get("text", ""))]
     later = [
-        Event(float(e["at"]), "redirector", str(e.get("line")))
+        Event(e.at, "redirector", e.line)
         for e in journal
-        if e.get("service") == name and e.get("id") != entry.get("id") and 0 <= float(e.get("at", 0)) - at <= AFTER
+        if e.service == name and e.id != entry.id and 0 <= e.at - at <= AFTER
     ]
     events = sorted([*_chain(entry, story, verdict_at), *map(_sms, sent)], key=lambda e: e.at)
     body = [
@@ -71,16 +72,16 @@ def page(
         if later
         else "<p>Nothing more so far.</p>",
     ]
-    title = f"{name}: {entry.get('verb')}, {moment(at)}"
-    summary = f"{entry.get('line')} (ordered by {entry.get('by')}, entry {entry.get('id')})"
+    title = f"{name}: {entry.verb}, {moment(at)}"
+    summary = f"{entry.line} (ordered by {entry.by}, entry {entry.id})"
     return PAGE.format(title=escape(title), summary=escape(summary), body="\n".join(body))
 
 
-def index(name: str, entries: Iterable[Mapping[str, Any]]) -> str:
+def index(name: str, entries: Iterable[JournalEntry]) -> str:
     """The list of a service's incidents, oldest first in ``entries``, with a link to the page of each."""
     rows = [
-        f'<tr><td><a href="{escape(str(page_name(entry)))}">{escape(moment(entry["at"]))}</a></td>'
-        f"<td>{escape(str(entry.get('by')))}</td><td>{escape(headline(entry))}</td></tr>"
+        f'<tr><td><a href="{escape(str(page_name(entry)))}">{escape(moment(entry.at))}</a></td>'
+        f"<td>{escape(entry.by)}</td><td>{escape(headline(entry))}</td></tr>"
         for entry in entries
     ]
     head = "<table>\n<tr><th>time</th><th>ordered by</th><th>what</th></tr>\n"
@@ -89,12 +90,12 @@ def index(name: str, entries: Iterable[Mapping[str, Any]]) -> str:
     return PAGE.format(title=f"{escape(name)}: incidents", summary=summary, body=body)
 
 
-def _chain(entry: Mapping[str, Any], story: Mapping[str, Any] | None, verdict_at: float | None) -> list[Event]:
+def _chain(entry: JournalEntry, story: Mapping[str, Any] | None, verdict_at: float | None) -> list[Event]:
     """From the first victim to the flip."""
-    at = float(entry["at"])
-    events = [Event(at, "order", f"{entry.get('verb')} by {entry.get('by')}")]
-    if entry.get("flipped"):
-        events.append(Event(at + float(entry.get("took", 0.0)), "redirector", str(entry.get("line"))))
+    at = entry.at
+    events = [Event(at, "order", f"{entry.verb} by {entry.by}")]
+    if entry.flipped:
+        events.append(Event(at + (entry.took or 0.0), "redirector", entry.line))
     if story is not None and verdict_at is not None:
         suspicion = story["suspicion"]
         first, noticed = (float(story[f"seconds_from_{what}"]) for what in ("the_first_victim", "suspicion"))
@@ -110,9 +111,10 @@ def _sms(text: Mapping[str, Any]) -> Event:
     return Event(float(text["at"]), "SMS", f"to {text.get('number')}: {text.get('text')}")
 
 
-def _numbers(entry: Mapping[str, Any], story: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
-    rows = [(str(key), value) for key, value in entry.items() if not isinstance(value, Mapping) and key != "at"]
-    rows += [(f"fact: {key}", value) for key, value in (entry.get("facts") or {}).items()]
+def _numbers(entry: JournalEntry, story: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    shown = to_json(entry)
+    rows = [(key, value) for key, value in shown.items() if not isinstance(value, Mapping) and key != "at"]
+    rows += [(f"fact: {key}", value) for key, value in (shown["facts"] or {}).items()]
     if story is not None:
         for probe in story["probes"]:
             word = "passed" if probe["passed"] else "failed"

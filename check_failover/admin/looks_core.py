@@ -16,6 +16,7 @@ from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, a
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service
+from check_failover.records import JournalEntry, journal_entries
 from check_failover.sms import GATEWAYS, GatewayError
 
 SETTINGS = (
@@ -213,25 +214,26 @@ def orders(scene: Scene) -> Iterator[Finding]:
     if scene.redirector.status is None or core is None:
         return
     try:
-        entries = control.ask(scene.config.controller.redirector_socket, {"verb": "history", "limit": 10000})["entries"]
+        reply = control.ask(scene.config.controller.redirector_socket, {"verb": "history", "limit": 10000})
     except ControlError as error:
         yield Finding("unknown", "orders", str(error), "see failover-redirector's log")
         return
+    entries = journal_entries(reply.get("entries"))
     for service in scene.config.services:
         about = f"{service.name} event handler"
-        ours = [entry for entry in entries if entry.get("service") == service.name and core.uid in _uids(entry)]
+        ours = [entry for entry in entries if entry.service == service.name and core.uid in _uids(entry)]
         if ours:
-            yield Finding("ok", about, f"the core ran it, last: {ours[-1].get('line')}")
+            yield Finding("ok", about, f"the core ran it, last: {ours[-1].line}")
         else:
             yield Finding(
                 "warning", about, "the core has never run it, by the journal", f"failoverctl drill {service.name}"
             )
 
 
-def _uids(entry: Mapping[str, Any]) -> list[object]:
-    """Who gave the order, or ran the handler in a drill."""
-    handler = (entry.get("parts") or {}).get("handler") or {}
-    return [(entry.get("peer") or {}).get("uid"), handler.get("uid")]
+def _uids(entry: JournalEntry) -> list[int]:
+    """The users that gave the order, or ran the handler in a drill."""
+    handler = (entry.parts or {}).get("handler")
+    return [caller.uid for caller in (entry.peer, handler) if caller is not None]
 
 
 def sms(scene: Scene) -> Iterator[Finding]:

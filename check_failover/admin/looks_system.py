@@ -45,11 +45,11 @@ def redirect(scene: Scene) -> Iterator[Finding]:
         if status is None:
             do = way("order", verb="restart", daemon="failover-redirector")
             yield Finding("missing", about, "unknown to failover-redirector", do)
-        elif status["problem"] or status["kernel"] != status["target"]:
-            found = status["problem"] or f"the kernel says {status['kernel'] or 'nothing'}, not {status['target']}"
-            yield Finding("missing", about, str(found), "see failover-redirector's log")
+        elif status.problem or status.kernel is not status.target:
+            found = status.problem or f"the kernel says {status.kernel or 'nothing'}, not {status.target}"
+            yield Finding("missing", about, found, "see failover-redirector's log")
         else:
-            yield Finding("ok", about, f"intended and in the kernel: {status['target']}")
+            yield Finding("ok", about, f"intended and in the kernel: {status.target}")
 
 
 def network(scene: Scene) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ import logging
 import re
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from check_failover.admin import incident
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.notify import log_to_stderr
+from check_failover.records import JournalEntry, journal_entries
 from check_failover.story import page_name
 
 log = logging.getLogger("failover-report")
@@ -39,13 +40,13 @@ class ReportsError(Exception):
     """The pages cannot be written: one line."""
 
 
-def evidence_base(config: Config, entry: Mapping[str, Any]) -> Path | None:
+def evidence_base(config: Config, entry: JournalEntry) -> Path | None:
     """Where the sniffer kept the evidence of the verdict behind an attempt."""
-    number = (entry.get("facts") or {}).get("evidence")
-    return None if number is None else config.controller.state_dir / "sniffer/evidence" / f"{entry['service']}-{number}"
+    number = None if entry.facts is None else entry.facts.evidence
+    return None if number is None else config.controller.state_dir / "sniffer/evidence" / f"{entry.service}-{number}"
 
 
-def page(config: Config, entry: Mapping[str, Any], journal: Sequence[Mapping[str, Any]]) -> str:
+def page(config: Config, entry: JournalEntry, journal: Sequence[JournalEntry]) -> str:
     """One incident's page, with what can be read of evidence and SMS log; what cannot be is missing from it."""
     base, evidence, at = evidence_base(config, entry), None, None
     if base is not None:
@@ -65,17 +66,18 @@ def publish(config: Config) -> None:
     directory = config.monitoring.get("report_dir")
     if directory is None:
         raise ReportsError(f"{config.path}: $.monitoring.report_dir: needed here: where are the pages written to?")
-    journal = control.ask(config.controller.redirector_socket, {"verb": "history", "limit": HISTORY}, 20.0)["entries"]
+    reply = control.ask(config.controller.redirector_socket, {"verb": "history", "limit": HISTORY}, 20.0)
+    journal = journal_entries(reply.get("entries"))
     incidents = [e for e in journal if PAGE.fullmatch(page_name(e) or "")][-KEPT:]
     try:
         for entry in incidents:
             path = Path(directory) / str(page_name(entry))
-            if time.time() - float(entry["at"]) <= incident.AFTER or not path.exists():
+            if time.time() - entry.at <= incident.AFTER or not path.exists():
                 _write(path, page(config, entry, journal))
         for old in sorted(path for path in Path(directory).iterdir() if PAGE.fullmatch(path.name))[:-KEPT]:
             old.unlink()
         for service in config.services:
-            own = [entry for entry in incidents if entry.get("service") == service.name]
+            own = [entry for entry in incidents if entry.service == service.name]
             _write(Path(directory) / f"{service.name}.html", incident.index(service.name, own))
     except OSError as error:
         raise ReportsError(f"{error.filename or directory}: {error.strerror}: may this user write there?") from None

@@ -8,49 +8,47 @@ from typing import Any
 from check_failover import decide, story
 from check_failover.config import Config
 from check_failover.damping import SUPPRESS
-from check_failover.model import Service, State
+from check_failover.model import Service, Target
+from check_failover.records import AutoFailBack, DrainStatus, JournalEntry, ServiceStatus, to_json
 from check_failover.story import moment
 
 
-def status(
-    service: Service, redirect: Mapping[str, Any], sniffer: Mapping[str, Any] | None, away: str | None
-) -> list[str]:
+def status(service: Service, redirect: ServiceStatus, sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
     """One service: first line for a glance, then what explains it."""
-    state = State(int(redirect["state"]))
-    lines = [f"{service.name}: {state.name}: {redirect['text']}"]
-    lines.append(f"  {service.protocol} {service.address} -> {redirect['target']} {_server(service, redirect)}")
+    lines = [f"{service.name}: {redirect.state.name}: {redirect.text}"]
+    lines.append(f"  {service.protocol} {service.address} -> {redirect.target} {_server(service, redirect)}")
     if service.policy.shadow:
         lines.append("  mode: shadow: decides and reports, never flips")
-    if redirect["hold"]:
-        hold = redirect["hold"]
-        lines.append(f"  held by {hold['by']} since {moment(hold['at'])}: {hold['reason'] or 'no reason given'}")
-    if redirect["drain"]:
-        lines.append("  " + drain(service.name, redirect["drain"]).removeprefix(f"{service.name}: "))
-    if redirect["downtime"]:
-        lines.append(f"  in downtime: {', '.join(redirect['downtime'])}")
-    if redirect["hold_down_left"]:
-        lines.append(f"  hold-down: {redirect['hold_down_left']:.0f} s left")
+    if redirect.hold is not None:
+        hold = redirect.hold
+        lines.append(f"  held by {hold.by} since {moment(hold.at)}: {hold.reason or 'no reason given'}")
+    if redirect.drain is not None:
+        lines.append("  " + drain(service.name, redirect.drain).removeprefix(f"{service.name}: "))
+    if redirect.downtime:
+        lines.append(f"  in downtime: {', '.join(redirect.downtime)}")
+    if redirect.hold_down_left:
+        lines.append(f"  hold-down: {redirect.hold_down_left:.0f} s left")
     lines += _traffic(sniffer, away)
-    if redirect["target"] == "standby":
+    if redirect.target is Target.STANDBY:
         lines.append("  fail-back:")
-        lines += [f"    {item}" for item in decide.items(redirect["fail_back"])]
-        lines += _automatic(redirect["auto_fail_back"])
-    if redirect["last"]:
-        lines.append(f"  last: {line(redirect['last'])}")
+        lines += [f"    {item}" for item in decide.items(redirect.fail_back)]
+        lines += _automatic(redirect.auto_fail_back)
+    if redirect.last is not None:
+        lines.append(f"  last: {line(redirect.last)}")
     return lines
 
 
-def _automatic(how: Mapping[str, Any] | None) -> list[str]:
+def _automatic(how: AutoFailBack | None) -> list[str]:
     if how is None:
         return []
-    word = "locked, a person must fail back" if how["locked"] else "on"
-    if how["moved_by_person"]:
+    word = "locked, a person must fail back" if how.locked else "on"
+    if how.moved_by_person:
         word = "not after a person's order"
-    return [f"  automatic fail-back: {word}; penalty {how['penalty']}, locks at {SUPPRESS:.0f}"]
+    return [f"  automatic fail-back: {word}; penalty {how.penalty}, locks at {SUPPRESS:.0f}"]
 
 
-def _server(service: Service, redirect: Mapping[str, Any]) -> str:
-    return str(service.standby if redirect["target"] == "standby" else service.primary)
+def _server(service: Service, redirect: ServiceStatus) -> str:
+    return str(service.standby if redirect.target is Target.STANDBY else service.primary)
 
 
 def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
@@ -68,24 +66,24 @@ def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
     return lines
 
 
-def drain(name: str, going_on: Mapping[str, Any]) -> str:
+def drain(name: str, going_on: DrainStatus) -> str:
     """How far a drain is."""
-    deadline = going_on["deadline"]
+    deadline = going_on.deadline
     until = "" if deadline is None else f", cut at {moment(deadline)}"
-    left = "an unknown number of" if going_on["left"] is None else going_on["left"]
-    return f"{name}: {left} open connections left on the {going_on['old']}{until}"
+    left = "an unknown number of" if going_on.left is None else going_on.left
+    return f"{name}: {left} open connections left on the {going_on.old}{until}"
 
 
-def line(entry: Mapping[str, Any]) -> str:
+def line(entry: JournalEntry) -> str:
     """One line of the journal."""
-    took = f", {1000 * entry['took']:.0f} ms" if "took" in entry else ""
-    return f"{moment(entry.get('at'))} {entry.get('line')} (by {entry.get('by')}{took}) {entry.get('id')}"
+    took = "" if entry.took is None else f", {1000 * entry.took:.0f} ms"
+    return f"{moment(entry.at)} {entry.line} (by {entry.by}{took}) {entry.id}"
 
 
-def entry(found: Mapping[str, Any]) -> list[str]:
+def entry(found: JournalEntry) -> list[str]:
     """All that the journal knows of one attempt."""
     lines = [line(found)]
-    for key, value in found.items():
+    for key, value in to_json(found).items():
         if key in ("line", "at"):
             continue
         if isinstance(value, Mapping):

@@ -8,13 +8,13 @@ as it is, but nothing would be flipped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from check_failover import control
 from check_failover.checks.daemons import socket_of
 from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, parser, run
 from check_failover.control import ControlError, UnreachableError
 from check_failover.model import State, Target
+from check_failover.records import RecordError, ServiceStatus, service_statuses
 
 
 def check(argv: Sequence[str]) -> Outcome:
@@ -31,22 +31,25 @@ def check(argv: Sequence[str]) -> Outcome:
         return Outcome(State.CRITICAL, f"failover-redirector is away: {error}")
     except ControlError as error:
         raise CheckError(str(error)) from None
-    known = reply.get("services", {})
+    try:
+        known = service_statuses(reply)
+    except RecordError as error:
+        raise CheckError(str(error)) from None
     if arguments.service not in known:
         raise CheckError(f"no service {arguments.service!r}; the redirector has: {', '.join(sorted(known)) or 'none'}")
     return judge(known[arguments.service])
 
 
-def judge(status: dict[str, Any]) -> Outcome:
+def judge(status: ServiceStatus) -> Outcome:
     """The redirector's own words; that kernel and intent agree is compared here once more."""
-    state, text = State(int(status["state"])), str(status["text"])
-    if status["kernel"] != status["target"] and state is not State.CRITICAL:
-        state, text = State.CRITICAL, f"the kernel says {status['kernel'] or 'nothing'}, intended is {status['target']}"
+    state, text = status.state, status.text
+    if status.kernel is not status.target and state is not State.CRITICAL:
+        state, text = State.CRITICAL, f"the kernel says {status.kernel or 'nothing'}, intended is {status.target}"
     perf = (
-        Perf("standby", int(status["target"] == Target.STANDBY), "", "", "", "0", "1"),
-        Perf("held", int(status["hold"] is not None), "", "", "", "0", "1"),
+        Perf("standby", int(status.target is Target.STANDBY), "", "", "", "0", "1"),
+        Perf("held", int(status.hold is not None), "", "", "", "0", "1"),
     )
-    return Outcome(state, text, perf, "\n".join(map(str, status.get("story") or [])))
+    return Outcome(state, text, perf, "\n".join(status.story))
 
 
 def main() -> None:

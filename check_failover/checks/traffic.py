@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from check_failover import control
 from check_failover.checks.daemons import socket_of
@@ -30,7 +30,9 @@ from check_failover.checks.plugin import (
 )
 from check_failover.control import ControlError
 from check_failover.model import State
+from check_failover.records import Activity, RecordError, service_statuses
 
+T = TypeVar("T")
 MIN_PACKETS = 3  # packets that demand an answer, before none at all means something
 
 
@@ -97,9 +99,9 @@ def from_sniffer(status: Mapping[str, Any], arguments: argparse.Namespace) -> Ou
     return Outcome(state, text, perf)
 
 
-def from_counters(first: Mapping[str, int], second: Mapping[str, int], interval: float) -> Outcome:
+def from_counters(first: Activity, second: Activity, interval: float) -> Outcome:
     """Two readings of (asked, answered); counters that went back were loaded anew in between."""
-    asked, answered = (second[key] - first[key] for key in ("asked", "answered"))
+    asked, answered = second.asked - first.asked, second.answered - first.answered
     if asked < 0 or answered < 0:
         raise CheckError("the NAT's counters were reset in between; the next run will tell")
     perf = (Perf("asked", asked / interval, "", "", "", "0"), Perf("answered", answered / interval, "", "", "", "0"))
@@ -111,19 +113,25 @@ def from_counters(first: Mapping[str, int], second: Mapping[str, int], interval:
 
 def _service(path: object, arguments: argparse.Namespace) -> Mapping[str, Any]:
     reply = control.ask(str(path), {"verb": "status"}, timeout=arguments.timeout / 2)
-    known = reply.get("services", {})
-    if arguments.service not in known:
-        raise CheckError(f"no service {arguments.service!r}; configured are: {', '.join(sorted(known)) or 'none'}")
-    found: Mapping[str, Any] = known[arguments.service]
+    found: Mapping[str, Any] = _named(reply.get("services", {}), arguments)
     return found
 
 
-def _activity(path: object, arguments: argparse.Namespace) -> Mapping[str, int]:
-    found = _service(path, arguments)
-    if not found.get("activity"):
-        raise CheckError(f"the redirector cannot read the counters: {found.get('problem') or 'no reason given'}")
-    activity: Mapping[str, int] = found["activity"]
-    return activity
+def _named(known: Mapping[str, T], arguments: argparse.Namespace) -> T:
+    if arguments.service not in known:
+        raise CheckError(f"no service {arguments.service!r}; configured are: {', '.join(sorted(known)) or 'none'}")
+    return known[arguments.service]
+
+
+def _activity(path: object, arguments: argparse.Namespace) -> Activity:
+    reply = control.ask(str(path), {"verb": "status"}, timeout=arguments.timeout / 2)
+    try:
+        found = _named(service_statuses(reply), arguments)
+    except RecordError as error:
+        raise CheckError(str(error)) from None
+    if found.activity is None:
+        raise CheckError(f"the redirector cannot read the counters: {found.problem or 'no reason given'}")
+    return found.activity
 
 
 def main() -> None:

@@ -7,23 +7,15 @@ and one line in ``REDIRECTS``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from check_failover.config import Config
 from check_failover.model import Service, Target
+from check_failover.records import Activity
 
 
 class RedirectError(Exception):
     """The kernel or its tool did not do it: one line that says what, where and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Activity:
-    """Packets that demand an answer, and answers, of a service since the rules were loaded (the NAT's own counters)."""
-
-    asked: int
-    answered: int
 
 
 class Redirect(Protocol):

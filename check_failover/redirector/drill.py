@@ -10,13 +10,13 @@ from __future__ import annotations
 import ipaddress
 import threading
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from check_failover.control import Message
 from check_failover.listening import RequestRefusedError
 from check_failover.model import Service, Target
 from check_failover.peer import Peer
+from check_failover.records import DrillPart, DrillStatus
 from check_failover.redirector import Redirect
 from check_failover.redirector.steering import Steering
 
@@ -33,7 +33,7 @@ class DrillRecord:
     by: str
     until: float  # Unix time
     known: frozenset[tuple[Target, int]]  # connections of the client before: they prove nothing
-    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parts: dict[str, DrillPart] = field(default_factory=dict)
 
 
 class Drills:
@@ -62,8 +62,8 @@ class Drills:
             if client is not None:
                 self._redirect.send_to_standby(service, client, seconds)
             entry = self._steering.note(service.name, "drill", by, text)
-            self._running[service.name] = DrillRecord(entry["id"], client, by, time.time() + seconds, known)
-        return {"id": entry["id"], "client": client, "in_use": any(target is Target.PRIMARY for target, _ in known)}
+            self._running[service.name] = DrillRecord(entry.id, client, by, time.time() + seconds, known)
+        return {"id": entry.id, "client": client, "in_use": any(target is Target.PRIMARY for target, _ in known)}
 
     def report(self, service: Service, message: Message, peer: Peer) -> Message:
         """The core ran its handler or its notification command. Raises RefusedError."""
@@ -73,7 +73,7 @@ class Drills:
             if drill is None or drill.id != said or part not in PARTS:
                 raise RequestRefusedError("drilled: no such drill goes on (a late result of an older one?)")
             problem = message.get("problem")
-            drill.parts[str(part)] = {"at": time.time(), "uid": peer.uid, "problem": str(problem) if problem else None}
+            drill.parts[str(part)] = DrillPart(time.time(), peer.uid, str(problem) if problem else None)
         return {"text": f"drill {drill.id}: heard; a drill moves nothing"}
 
     def end(self, service: Service, message: Message, by: str) -> Message:
@@ -85,7 +85,7 @@ class Drills:
                 raise RequestRefusedError("drill-end: no such drill goes on")
             self._forget(service, drill)
             text = f"drill {drill.id} failed: {failed}"[:500] if failed else f"drill {drill.id} passed"
-            self._steering.note(service.name, "drill-end", by, text, parts=drill.parts)
+            self._steering.note(service.name, "drill-end", by, text, parts=dict(drill.parts))
         return {"text": text}
 
     def advance(self, service: Service) -> None:
@@ -95,17 +95,16 @@ class Drills:
             if drill is not None and time.time() > drill.until:
                 self._forget(service, drill)
                 text = f"drill {drill.id}: its time is over and nobody ended it"
-                self._steering.note(service.name, "drill-end", "redirector", text, parts=drill.parts)
+                self._steering.note(service.name, "drill-end", "redirector", text, parts=dict(drill.parts))
 
-    def status(self, service: Service) -> dict[str, Any] | None:
-        """How far a drill is; ``served``: the standby has answered the client. Raises RedirectError."""
+    def status(self, service: Service) -> DrillStatus | None:
+        """How far a drill is. Raises RedirectError."""
         drill = self._running.get(service.name)
         if drill is None:
             return None
         now = frozenset() if drill.client is None else self._redirect.answered(service, drill.client)
         served = any(target is Target.STANDBY for target, _ in now - drill.known)
-        shown = {key: value for key, value in asdict(drill).items() if key != "known"}
-        return {**shown, "served": served}
+        return DrillStatus(drill.id, drill.client, drill.by, drill.until, dict(drill.parts), served)
 
     def _forget(self, service: Service, drill: DrillRecord) -> None:
         del self._running[service.name]

@@ -11,6 +11,7 @@ from check_failover import control, syncstate
 from check_failover.config import Controller
 from check_failover.control import ControlError
 from check_failover.model import Detector, Facts, Service, Target
+from check_failover.records import RecordError, from_json
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,10 @@ def _found_out(controller: Controller, service: Service, facts: Facts) -> Facts:
     verdict = known.get("facts")
     if isinstance(verdict, dict):
         try:
-            detector = Detector(verdict["detector"])
-            return synced(controller, service, Facts(**{**verdict, "detector": detector, "downtime": facts.downtime}))
-        except (KeyError, TypeError, ValueError) as error:  # another version of it
+            told = from_json(Facts, verdict)
+            if told.detector is not None:
+                return synced(controller, service, replace(told, downtime=facts.downtime))
+        except RecordError as error:  # another version of it
             log.warning("%s: the sniffer's facts are not understood: %s", service.name, error)
     outcomes = [probe(controller, service, Target.PRIMARY) for _ in range(2)]
     if None in outcomes:

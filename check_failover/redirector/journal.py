@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from check_failover.records import JournalEntry, from_json, to_json
 
 LIMIT = 8 << 20  # bytes
 
@@ -25,7 +25,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, entry: Mapping[str, Any]) -> None:
+    def write(self, entry: JournalEntry) -> None:
         """Append one entry and fsync. Raises JournalError."""
         try:
             if self._path.exists() and self._path.stat().st_size > LIMIT:
@@ -33,7 +33,7 @@ class Journal:
             with self._path.open("ab+") as file:
                 if file.tell() and _last_byte(file.fileno(), file.tell()) != b"\n":
                     file.write(b"\n")
-                file.write(json.dumps(entry).encode() + b"\n")
+                file.write(json.dumps(to_json(entry)).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -41,9 +41,9 @@ class Journal:
                 f"cannot write the journal ({error.strerror}): check space and rights of {self._path}"
             ) from None
 
-    def read(self, limit: int) -> list[dict[str, Any]]:
+    def read(self, limit: int) -> list[JournalEntry]:
         """The last entries, oldest first; damaged lines are left out. No journal yet: none."""
-        entries: list[dict[str, Any]] = []
+        entries: list[JournalEntry] = []
         for path in (self._path.with_suffix(self._path.suffix + ".1"), self._path):
             try:
                 lines = path.read_bytes().splitlines()
@@ -57,9 +57,8 @@ def _last_byte(descriptor: int, size: int) -> bytes:
     return os.pread(descriptor, 1, size - 1)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> JournalEntry | None:
     try:
-        entry = json.loads(line)
-    except ValueError:
+        return from_json(JournalEntry, json.loads(line))
+    except (ValueError, RecursionError):  # RecordError is a ValueError
         return None
-    return entry if isinstance(entry, dict) else None

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from check_failover.damping import Damping, failed_over
 from check_failover.decide import AUTO_FAIL_BACK, DRAIN, FAIL_BACK, FAIL_OVER, RESCUE, Decision, Situation, decide
 from check_failover.model import Facts, Service
+from check_failover.records import Caller
 from check_failover.redirector.state import Drain, ServiceState
 
 TABLES = {
@@ -34,7 +34,7 @@ class Order:
     drain: bool = False
     deadline: float | None = None  # drain: seconds until what is left is cut
     why: str = ""  # where it is neither a fault nor a person that asks
-    peer: Mapping[str, int] | None = None
+    peer: Caller | None = None
     primary_ok: bool | None = None
     primary_passes: int = 0
     primary_good_for: float = 0.0

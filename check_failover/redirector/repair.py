@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from check_failover.model import Service, Target
+from check_failover.records import JournalEntry
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.state import StateError
 from check_failover.redirector.store import StateStore
@@ -25,37 +27,40 @@ class Repair:
     ) -> None:
         self._redirect, self._store, self._publish, self._lock = redirect, store, publish, lock
 
-    def flipped(self, service: Service, old: Target, entry: dict[str, Any], *, drain: bool) -> None:
-        """After a flip away from ``old``; ``drain``: what is open to it stays. What was done goes into ``entry``."""
+    def flipped(self, service: Service, old: Target, entry: JournalEntry, *, drain: bool) -> JournalEntry:
+        """After a flip away from ``old``; ``drain``: what is open to it stays. Returns the entry with what was done."""
+        done: dict[str, Any] = {}
         if not drain:
-            self._try(entry, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
+            self._try(done, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
         event = {"event": "flip", "service": service.name, "target": str(old.other), "old": str(old)}
-        self._publish({**event, "at": entry["at"], "drain": drain})
+        self._publish({**event, "at": entry.at, "drain": drain})
         if drain:
-            self._try(entry, "left", lambda: self._redirect.open_connections(service, old))
+            self._try(done, "left", lambda: self._redirect.open_connections(service, old))
         else:
-            self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
+            self._try(done, "freed", lambda: self._redirect.free_stranded(service, old))
             quietly(lambda: self._redirect.withhold(service, on=True))
             self.sweep_later(service, old)
-        self._read_back(service, entry)
+        self._read_back(service, done)
+        return replace(entry, **done)
 
     def resume(self, service: Service) -> None:
         """The repair and the journal's line of a flip in whose middle an earlier process ended."""
         name, state = service.name, self._store.state[service.name]
         old = state.target.other
         text = f"a flip from the {old} to the {state.target} was cut short by the redirector's end; finished"
-        entry = self._store.entry(name, "resume", "redirector", text)
+        entry = replace(self._store.new_entry(name, "resume", "redirector", text), from_=old)
+        done: dict[str, Any] = {}
         if state.drain is None:
             if self._redirect.cuts:  # rules that were loaded anew do not know that the old server is dead
-                self._try(entry, "freed", lambda: self._redirect.cut(service, old))
+                self._try(done, "freed", lambda: self._redirect.cut(service, old))
             else:
-                self._try(entry, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
-                self._try(entry, "freed", lambda: self._redirect.free_stranded(service, old))
+                self._try(done, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
+                self._try(done, "freed", lambda: self._redirect.free_stranded(service, old))
             self.sweep_later(service, old)
-        self._read_back(service, entry)
+        self._read_back(service, done)
         self._store.settle(name)
-        self._store.write({**entry, "from": str(old)})
-        log.warning("%s", entry["line"])
+        self._store.write(replace(entry, **done))
+        log.warning("%s", entry.line)
 
     def sweep_later(self, service: Service, old: Target) -> None:
         timer = threading.Timer(SWEEP_AFTER, self._sweep, (service, old))
@@ -67,21 +72,21 @@ class Repair:
             if self._store.state[service.name].target is not old:
                 quietly(lambda: self._redirect.sweep(service, old))
 
-    def _try(self, entry: dict[str, Any], what: str, repair: Callable[[], int]) -> None:
-        """A repair that fails does not undo the flip; it is told."""
+    def _try(self, done: dict[str, Any], what: str, repair: Callable[[], int]) -> None:
+        """A repair that fails does not undo the flip; the journal tells it. ``done``: fields of the entry so far."""
         try:
-            entry[what] = int(repair())
+            done[what] = int(repair())
         except RedirectError as error:
-            entry["error"] = f"{what}: {error}"
+            done["error"] = f"{what}: {error}"
 
-    def _read_back(self, service: Service, entry: dict[str, Any]) -> None:
+    def _read_back(self, service: Service, done: dict[str, Any]) -> None:
         name, kernel = service.name, self._redirect.current(service)
         wanted = self._store.state[name].target
         if kernel is wanted:
             self._store.problems[name].pop("kernel", None)
             return
-        entry["error"] = f"the kernel's rule says {kernel or 'nothing'}, not {wanted}"
-        self._store.problems[name]["kernel"] = entry["error"]
+        done["error"] = f"the kernel's rule says {kernel or 'nothing'}, not {wanted}"
+        self._store.problems[name]["kernel"] = done["error"]
 
 
 def quietly(act: Callable[[], object]) -> None:

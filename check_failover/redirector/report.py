@@ -9,13 +9,12 @@ person who submits OK for it orders the fail-back. CRITICAL pages: the automatic
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from check_failover import story
 from check_failover.config import Config
 from check_failover.decide import items
 from check_failover.model import PassiveResult, Service, State, Target
+from check_failover.records import JournalEntry, ServiceStatus
 from check_failover.syncstate import duration
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
@@ -32,31 +31,31 @@ class CoreReports:
         self._outbox = Outbox(transport, config.controller.state_dir / "target" / "results.kept")
         self._last: dict[str, tuple[float, object]] = {}
 
-    def attempt(self, service: Service, entry: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+    def attempt(self, service: Service, entry: JournalEntry, status: ServiceStatus) -> None:
         """An attempt was made: its outcome, then the state it left. ``status`` may be younger than the attempt."""
-        if entry["flipped"] and status["target"] != entry["to"]:  # moved again meanwhile, whose own result follows
-            state = State.WARNING if entry["to"] == Target.STANDBY else State.OK
+        if entry.flipped and status.target != entry.to:  # moved again meanwhile, whose own result follows
+            state = State.WARNING if entry.to == Target.STANDBY else State.OK
             self._send(service, "redirect", state, outcome(service, entry), status)
             return
-        if entry["flipped"]:
+        if entry.flipped:
             self.state(service, status, outcome(service, entry))
             return
         text = outcome(service, entry)
-        if entry["verb"] in ("fail-over", "drain"):
-            state = State.CRITICAL if entry["verb"] == "fail-over" else State.WARNING
+        if entry.verb in ("fail-over", "drain"):
+            state = State.CRITICAL if entry.verb == "fail-over" else State.WARNING
             self._send(service, "redirect", state, text, status)
         else:
-            state = State.OK if status["target"] == Target.PRIMARY else fail_back_state(status)[0]
+            state = State.OK if status.target == Target.PRIMARY else fail_back_state(status)[0]
             self._send(service, "fail-back", state, text, status)
 
-    def look(self, service: Service, status: Mapping[str, Any]) -> None:
+    def look(self, service: Service, status: ServiceStatus) -> None:
         """Called every few seconds: reports when something changed, or as a heartbeat."""
         now = _glance(status)
         at, before = self._last.get(service.name, (float("-inf"), None))
         if now != before or time.monotonic() - at >= HEARTBEAT:
             self.state(service, status)
 
-    def state(self, service: Service, status: Mapping[str, Any], line: str | None = None) -> None:
+    def state(self, service: Service, status: ServiceStatus, line: str | None = None) -> None:
         """How things stand, for both services."""
         state, text = redirect_state(status)
         back, why = fail_back_state(status)
@@ -67,47 +66,47 @@ class CoreReports:
     def close(self) -> None:
         self._outbox.close()
 
-    def _send(self, service: Service, suffix: str, state: State, text: str, status: Mapping[str, Any]) -> None:
-        details = story.further(status["story"] if suffix == "redirect" else _checklist(service, status))
-        perfdata = f"standby={int(status['target'] == Target.STANDBY)} held={int(status['hold'] is not None)}"
+    def _send(self, service: Service, suffix: str, state: State, text: str, status: ServiceStatus) -> None:
+        details = story.further(status.story if suffix == "redirect" else _checklist(service, status))
+        perfdata = f"standby={int(status.target == Target.STANDBY)} held={int(status.hold is not None)}"
         text = f"{state.name}: {text}".replace("|", "/")
         name = f"{service.name} {suffix}"
         self._outbox.submit(PassiveResult(service.host, name, state, text, time.time(), details, perfdata))
 
 
-def _glance(status: Mapping[str, Any]) -> tuple[object, ...]:
+def _glance(status: ServiceStatus) -> tuple[object, ...]:
     """What makes a new result when it changes."""
-    missing = tuple(reason for reason, why in status["fail_back"] if why is not None)
-    return redirect_state(status)[0], status["pending"], status["target"], missing, status["drain"] is None
+    missing = tuple(reason for reason, why in status.fail_back if why is not None)
+    return redirect_state(status)[0], status.pending, status.target, missing, status.drain is None
 
 
-def outcome(service: Service, entry: Mapping[str, Any]) -> str:
+def outcome(service: Service, entry: JournalEntry) -> str:
     """One line for an attempt; the data's age stands early, where a text cut to one message still has it."""
     age = _data_age(service, entry)
-    if entry["flipped"]:
-        return f"{entry['verb']} done, now on the {entry['to']}{age}: {entry['text']}"
+    if entry.flipped:
+        return f"{entry.verb} done, now on the {entry.to}{age}: {entry.text}"
     return story.refusal(entry, age)
 
 
-def _data_age(service: Service, entry: Mapping[str, Any]) -> str:
+def _data_age(service: Service, entry: JournalEntry) -> str:
     """How old the data is that clients read, or would; whoever is paged must know it. Empty without a sync."""
-    if service.sync is None or entry["to"] != Target.STANDBY:
+    if service.sync is None or entry.to != Target.STANDBY:
         return ""
-    age = (entry.get("facts") or {}).get("sync_age")
+    age = None if entry.facts is None else entry.facts.sync_age
     return " (data never in step)" if age is None else f" (data {duration(age)} old)"
 
 
-def _checklist(service: Service, status: Mapping[str, Any]) -> list[str]:
+def _checklist(service: Service, status: ServiceStatus) -> list[str]:
     """Item by item, and how to go back; nothing on the primary."""
-    if status["target"] == Target.PRIMARY:
+    if status.target == Target.PRIMARY:
         return []
-    return [*items(status["fail_back"]), story.way_back(service.name)]
+    return [*items(status.fail_back), story.way_back(service.name)]
 
 
-def detail_lines(service: Service, status: Mapping[str, Any], report_url: str | None = None) -> list[str]:
+def detail_lines(service: Service, status: ServiceStatus, report_url: str | None = None) -> list[str]:
     """The further lines of "NAME redirect": what was done last, on which facts, its page, what can be done now."""
-    on_standby = status["target"] == Target.STANDBY
-    entry = (status["flip"] if on_standby else None) or status["last"]
+    on_standby = status.target == Target.STANDBY
+    entry = (status.flip if on_standby else None) or status.last
     lines = [f"{service.protocol} {service.address}: primary {service.primary}, standby {service.standby}"]
     if entry is not None:
         lines += story.done(entry)
@@ -116,48 +115,49 @@ def detail_lines(service: Service, status: Mapping[str, Any], report_url: str | 
             lines.append(f"report: {report_url.rstrip('/')}/{page}")
     if on_standby:
         lines.append(story.way_back(service.name))
-    elif status["pending"]:
+    elif status.pending:
         lines.append("done by itself when that has changed and the fault still stands; see failoverctl status")
     return lines
 
 
-def fail_back_state(status: Mapping[str, Any]) -> tuple[State, str]:
+def fail_back_state(status: ServiceStatus) -> tuple[State, str]:
     """State and text of "NAME fail-back": the first item of the checklist that is not met."""
-    if status["target"] == Target.PRIMARY:
+    if status.target == Target.PRIMARY:
         return State.OK, "on the primary, nothing to fail back"
-    if (status["auto_fail_back"] or {}).get("locked"):
-        return State.CRITICAL, f"{LOCKED}; penalty {status['auto_fail_back']['penalty']}, see failoverctl status"
-    open_items = [(reason, why) for reason, why in status["fail_back"] if why is not None]
+    automatic = status.auto_fail_back
+    if automatic is not None and automatic.locked:
+        return State.CRITICAL, f"{LOCKED}; penalty {automatic.penalty}, see failoverctl status"
+    open_items = [(reason, why) for reason, why in status.fail_back if why is not None]
     if not open_items:
         return State.WARNING, "ready to fail back: submit OK here, or failoverctl fail-back"
     return State.UNKNOWN, f"not ready to fail back, {open_items[0][0]}: {open_items[0][1]}"
 
 
-def redirect_state(status: Mapping[str, Any]) -> tuple[State, str]:
+def redirect_state(status: ServiceStatus) -> tuple[State, str]:
     """State and text of "NAME redirect" from the redirector's own status."""
     state, text = _redirect_state(status)
-    if status.get("peer_silent") and state in (State.OK, State.WARNING):
-        return State.WARNING, f"{text}; no word from the other controller for {status['peer_silent']} s"
+    if status.peer_silent is not None and state in (State.OK, State.WARNING):
+        return State.WARNING, f"{text}; no word from the other controller for {status.peer_silent} s"
     return state, text
 
 
-def _redirect_state(status: Mapping[str, Any]) -> tuple[State, str]:
-    if status["problem"]:
-        return State.CRITICAL, str(status["problem"])
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(status["since"])) if status["since"] else "the start"
-    if status["pending"]:
-        return State.CRITICAL, f"fail-over pending, {status['pending']}"
-    if status["target"] == Target.STANDBY:
-        return State.WARNING, f"on the standby {status['standby']} since {since}{draining(status)}"
-    if status["hold"]:
-        return State.WARNING, f"on the primary, held by {status['hold']['by']}: {status['hold']['reason']}"
-    return State.OK, f"on the primary {status['primary']}{draining(status)}"
+def _redirect_state(status: ServiceStatus) -> tuple[State, str]:
+    if status.problem:
+        return State.CRITICAL, str(status.problem)
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.since)) if status.since else "the start"
+    if status.pending:
+        return State.CRITICAL, f"fail-over pending, {status.pending}"
+    if status.target == Target.STANDBY:
+        return State.WARNING, f"on the standby {status.standby} since {since}{draining(status)}"
+    if status.hold:
+        return State.WARNING, f"on the primary, held by {status.hold.by}: {status.hold.reason}"
+    return State.OK, f"on the primary {status.primary}{draining(status)}"
 
 
-def draining(status: Mapping[str, Any]) -> str:
+def draining(status: ServiceStatus) -> str:
     """The end of a line while connections finish on the other server; empty when none do."""
-    drain = status["drain"]
+    drain = status.drain
     if drain is None:
         return ""
-    left = "an unknown number of" if drain["left"] is None else drain["left"]
-    return f", {left} open connections finish on the {drain['old']}"
+    left = "an unknown number of" if drain.left is None else drain.left
+    return f", {left} open connections finish on the {drain.old}"

@@ -11,8 +11,9 @@ from check_failover.config import Config
 from check_failover.control import Message
 from check_failover.decide import Reason
 from check_failover.listening import RequestRefusedError
-from check_failover.model import Detector, Facts, Service, Target
+from check_failover.model import Facts, Service, Target
 from check_failover.peer import Peer
+from check_failover.records import Caller, DrillStatus, JournalEntry, RecordError, ServiceStatus, from_json, to_json
 from check_failover.redirector import RedirectError, inquiry
 from check_failover.redirector.afterwards import Afterwards
 from check_failover.redirector.drill import Drills
@@ -42,9 +43,9 @@ class RedirectorRequests:
     def handle(self, message: Message, peer: Peer) -> Message:
         verb = str(message["verb"])
         if verb == "status":
-            return {"services": {service.name: self.status(service) for service in self._services}}
+            return {"services": {service.name: to_json(self.status(service)) for service in self._services}}
         if verb == "history":
-            return {"entries": self._history(message)}
+            return {"entries": [to_json(entry) for entry in self._history(message)]}
         if verb == "state":
             return {"state": {name: asdict(state) for name, state in self._steering.states().items()}}
         by = _words(message.get("by") or user_name(peer.uid))[:200]
@@ -57,7 +58,7 @@ class RedirectorRequests:
         except (RedirectError, StateError) as error:
             raise RequestRefusedError(str(error)) from None
 
-    def status(self, service: Service) -> dict[str, Any]:
+    def status(self, service: Service) -> ServiceStatus:
         """The steering's status, with the state and all the lines that "NAME redirect" shows for it."""
         order = None
         if self._steering.targets()[service.name] is Target.STANDBY:
@@ -67,10 +68,10 @@ class RedirectorRequests:
             order = self._fail_back(Order(service, "fail-back", "", facts), health.get("ok"), health)
         status = self._steering.status(service.name, order)
         state, text = redirect_state(status)
-        lines = detail_lines(service, status, self._report_url)
-        return {**status, "state": int(state), "text": text, "story": lines, "drill": self._drill(service)}
+        lines = tuple(detail_lines(service, status, self._report_url))
+        return replace(status, state=state, text=text, story=lines, drill=self._drill(service))
 
-    def _drill(self, service: Service) -> dict[str, Any] | None:
+    def _drill(self, service: Service) -> DrillStatus | None:
         try:
             return self._drills.status(service)
         except RedirectError as error:
@@ -107,13 +108,13 @@ class RedirectorRequests:
         self._report_state(service)
         return {"text": text}
 
-    def _do(self, order: Order) -> dict[str, Any]:
+    def _do(self, order: Order) -> JournalEntry:
         """The journal's entry; reported as well."""
         return self._reported(order.service, self._steering.order(order))
 
-    def _reported(self, service: Service, entry: dict[str, Any]) -> dict[str, Any]:
+    def _reported(self, service: Service, entry: JournalEntry) -> JournalEntry:
         """Report it after the answer; not an order that found all done, which a core may give a hundred times."""
-        if entry["reason"] != Reason.ALREADY:
+        if entry.reason != Reason.ALREADY:
             self._afterwards.submit(lambda: self._report.attempt(service, entry, self.status(service)))
         return entry
 
@@ -131,7 +132,7 @@ class RedirectorRequests:
             self._steering.downtime(service.name, of, by, begin=begin)
             if begin and service.policy.downtime == "drain":
                 order = self._order("drain", service, by, {}, peer)
-                said.append(self._do(replace(order, why=f"downtime of {of}"))["line"])
+                said.append(self._do(replace(order, why=f"downtime of {of}")).line)
             else:
                 self._report_state(service)
                 said.append(f"{service.name}: downtime {'began' if begin else 'ended'}")
@@ -152,7 +153,7 @@ class RedirectorRequests:
         facts = inquiry.synced(self._controller, service, _facts(message))
         since = self._steering.since(service.name)
         facts = inquiry.with_missing_facts(self._controller, service, verb, facts, manual=manual, since=since)
-        order = Order(service, verb, by, facts, manual=manual, peer={"pid": peer.pid, "uid": peer.uid})
+        order = Order(service, verb, by, facts, manual=manual, peer=Caller(peer.pid, peer.uid))
         if verb == "fail-over":
             return order
         # Nobody waits for a standby that died: then a fail-back is a flip like a fail-over.
@@ -218,7 +219,7 @@ class RedirectorRequests:
 
     # ------------------------------------------------------------ messages
 
-    def _history(self, message: Message) -> list[dict[str, Any]]:
+    def _history(self, message: Message) -> list[JournalEntry]:
         limit = message.get("limit", 50)
         if not isinstance(limit, int) or not 1 <= limit <= 10000:
             raise RequestRefusedError("history: limit must be a number from 1 to 10000")
@@ -240,9 +241,9 @@ def _of_primary(service: Service, host: str, description: str) -> bool:
     return host in (service.host, service.primary_host)
 
 
-def _answer(entry: dict[str, Any]) -> Message:
-    keys = ("flipped", "reason", "text", "line", "id", "took", "left", "error")
-    return {key: entry[key] for key in keys if key in entry}
+def _answer(entry: JournalEntry) -> Message:
+    keys, found = ("flipped", "reason", "text", "line", "id", "took", "left", "error"), to_json(entry)
+    return {key: found[key] for key in keys if key in found}
 
 
 def _facts(message: Message) -> Facts:
@@ -250,10 +251,9 @@ def _facts(message: Message) -> Facts:
     raw = message.get("facts")
     if isinstance(raw, dict):
         try:
-            detector = raw.get("detector")
-            return Facts(**{**raw, "detector": None if detector is None else Detector(detector)})
-        except (TypeError, ValueError) as error:
-            raise RequestRefusedError(f"facts: {error}") from None
+            return from_json(Facts, raw)
+        except RecordError as error:
+            raise RequestRefusedError(f"facts{error}") from None
     perfdata = str(message.get("perfdata") or "")
     facts = Facts.parse(perfdata)
     return replace(facts, downtime=bool(message.get("downtime")))
@@ -261,8 +261,8 @@ def _facts(message: Message) -> Facts:
 
 def _states(message: Message) -> dict[str, ServiceState]:
     try:
-        return {str(name): parsed(raw) for name, raw in message["state"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {name: parsed(raw) for name, raw in message["state"].items()}
+    except (RecordError, KeyError, AttributeError):
         raise RequestRefusedError(
             "follow: not the state of a redirector: do both controllers run the same version?"
         ) from None
@@ -280,7 +280,7 @@ def _deadline(service: Service, message: Message) -> float | None:
 
 def _words(text: object) -> str:
     """Free text as one line: the journal's lines and a core's results are read line by line."""
-    return " ".join(str(text).split())
+    return " ".join(str(text).encode(errors="replace").decode().split())
 
 
 def _client(message: Message) -> tuple[str, int]:

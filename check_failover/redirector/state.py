@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from check_failover.damping import Damping
 from check_failover.model import Hold, Target
+from check_failover.records import Moment, RecordError, from_json
 
 
 class StateError(Exception):
@@ -39,7 +38,7 @@ class ServiceState:
     """What must survive a restart. Wall clock times; ``pending`` is the core's order that still stands, as text."""
 
     target: Target = Target.PRIMARY
-    since: float | None = None
+    since: Moment | None = None
     hold: Hold | None = None
     pending: str | None = None
     drain: Drain | None = None
@@ -59,7 +58,7 @@ def load(directory: Path, name: str) -> ServiceState | None:
         return None
     except OSError as error:
         raise StateError(f"cannot read the state ({error.strerror}): check {path}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError):
         raise StateError(f"state damaged, the kernel's rule is kept; to heal flip once or remove {path}") from None
 
 
@@ -67,7 +66,7 @@ def intended(directory: Path, name: str) -> ServiceState | None:
     """What an earlier process meant to settle; None: nothing, or a power cut left no whole file."""
     try:
         return parsed(json.loads(_intent(directory, name).read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -132,23 +131,8 @@ def _rank(state: ServiceState) -> tuple[int, int, str]:
     return state.flips, state.changes, json.dumps(asdict(state))
 
 
-def parsed(raw: Mapping[str, Any]) -> ServiceState:
-    """From what JSON made of a state. Raises ValueError, KeyError, TypeError or AttributeError."""
-    hold, drain = raw.get("hold"), raw.get("drain")
-    return ServiceState(
-        target=Target(raw["target"]),
-        since=_number(raw.get("since")),
-        hold=None if hold is None else Hold(str(hold["by"]), float(hold["at"]), str(hold["reason"])),
-        pending=None if raw.get("pending") is None else str(raw["pending"]),
-        drain=None if drain is None else Drain(Target(drain["old"]), float(drain["at"]), _number(drain["deadline"])),
-        damping=Damping(**raw.get("damping", {})),
-        moved_by_person=bool(raw.get("moved_by_person")),
-        downtime=tuple(str(name) for name in raw.get("downtime", ())),
-        flips=int(raw.get("flips", 0)),
-        changes=int(raw.get("changes", 0)),
-    )
-
-
-def _number(value: object) -> float | None:
-    """A number or null. Raises ValueError."""
-    return None if value is None else float(str(value))
+def parsed(raw: object) -> ServiceState:
+    """From what JSON made of a state. Raises RecordError, also where no target is said: none may be assumed."""
+    if not isinstance(raw, dict) or "target" not in raw:
+        raise RecordError("a state names its target")
+    return from_json(ServiceState, raw)

@@ -21,12 +21,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from check_failover import story
 from check_failover.config import Config
 from check_failover.decide import RETRYABLE, Decision, Reason
 from check_failover.model import Facts, Hold, Service, Target
+from check_failover.records import DrillParts, JournalEntry, ServiceStatus
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.drain import ending
 from check_failover.redirector.order import Explained, Order, after, decided
@@ -63,9 +63,9 @@ class Steering:
             for name, service in self._services.items():
                 if name in unfinished:
                     self._repair.resume(service)
-                elif self._store.unwritten(name):
+                elif self._store.journal_lags(name):
                     text = "the journal lacks the line of the last flip: the redirector or the disk failed then"
-                    self._store.write(self._store.entry(name, "restore", "redirector", text))
+                    self._store.write(self._store.new_entry(name, "restore", "redirector", text))
 
     def reconcile(self) -> None:
         """Put right what another hand did to the kernel's rules, or a full disk to the state; every few seconds."""
@@ -86,7 +86,7 @@ class Steering:
             for name in wrong:
                 text = "the rule was changed or removed by another hand; restored"
                 log.warning("%s: %s", name, text)
-                self._store.write(self._store.entry(name, "restore", "redirector", text))
+                self._store.write(self._store.new_entry(name, "restore", "redirector", text))
 
     def targets(self) -> dict[str, Target]:
         """The intended targets."""
@@ -98,8 +98,8 @@ class Steering:
 
     # ------------------------------------------------------------ orders
 
-    def order(self, order: Order) -> dict[str, Any]:
-        """Decide and, if right, flip. The answer is the journal's entry. Raises RedirectError for what it cannot do."""
+    def order(self, order: Order) -> JournalEntry:
+        """Decide and, if right, flip. Returns the journal's entry. Raises RedirectError for what it cannot do."""
         if order.deadline is not None and not self._redirect.cuts:
             raise RedirectError("this redirect cannot cut what a drain leaves: drain without a deadline")
         with self._lock:
@@ -112,49 +112,53 @@ class Steering:
         return None if decision.flip else decision
 
     def _decided(self, order: Order) -> Decision:
-        state, age = self._store.state[order.service.name], self._store.age(order.service.name)
+        state, age = self._store.state[order.service.name], self._store.since_move(order.service.name)
         decision = decided(order, state, age)
         log.debug("%s", Explained(order, state, age, decision))
         return decision
 
-    def _order(self, order: Order, decision: Decision) -> dict[str, Any]:
+    def _order(self, order: Order, decision: Decision) -> JournalEntry:
         began, name = time.monotonic(), order.service.name
-        entry = self._store.entry(name, order.verb, order.by, decision.text, order.facts, order.peer)
-        entry["reason"] = str(decision.reason)
-        if not decision.flip:
-            entry["line"] = f"{name}: {story.refusal(entry)}"
+        entry = self._store.new_entry(name, order.verb, order.by, decision.text, order.facts, order.peer)
+        entry = replace(entry, reason=str(decision.reason))
         if decision.flip:
-            self._flip(order, decision, entry)
-        elif decision.reason is Reason.ALREADY and order.drain and order.deadline is not None:
-            self._change_deadline(order, entry)
-        elif decision.reason in RETRYABLE:
-            self._keep(order, str(decision.reason))
-        entry["took"] = round(time.monotonic() - began, 6)
+            entry = self._flip(order, decision, entry)
+        else:
+            entry = replace(entry, line=f"{name}: {story.refusal(entry)}")
+            if decision.reason is Reason.ALREADY and order.drain and order.deadline is not None:
+                entry = replace(entry, text=entry.text + self._change_deadline(order, order.deadline))
+            elif decision.reason in RETRYABLE:
+                self._keep(order, str(decision.reason))
+        took = round(time.monotonic() - began, 6)
+        entry = replace(entry, took=took)
         if decision.reason is not Reason.ALREADY:
             self._store.write(entry)
-            level = logging.ERROR if entry.get("error") else logging.INFO if decision.flip else logging.WARNING
-            log.log(level, "%s, took %.0f ms", entry["line"], 1000 * entry["took"])
+            level = logging.ERROR if entry.error else logging.INFO if decision.flip else logging.WARNING
+            log.log(level, "%s, took %.0f ms", entry.line, 1000 * took)
         if not decision.flip:
             quietly(lambda: self._redirect.withhold(order.service, on=False))
             event = {"event": "refused", "service": name, "verb": order.verb, "reason": str(decision.reason)}
-            self._publish({**event, "at": entry["at"]})
+            self._publish({**event, "at": entry.at})
         return entry
 
     def _keep(self, order: Order, reason: str) -> None:
         """The core says it once: its order stays pending, the next evidence tries again."""
         if order.verb == "fail-over" and not order.manual:
             self._pending[order.service.name] = order
-            self._store.pending(order.service.name, reason)
+            self._store.set_pending(order.service.name, reason)
 
-    def _flip(self, order: Order, decision: Decision, entry: dict[str, Any]) -> None:
+    def _flip(self, order: Order, decision: Decision, entry: JournalEntry) -> JournalEntry:
         name = order.service.name
-        if self._bring_about(order.service, after(self._store.state[name], order, time.time()), decision.text, entry):
+        intended = after(self._store.state[name], order, time.time())
+        entry = self._bring_about(order.service, intended, decision.text, entry)
+        if entry.flipped:
             self._pending.pop(name, None)
         else:
             self._keep(order, "error")
+        return entry
 
-    def _bring_about(self, service: Service, intended: ServiceState, why: str, entry: dict[str, Any]) -> bool:
-        """A flip to the end of its repair; False: all is as it was, and the entry says why."""
+    def _bring_about(self, service: Service, intended: ServiceState, why: str, entry: JournalEntry) -> JournalEntry:
+        """A flip to the end of its repair. ``flipped`` is False where all is as it was; ``error`` says why."""
         began, name, store = time.monotonic(), service.name, self._store
         old, drain = store.state[name].target, intended.drain is not None
         try:
@@ -163,14 +167,15 @@ class Steering:
         except (StateError, RedirectError) as error:
             store.problems[name]["state" if isinstance(error, StateError) else "kernel"] = str(error)
             store.withdraw(name)
-            entry.update(reason="error", error=str(error), text=str(error), line=f"{name}: flip failed: {error}")
-            return False
-        store.moved(name, intended)
-        entry.update(to=str(intended.target), flipped=True, moved=round(time.monotonic() - began, 6))
-        entry["line"] = f"{name}: {old} -> {intended.target} ({why})"
-        self._repair.flipped(service, old, entry, drain=drain)
+            text = str(error)
+            return replace(entry, reason="error", error=text, text=text, line=f"{name}: flip failed: {error}")
+        store.mark_moved(name, intended)
+        line = f"{name}: {old} -> {intended.target} ({why})"
+        moved = round(time.monotonic() - began, 6)
+        entry = replace(entry, to=intended.target, flipped=True, moved=moved, line=line)
+        entry = self._repair.flipped(service, old, entry, drain=drain)
         store.settle(name)
-        return True
+        return entry
 
     def _move(self, service: Service, target: Target, *, drain: bool) -> None:
         """One transaction; where another hand removed our rules, after all of them anew. Raises RedirectError."""
@@ -187,7 +192,7 @@ class Steering:
         """The drain that goes on; None when every open connection is where the target is."""
         return self._store.state[name].drain
 
-    def advance(self, name: str, *, old_failed: bool = False) -> dict[str, Any] | None:
+    def advance(self, name: str, *, old_failed: bool = False) -> JournalEntry | None:
         """Look whether a drain is over, and cut what is left where it ends so: the journal's entry; None: it goes on.
 
         A cut that fails is told, and tried again with the next look.
@@ -196,14 +201,14 @@ class Steering:
             service, store, state = self._services[name], self._store, self._store.state[name]
             if state.drain is None:
                 return None
-            old, entry = state.drain.old, store.entry(name, "drained", "redirector", "")
+            old, freed = state.drain.old, None
             try:
                 left = self._redirect.open_connections(service, old)
-                why = ending(state.drain, left, old_failed=old_failed, now=state.drain.at + (store.age(name) or 0.0))
+                why = ending(state.drain, left, old_failed=old_failed, now=store.drain_now(name, state.drain))
                 if why is None:
                     return None
                 if left and self._redirect.cuts:
-                    entry["freed"] = self._redirect.cut(service, old)
+                    freed = self._redirect.cut(service, old)
                     self._repair.sweep_later(service, old)
                     why += f": {left} open connections were cut"
                 elif left:
@@ -213,27 +218,27 @@ class Steering:
                 store.problems[name]["drain"] = str(error)
                 return None
             store.problems[name].pop("drain", None)
-            entry.update(text=why, line=f"{name}: drained: {why}")
+            entry = replace(store.new_entry(name, "drained", "redirector", why), freed=freed)
             store.write(entry)
-            log.info("%s", entry["line"])
+            log.info("%s", entry.line)
         return entry
 
-    def _change_deadline(self, order: Order, entry: dict[str, Any]) -> None:
-        """A second order while the first one's drain goes on, in the same direction."""
+    def _change_deadline(self, order: Order, deadline: float) -> str:
+        """A second order while the first one's drain goes on, in the same direction: what to add to its text."""
         name, state = order.service.name, self._store.state[order.service.name]
-        if state.drain is None or order.deadline is None:
-            return
+        if state.drain is None:
+            return ""
         try:
-            drain = replace(state.drain, deadline=state.drain.at + (self._store.age(name) or 0.0) + order.deadline)
+            drain = replace(state.drain, deadline=self._store.drain_now(name, state.drain) + deadline)
             self._store.save(name, replace(state, drain=drain))
         except StateError as error:
             self._store.problems[name]["state"] = str(error)
-            return
-        entry["text"] += f", what is left on the {drain.old} will be cut in {order.deadline:.0f} s"
+            return ""
+        return f", what is left on the {drain.old} will be cut in {deadline:.0f} s"
 
     # ------------------------------------------------------------ what may follow an order
 
-    def facts(self, name: str, facts: Facts) -> dict[str, Any] | None:
+    def facts(self, name: str, facts: Facts) -> JournalEntry | None:
         """Fresh facts for a pending order: decided anew. None when nothing is pending."""
         with self._lock:
             order = self._pending.get(name)
@@ -253,7 +258,7 @@ class Steering:
         with self._lock:
             self._pending.pop(name, None)
             if self._store.state[name].pending is not None:
-                self._store.pending(name, None)
+                self._store.set_pending(name, None)
             quietly(lambda: self._redirect.withhold(self._services[name], on=True))
         return f"{name}: no order pending"
 
@@ -261,7 +266,7 @@ class Steering:
         """Forbid flips until ``release``. Raises StateError."""
         with self._lock:
             self._store.save(name, replace(self._store.state[name], hold=Hold(by, time.time(), reason)))
-            self._store.write(self._store.entry(name, "hold", by, reason or "no reason given"))
+            self._store.write(self._store.new_entry(name, "hold", by, reason or "no reason given"))
         self._publish({"event": "hold", "service": name, "by": by})
         return f"{name}: held by {by}"
 
@@ -271,7 +276,7 @@ class Steering:
             if self._store.state[name].hold is None:
                 return f"{name}: was not held"
             self._store.save(name, replace(self._store.state[name], hold=None))
-            self._store.write(self._store.entry(name, "release", by, "released"))
+            self._store.write(self._store.new_entry(name, "release", by, "released"))
         self._publish({"event": "release", "service": name, "by": by})
         return f"{name}: released by {by}"
 
@@ -285,7 +290,7 @@ class Steering:
                 return
             self._store.save(name, replace(state, downtime=now))
             text = f"downtime of {of} {'began' if begin else 'ended'}"
-            self._store.write(self._store.entry(name, "downtime", by, text))
+            self._store.write(self._store.new_entry(name, "downtime", by, text))
 
     # ------------------------------------------------------------ the other controller
 
@@ -313,32 +318,33 @@ class Steering:
             store.adopt(name, theirs)
             return True
         why = "the other controller did"
-        entry = store.entry(name, "follow", "the other controller", why)
-        flipped = self._bring_about(self._services[name], theirs, why, entry)
-        if flipped or store.last.get(name, {}).get("error") != entry["error"]:  # said once, tried every second
+        entry = store.new_entry(name, "follow", "the other controller", why)
+        entry = self._bring_about(self._services[name], theirs, why, entry)
+        last = store.last_entry.get(name)
+        if entry.flipped or last is None or last.error != entry.error:  # said once, tried every second
             store.write(entry)
-            log.log(logging.INFO if flipped else logging.ERROR, "%s", entry["line"])
-        return flipped
+            log.log(logging.INFO if entry.flipped else logging.ERROR, "%s", entry.line)
+        return entry.flipped
 
     def forget(self, name: str, client: str, port: int) -> bool:
         """Drop one unreplied entry of a client. Raises RedirectError."""
         return self._redirect.forget(self._services[name], client, port)
 
-    def note(self, name: str, verb: str, by: str, text: str, **more: object) -> dict[str, Any]:
-        """A journal line about something that moves nothing."""
+    def note(self, name: str, verb: str, by: str, text: str, parts: DrillParts | None = None) -> JournalEntry:
+        """A journal line about something that moves nothing; ``parts``: of a drill."""
         with self._lock:
-            entry = {**self._store.entry(name, verb, by, text), **more}
+            entry = replace(self._store.new_entry(name, verb, by, text), parts=parts)
             self._store.write(entry)
         return entry
 
     # ------------------------------------------------------------ what is asked
 
-    def history(self, limit: int) -> list[dict[str, Any]]:
+    def history(self, limit: int) -> list[JournalEntry]:
         return self._store.history(limit)
 
-    def status(self, name: str, fail_back: Order | None = None) -> dict[str, Any]:
-        """See ``control``; ``fail_back``: what is known of the primary."""
+    def status(self, name: str, fail_back: Order | None = None) -> ServiceStatus:
+        """See ``records``; ``fail_back``: what is known of the primary."""
         order = fail_back or Order(self._services[name], "fail-back", "", Facts())
         silent = time.monotonic() - self._heard
         peer_silent = round(silent) if self._pair and silent > PEER_SILENT else None
-        return {**status(self._redirect, self._store, order), "peer_silent": peer_silent}
+        return replace(status(self._redirect, self._store, order), peer_silent=peer_silent)

@@ -18,6 +18,7 @@ from check_failover import control
 from check_failover.config import Config
 from check_failover.control import ControlError, Message, UnreachableError
 from check_failover.model import Facts, Service, Target
+from check_failover.records import RecordError, service_statuses
 from check_failover.sniffer.bypass import Bypass
 from check_failover.sniffer.core_watchdog import CoreWatchdog
 from check_failover.sniffer.monitor import Condition, ServiceMonitor
@@ -86,10 +87,16 @@ class RedirectorLink:
 
     def _compare(self, seen: Mapping[str, int]) -> None:
         reply = self.ask({"verb": "status"})
-        for name, status in (reply or {}).get("services", {}).items():
-            asked = (status.get("activity") or {}).get("asked")
-            if name in seen and isinstance(asked, int):
-                self._bypass.compare(name, asked, seen[name])
+        if reply is None:
+            return
+        try:
+            statuses = service_statuses(reply)
+        except RecordError as error:
+            log.warning("%s", error)
+            return
+        for name, status in statuses.items():
+            if name in seen and status.activity is not None:
+                self._bypass.compare(name, status.activity.asked, seen[name])
 
     # ------------------------------------------------------------ events
 

@@ -11,6 +11,7 @@ import pytest
 
 from check_failover.config import Config, Controller
 from check_failover.model import CheckSpec, Endpoint, Facts, Policy, Service, Target
+from check_failover.records import Activity
 from check_failover.redirector import REDIRECTS, RedirectError
 from check_failover.redirector.steering import Order, Steering
 from tests.fixtures.ipfilter.standin import Kernel, serving
@@ -66,18 +67,18 @@ def test_over_back_and_over_a_restart(kernel: Kernel, tmp_path: Path, events: li
     assert _ours(kernel) == [OLD]
     assert kernel.connect(WEB, "192.0.2.7", 1, answered=0) == "10.0.0.1 8080"
     entry = steering.order(OVER)
-    assert (entry["flipped"], entry["forgotten"], entry["freed"], entry.get("error")) == (True, 1, 0, None)
+    assert (entry.flipped, entry.forgotten, entry.freed, entry.error) == (True, 1, 0, None)
     assert _ours(kernel) == [NEW]
     assert kernel.connect(WEB, "192.0.2.7", 1) == "10.0.0.2 8081"
     again = _start(kernel, tmp_path, events)
     assert again.targets() == {"web": Target.STANDBY}
     assert kernel.connect(WEB, "192.0.2.8", 1) == "10.0.0.2 8081"
-    assert again.order(OVER)["reason"] == "already-there"
-    assert again.order(BACK)["flipped"] is True
+    assert again.order(OVER).reason == "already-there"
+    assert again.order(BACK).flipped is True
     assert _ours(kernel) == [OLD]
     status = again.status("web")
-    assert (status["target"], status["kernel"], status["problem"]) == (Target.PRIMARY, Target.PRIMARY, None)
-    assert status["activity"] == {"asked": 0, "answered": 0}
+    assert (status.target, status.kernel, status.problem) == (Target.PRIMARY, Target.PRIMARY, None)
+    assert status.activity == Activity(0, 0)
     assert [event["target"] for event in events if event["event"] == "flip"] == ["standby", "primary"]
     begin = next(number for number, state in enumerate(kernel.history) if OLD in state["rules"])
     assert all(serving(state["rules"], WEB) in (OLD, NEW) for state in kernel.history[begin:])
@@ -123,7 +124,7 @@ def test_another_hand_is_noticed_and_put_right(
     kernel.rules = rules
     steering.reconcile()
     assert _ours(kernel) == [NEW]
-    assert steering.history(1)[0]["verb"] == "restore"
+    assert steering.history(1)[0].verb == "restore"
     calls = len(kernel.history)
     steering.reconcile()
     assert len(kernel.history) == calls + 1, "nothing is wrong: one look"
@@ -134,15 +135,15 @@ def test_a_failed_flip_leaves_all_as_it_was(kernel: Kernel, tmp_path: Path, even
     steering = _start(kernel, tmp_path, events)
     kernel.fault("-r -p -f -", "say", exit=1, err="/dev/ipnat: open: Permission denied\n", always=True)
     entry = steering.order(OVER)
-    assert entry["flipped"] is False
-    assert "no permission on the device" in entry["error"]
+    assert entry.flipped is False
+    assert "no permission on the device" in entry.error
     assert steering.targets() == {"web": Target.PRIMARY}
     assert serving(kernel.rules, WEB) == OLD
     assert "10.0.0.2" not in (tmp_path / "ipnat.rules").read_text()
     steering.reconcile()
     assert serving(kernel.rules, WEB) == OLD
     kernel.heal()
-    assert steering.order(OVER)["flipped"] is True
+    assert steering.order(OVER).flipped is True
     assert _ours(kernel) == [NEW]
 
 
@@ -154,7 +155,7 @@ def test_a_flip_that_fails_once_is_made_all_the_same(
     kernel.connect(WEB, "192.0.2.7", 1, answered=0)
     kernel.fault("-r -p -f -", "say", exit=1, err="a fault that passes\n")
     entry = steering.order(OVER)
-    assert (entry["flipped"], entry["forgotten"]) == (True, 1)
+    assert (entry.flipped, entry.forgotten) == (True, 1)
     assert _ours(kernel) == [NEW]
 
 
@@ -166,13 +167,13 @@ def test_a_drain(kernel: Kernel, tmp_path: Path, events: list[dict[str, Any]]) -
     with pytest.raises(RedirectError, match="drain without a deadline"):
         steering.order(replace(order, deadline=60.0))
     entry = steering.order(order)
-    assert (entry["flipped"], "forgotten" in entry, "freed" in entry) == (True, False, False)
-    assert entry["left"] == steering.status("web")["drain"]["left"] == 1
+    assert (entry.flipped, entry.forgotten, entry.freed) == (True, None, None)
+    assert entry.left == steering.status("web").drain.left == 1
     assert steering.advance("web") is None
     over = steering.advance("web", old_failed=True)
     assert over is not None
-    assert over["text"] == "the primary fails its probes: 1 open connections stay with it"
-    assert steering.status("web")["drain"] is None
+    assert over.text == "the primary fails its probes: 1 open connections stay with it"
+    assert steering.status("web").drain is None
     assert kernel.connect(WEB, "192.0.2.7", 1) == "10.0.0.1 8080"
     assert kernel.connect(WEB, "192.0.2.8", 1) == "10.0.0.2 8081"
 
@@ -183,7 +184,7 @@ def test_a_file_that_cannot_be_written_is_in_the_journal(
     """The flip stands, and who reads its line knows what the next boot would do."""
     steering = _start(kernel, tmp_path, events, rules=str(tmp_path / "missing" / "ipnat.rules"))
     entry = steering.order(OVER)
-    assert entry["flipped"] is True
-    assert entry["error"].startswith("freed: ")
-    assert "after a reboot the redirect would be the old one" in entry["error"]
+    assert entry.flipped is True
+    assert entry.error.startswith("freed: ")
+    assert "after a reboot the redirect would be the old one" in entry.error
     assert _ours(kernel) == [NEW]

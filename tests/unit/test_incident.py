@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 from check_failover.admin.incident import page
+from check_failover.records import JournalEntry, from_json
 
 EVIL = "<script>alert(1)</script>"
-ENTRY: dict[str, Any] = {
+RAW: dict[str, Any] = {
     "id": "7", "at": 1000.25, "took": 0.02, "service": "ldap", "verb": "fail-over", "by": "nagios", "flipped": True,
     "line": f"ldap: primary -> standby ({EVIL})", "facts": {"requests": 8, "replies": 0, "evidence": 1},
 }  # fmt: skip
+ENTRY = from_json(JournalEntry, RAW)
 STORY: dict[str, Any] = {
     "verdict": f"primary 10.0.0.11:389: {EVIL}",
     "suspicion": {"detector": "refused", "text": "connection refused"},
@@ -25,7 +28,7 @@ TEXTS = [
     {"at": 1001.6, "number": "+4918", "text": "PROBLEM dns redirect"},
     {"at": 1.0, "number": "+4919", "text": "ldap, long ago"},
 ]
-BACK = {"id": "8", "at": 2000.0, "service": "ldap", "verb": "fail-back", "line": "ldap: standby -> primary"}
+BACK = JournalEntry("8", 2000.0, "ldap", "fail-back", "eve", "ldap: standby -> primary")
 
 
 class Reader(HTMLParser):
@@ -68,7 +71,7 @@ def test_nothing_from_outside_is_markup() -> None:
 
 def test_a_refusal_without_evidence() -> None:
     """No verdict kept, no text sent: the page says so and stands."""
-    entry = {**ENTRY, "flipped": False, "reason": "hold", "line": "ldap: refused, hold", "facts": None}
+    entry = replace(ENTRY, flipped=False, reason="hold", line="ldap: refused, hold", facts=None)
     told = read(page(entry, [], None, None, [])).text
     assert "No text message is on record." in told
     assert "hold" in told

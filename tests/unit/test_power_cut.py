@@ -12,6 +12,7 @@ import pytest
 
 from check_failover.damping import Damping
 from check_failover.model import Hold, State, Target
+from check_failover.records import JournalEntry, ServiceStatus
 from check_failover.redirector.journal import Journal
 from check_failover.redirector.report import redirect_state
 from check_failover.redirector.state import Drain, ServiceState, intend, load, settle
@@ -69,7 +70,7 @@ def test_the_state(directory: Path, tmp_path: Path, kernel: Target | None) -> No
         assert (store.state["ldap"].target, unfinished) == (kernel or Target.PRIMARY, []), length
         (problem,) = store.problems["ldap"].values()
         assert "damaged" in problem
-        state, text = redirect_state({"problem": problem})
+        state, text = redirect_state(ServiceStatus(Target.PRIMARY, None, problem=problem))
         assert (state, text) == (State.CRITICAL, problem)
         assert path.read_bytes() == whole[:length], "what a person may want to see"
     store.save("ldap", NEW)
@@ -90,16 +91,17 @@ def test_garbage(directory: Path, tmp_path: Path, garbage: bytes) -> None:
 def test_the_journal(tmp_path: Path) -> None:
     """The lines before the cut are read, the cut one is left out, and the next one is whole again."""
     path = tmp_path / "journal.jsonl"
-    Journal(path).write({"id": 1})
+    one = JournalEntry("1", 1e9, "ldap", "hold", "eve", "")
+    Journal(path).write(one)
     first = path.stat().st_size
-    Journal(path).write({"id": 2, "text": "x" * 80})
+    Journal(path).write(replace(one, id="2", text="x" * 80))
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        before = [1] * (length >= first - 1) + [2] * (length >= len(whole) - 1)
-        assert [entry["id"] for entry in Journal(path).read(9)] == before
-        Journal(path).write({"id": 3})
-        assert [entry["id"] for entry in Journal(path).read(9)] == [*before, 3], length
+        before = ["1"] * (length >= first - 1) + ["2"] * (length >= len(whole) - 1)
+        assert [entry.id for entry in Journal(path).read(9)] == before
+        Journal(path).write(replace(one, id="3"))
+        assert [entry.id for entry in Journal(path).read(9)] == [*before, "3"], length
 
 
 def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +109,16 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     now = [1e9]
     monkeypatch.setattr("time.time", lambda: now[0])
     store, _ = started(tmp_path)
-    assert store.age("ldap") is None
+    assert store.since_move("ldap") is None
     store.intend("ldap", replace(NEW, since=now[0]))
-    store.moved("ldap", replace(NEW, since=now[0]))
+    store.mark_moved("ldap", replace(NEW, since=now[0]))
     store.settle("ldap")
     for jump in (-86400.0, 0.0, 86400.0):
         now[0] = 1e9 + jump
-        age = store.age("ldap")
+        age = store.since_move("ldap")
         assert age is not None
         assert 0 <= age < 60
-        again = started(tmp_path)[0].age("ldap")
+        again = started(tmp_path)[0].since_move("ldap")
         assert again is not None
         assert max(0.0, jump) <= again < max(0.0, jump) + 60
     assert asdict(store.state["ldap"])["since"] == 1e9

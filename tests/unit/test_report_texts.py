@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from check_failover.config import load
 from check_failover.handlers.sms import OPTIONS, notification
+from check_failover.model import Facts, Target
+from check_failover.records import JournalEntry, ServiceStatus
 from check_failover.redirector.report import fail_back_state, outcome
 from check_failover.sms.text import parts
 from tests.unit.test_sync_config import with_sync
@@ -21,7 +24,7 @@ def told(state: str, output: str) -> str:
 
 def test_ready_to_fail_back() -> None:
     """Says what to do, in one message."""
-    state, line = fail_back_state({"target": "standby", "auto_fail_back": None, "fail_back": [("locked", None)]})
+    state, line = fail_back_state(ServiceStatus(Target.STANDBY, Target.STANDBY, fail_back=(("locked", None),)))
     text = told(state.name, line)
     assert "fail-back WARNING on ldap.example.org: ready to fail back: submit OK here" in text
     assert parts(text) == 1
@@ -29,7 +32,7 @@ def test_ready_to_fail_back() -> None:
 
 def test_fail_back_is_done() -> None:
     """OK, on the primary."""
-    state, line = fail_back_state({"target": "primary"})
+    state, line = fail_back_state(ServiceStatus(Target.PRIMARY, Target.PRIMARY))
     assert "fail-back OK on ldap.example.org: on the primary" in told(state.name, line)
 
 
@@ -37,8 +40,8 @@ def test_fail_back_is_done() -> None:
 def test_the_datas_age_after_a_fail_over_and_after_a_refusal(tmp_path: Path, flipped: bool, age: float | None) -> None:
     """Where it is known, and that it never was in step; within one message however long the reason is."""
     synced, plain = load(with_sync(tmp_path, 'from = "/srv/www/"')).services[:2]
-    entry = {"verb": "fail-over", "reason": "sync-stale", "flipped": flipped, "to": "standby", "text": "x" * 300}
-    entry |= {"facts": {"sync_age": age}}
+    entry = JournalEntry("1", 1.0, "ldap", "fail-over", "nagios", "", to=Target.STANDBY, reason="sync-stale")
+    entry = replace(entry, flipped=flipped, text="x" * 300, facts=Facts(sync_age=age))
     text = told("CRITICAL", outcome(synced, entry))
     assert ("(data never in step): x" if age is None else "(data 7 s old): x") in text
     assert parts(text) == 1

@@ -15,13 +15,14 @@ from check_failover.config import Config, ConfigError, load
 from check_failover.control import Message
 from check_failover.listening import Server
 from check_failover.peer import Peer
-from tests.unit.test_incident import BACK, ENTRY, EVIL, read
+from check_failover.records import to_json
+from tests.unit.test_incident import BACK, EVIL, RAW, read
 from tests.unit.test_story import REFUSED
 from tests.unit.test_transports_remote import GOOD
 
-FLIP: dict[str, Any] = {**ENTRY, "id": "20261125T145834-ldap-1", "by": EVIL}
-HELD: dict[str, Any] = {**REFUSED, "id": "20261125T145901-ldap-2"}
-HOLD: dict[str, Any] = {**REFUSED, "id": "20261125T145900-ldap-3", "verb": "hold", "reason": "hold"}
+FLIP: dict[str, Any] = {**RAW, "id": "20261125T145834-ldap-1", "by": EVIL}
+HELD: dict[str, Any] = {**to_json(REFUSED), "id": "20261125T145901-ldap-2"}
+HOLD: dict[str, Any] = {**to_json(REFUSED), "id": "20261125T145900-ldap-3", "verb": "hold", "reason": "hold"}
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_only_what_is_news_is_written(config: Config, pages: Path, journal: list
     before = {path.name: path.stat().st_ino for path in pages.iterdir()}
     publish(config)
     assert {path.name: path.stat().st_ino for path in pages.iterdir()} == before
-    journal.append({**BACK, "id": "20261125T160000-ldap-4", "flipped": True, "by": "eve"})
+    journal.append({**to_json(BACK), "id": "20261125T160000-ldap-4", "flipped": True, "by": "eve"})
     publish(config)
     assert (pages / "ldap6.html").stat().st_ino == before["ldap6.html"]
     assert "20261125T160000-ldap-4" in (pages / "ldap.html").read_text()

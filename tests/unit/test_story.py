@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from check_failover.config import load
-from check_failover.model import PassiveResult, State
+from check_failover.model import Detector, Facts, PassiveResult, State, Target
+from check_failover.records import JournalEntry, ServiceStatus
 from check_failover.redirector.report import detail_lines
 from check_failover.story import LINE, LINES, done, further, seen, way_back
 from check_failover.transports.command_file import PIPE_BUF, command
@@ -17,15 +19,13 @@ from check_failover.transports.wording import SIZE, output
 from tests.unit.test_incident import ENTRY, STORY
 from tests.unit.test_transports_remote import GOOD
 
-FACTS = {"detector": "refused", "requests": 8, "replies": 0, "probes": 2, "probes_failed": 2, "standby_ok": True}
-FLIP: dict[str, Any] = {
-    **ENTRY, "line": "ldap: primary -> standby (gone)", "facts": {**FACTS, "sync_age": 7.4}, "freed": 3, "forgotten": 0,
-}  # fmt: skip
-REFUSED: dict[str, Any] = {
-    "id": "9", "at": 1000.0, "service": "ldap", "verb": "fail-over", "by": "nagios", "flipped": False, "reason": "hold",
-    "text": "held by eve: disks", "line": "ldap: fail-over: held by eve: disks", "facts": {**FACTS, "standby_ok": None},
-}  # fmt: skip
-STATUS: dict[str, Any] = {"target": "primary", "pending": None, "last": None, "flip": None}
+FACTS = Facts(Detector.REFUSED, probes=2, probes_failed=2, requests=8, replies=0, standby_ok=True, sync_age=7.4)
+FLIP = replace(ENTRY, line="ldap: primary -> standby (gone)", facts=FACTS, freed=3, forgotten=0)
+REFUSED = JournalEntry(
+    "9", 1000.0, "ldap", "fail-over", "nagios", "ldap: fail-over: held by eve: disks", reason="hold",
+    text="held by eve: disks", facts=replace(FACTS, standby_ok=None, sync_age=None),
+)  # fmt: skip
+STATUS = ServiceStatus(Target.PRIMARY, Target.PRIMARY)
 
 
 def test_what_was_seen_and_probed() -> None:
@@ -55,22 +55,22 @@ def test_a_refusal_says_its_reason() -> None:
 
 def test_a_flip_that_failed() -> None:
     """The kernel did not do it: its own words, not the reason's name."""
-    assert done({**REFUSED, "reason": "error", "line": "ldap: flip failed: no nft"})[0].endswith("flip failed: no nft")
+    assert done(replace(REFUSED, reason="error", line="ldap: flip failed: no nft"))[0].endswith("flip failed: no nft")
 
 
 @pytest.mark.parametrize(
     ("changes", "first", "last"),
     [
         ({}, None, "tcp 192.0.2.10:389: primary 10.0.0.11:389, standby 10.0.0.12:1389"),
-        ({"target": "standby", "flip": FLIP, "last": REFUSED}, "primary -> standby", way_back("ldap")),
+        ({"target": Target.STANDBY, "flip": FLIP, "last": REFUSED}, "primary -> standby", way_back("ldap")),
         ({"last": REFUSED}, "refused, hold", "more: failoverctl history --show 9"),
         ({"last": REFUSED, "pending": "hold"}, "refused, hold", "when that has changed and the fault still stands"),
-        ({"target": "standby"}, None, way_back("ldap")),
+        ({"target": Target.STANDBY}, None, way_back("ldap")),
     ],
 )
 def test_what_the_redirect_tells(changes: dict[str, Any], first: str | None, last: str) -> None:
     """On the standby the flip that led there, whatever was refused since; a refusal on the primary, and what to do."""
-    lines = detail_lines(load(GOOD).service("ldap"), STATUS | changes)
+    lines = detail_lines(load(GOOD).service("ldap"), replace(STATUS, **changes))
     assert lines[0].startswith("tcp 192.0.2.10:389")
     assert last in lines[-1]
     assert first is None or first in lines[1]
@@ -79,11 +79,11 @@ def test_what_the_redirect_tells(changes: dict[str, Any], first: str | None, las
 def test_the_page_of_an_incident_is_linked() -> None:
     """Of a flip and of a refused fail-over, just above the way back; a hold has no page."""
     service = load(GOOD).service("ldap")
-    lines = detail_lines(service, STATUS | {"target": "standby", "flip": FLIP}, "https://c.example.org/reports/")
+    lines = detail_lines(service, replace(STATUS, target=Target.STANDBY, flip=FLIP), "https://c.example.org/reports/")
     assert lines[-2] == "report: https://c.example.org/reports/7.html"
-    assert detail_lines(service, STATUS | {"last": REFUSED}, "/r")[-1] == "report: /r/9.html"
-    hold = {**REFUSED, "verb": "hold", "reason": "hold"}
-    assert "report" not in "\n".join(detail_lines(service, STATUS | {"last": hold}, "/r"))
+    assert detail_lines(service, replace(STATUS, last=REFUSED), "/r")[-1] == "report: /r/9.html"
+    hold = replace(REFUSED, verb="hold", reason="hold")
+    assert "report" not in "\n".join(detail_lines(service, replace(STATUS, last=hold), "/r"))
 
 
 @given(st.lists(st.text(max_size=600), max_size=40), st.text(max_size=80))

@@ -25,7 +25,8 @@ from contextlib import contextmanager, suppress
 
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
-from check_failover.redirector import Activity, RedirectError
+from check_failover.records import Activity
+from check_failover.redirector import RedirectError
 from check_failover.redirector.ipfilter.file import BootFile
 from check_failover.redirector.ipfilter.poke import poke
 from check_failover.redirector.ipfilter.rules import (

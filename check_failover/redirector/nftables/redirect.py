@@ -26,7 +26,8 @@ from typing import Any
 
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
-from check_failover.redirector import Activity, RedirectError
+from check_failover.records import Activity
+from check_failover.redirector import RedirectError
 from check_failover.redirector.nftables.conntrack import Conntrack, Entry
 from check_failover.redirector.nftables.nft import Nft
 from check_failover.redirector.nftables.poke import Poker
