@@ -1,4 +1,4 @@
-"""Who checks: one file per check. Each has ``main()``, the plugin Nagios runs, and ``probe()``, which is also stage 2.
+"""The checks, one file each: ``main()`` is the plugin that Nagios runs, ``probe()`` is also stage 2 of the sniffer.
 
 ``probe(server, options, timeout)`` does the I/O once and never raises: whatever the server does wrong is a failed
 ``Probe`` with its reason. A fault of our own (no such CA file, missing library) raises ``ProbeError``: that is UNKNOWN,
@@ -37,15 +37,17 @@ PROBES = {
 
 
 class ProbeError(Exception):
-    """We could not even ask: a fault of the configuration or of this machine."""
+    """The probe could not be made: a fault of the configuration or of this machine. One line."""
 
 
 class ProbeFunction(Protocol):
+    """``timeout`` in seconds, for the whole probe. Raises ProbeError."""
+
     def __call__(self, server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe: ...
 
 
 def probe_function(spec: CheckSpec) -> ProbeFunction:
-    """The probe() of a check type; imports what it needs. Raises ProbeError when that is missing."""
+    """The probe() of a check type; imports its module. Raises ProbeError when a Python package is missing."""
     try:
         return cast("ProbeFunction", importlib.import_module(PROBES[spec.type]).probe)
     except ImportError as error:

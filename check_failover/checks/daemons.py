@@ -1,4 +1,4 @@
-"""Where the daemons' sockets are, for checks that ask them."""
+"""The paths of the daemons' sockets, for the checks that query them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from check_failover.places import HERE
 
 
 def socket_of(config: str | None, name: str) -> Path:
-    """The socket of that name: below the config's run_dir, or the usual place without a config."""
+    """The socket's path: in the config's run_dir, or in the default run_dir without a config. Raises CheckError."""
     if config is None:
         return Path(HERE["run_dir"], name)
     from check_failover.config import ConfigError, load

@@ -1,12 +1,12 @@
 """check_failover_dns: ask one question and look at the answer (RFC 1035), over UDP or TCP.
 
-The probe passes when the reply has the wanted rcode and, where that is NOERROR, a record of the wanted type, found as
-a resolver finds it (along CNAMEs), with the expected value where one is configured. An empty answer is a failure: a
-server that lost its zone still replies. A truncated reply over UDP is asked for again over TCP, as a resolver does.
+The probe passes when the reply has the wanted rcode and, for NOERROR, a record of the wanted type, found along CNAMEs
+as a resolver does, with the expected value if one is configured. An empty answer is a failure: a server that lost its
+zone still replies. After a truncated reply over UDP the probe repeats the query over TCP.
 
-dnspython makes and reads the messages; the sockets are our own. A connected UDP socket learns of a closed port (ICMP)
-at once, and takes datagrams from nobody else. A reply with another id is somebody's guess or a late one (RFC 5452,
-section 9.1): it is passed over, and cannot make the probe fail before its time.
+dnspython builds and parses the messages; the sockets are our own. A connected UDP socket gets ICMP errors at once and
+accepts datagrams from the server only. A reply with another id is forged or late (RFC 5452, section 9.1): the probe
+ignores it and waits on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRUNCATED = 0x02  # TC, in the third byte of a header (RFC 1035, 4.1.1)
 
 
 class _WrongError(Exception):
-    """The server replied, but not with what was asked for."""
+    """The server replied, but the reply is not the wanted one."""
 
 
 def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe:
@@ -54,7 +54,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     return Probe(True, time.monotonic() - began, text)
 
 
-# ---------------------------------------------------------------- the question: what is wrong here is our own fault
+# ---------------------------------------------------------------- the question: errors here are ours, ProbeError
 
 
 def _query(options: Mapping[str, object]) -> dns.message.Message:
@@ -76,7 +76,7 @@ def _rcode(options: Mapping[str, object]) -> dns.rcode.Rcode:
 
 
 def _expected(query: dns.message.Message, options: Mapping[str, object]) -> dns.rdata.Rdata | None:
-    """``expect`` as a record of the wanted type, so that it is compared by value and not by spelling."""
+    """``expect`` as a record of the wanted type, for a comparison by value and not by spelling."""
     if options.get("expect") is None:
         return None
     text, kind = str(options["expect"]), query.question[0].rdtype
@@ -137,10 +137,10 @@ def _exactly(sock: socket.socket, count: int, end: float) -> bytes:
 
 
 def _judge(query: dns.message.Message, wire: bytes, rcode: dns.rcode.Rcode, expect: dns.rdata.Rdata | None) -> str:
-    """What is right with the reply. Raises _WrongError with what is not."""
+    """The text of a good reply. Raises _WrongError with the fault of a bad one."""
     try:
         reply = dns.message.from_wire(wire)
-    except Exception as error:  # dnspython's own, and whatever a mangled message leads its parser into
+    except Exception as error:  # dnspython's exceptions, and any other that a corrupt message causes in its parser
         raise _WrongError(f"the reply makes no sense: {error or type(error).__name__}") from None
     if not isinstance(reply, dns.message.QueryMessage) or not query.is_response(reply):
         raise _WrongError("the reply does not fit the question")
@@ -153,7 +153,7 @@ def _judge(query: dns.message.Message, wire: bytes, rcode: dns.rcode.Rcode, expe
     asked = f"{question.name.to_text(omit_final_dot=True)} {dns.rdatatype.to_text(question.rdtype)}"
     try:
         found = reply.resolve_chaining().answer
-    except Exception as error:  # a chain without end, or one that leads nowhere
+    except Exception as error:  # a CNAME loop, or a chain without a final record
         raise _WrongError(f"{asked}: {error or type(error).__name__}") from None
     if not found:
         raise _WrongError(f"{asked}: no such record in the answer")

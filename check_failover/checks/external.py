@@ -1,12 +1,12 @@
 """Any Monitoring Plugin as a probe (check type "plugin"): an argument list, run without a shell.
 
-``{address}`` and ``{port}`` in its arguments become the server's. Exit 0 and 1 pass (WARNING is slow or full, and still
-serves), 2 is a failure. 3, any other code, death by a signal and a plugin that cannot be run are faults of ours:
-``ProbeError``, because UNKNOWN never moves traffic. A plugin that is not back in time is a failure, since it waits for
-the server; a program takes a moment to start, so it gets ``STARTING`` on top. It and whatever it started in its process
-group are killed then. failover-sniffer's capability is not handed down to it.
+The server's address and port replace ``{address}`` and ``{port}`` in its arguments. Exit codes 0 and 1 pass (a WARNING
+server is slow or full and still serves), 2 is a failure. 3, any other code, death by a signal and a plugin that cannot
+be run raise ``ProbeError``, because UNKNOWN never moves traffic. A plugin that does not end in time is a failure, since
+it waits for the server; it gets ``STARTING`` seconds more, because a program needs time to start. Then the probe kills
+its process group. The plugin does not inherit failover-sniffer's capability.
 
-It has no plugin of our own: Nagios runs the plugin itself (``admin.objects``).
+There is no check_failover program for this type: Nagios runs the plugin itself (``admin.objects``).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from check_failover.checks.talk import MAX_TEXT, failed
 from check_failover.model import Endpoint, Probe, State
 
 STARTING = 0.5  # seconds
-MAX_OUTPUT = 8192  # bytes kept; what follows is read and forgotten
-LOOK_EVERY = 0.05  # seconds, for a plugin that ended and left its output open to a child
+MAX_OUTPUT = 8192  # bytes kept; further output is read and discarded
+LOOK_EVERY = 0.05  # seconds between two checks whether the plugin ended while a child keeps its output open
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
@@ -67,7 +67,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
 
 
 def _run(process: subprocess.Popen[bytes], output: bytearray, end: float) -> int | None:
-    """Wait for its exit code, reading all the while; None when the time is over."""
+    """Read its output and wait for its exit code; None when the time is over."""
     reader = threading.Thread(target=_read, args=(process.stdout, output), name="plugin", daemon=True)
     reader.start()
     while process.poll() is None:
@@ -75,7 +75,7 @@ def _run(process: subprocess.Popen[bytes], output: bytearray, end: float) -> int
         if remaining <= 0:
             return None
         reader.join(min(LOOK_EVERY, remaining))
-        if not reader.is_alive():  # end of the output, so it is about to end as well
+        if not reader.is_alive():  # the output is closed, so the plugin is about to end
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(max(0.0, end - time.monotonic()))
     reader.join(LOOK_EVERY)
@@ -91,7 +91,7 @@ def _read(stream: IO[bytes] | None, output: bytearray) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of its process group."""
+    """Kill the rest of its process group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

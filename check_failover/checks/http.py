@@ -1,13 +1,13 @@
-"""check_failover_http: one HTTP request, over TLS too, to the server itself and not to whom its name leads (RFC 9110).
+"""check_failover_http: one HTTP or HTTPS request to the server's address, without a name lookup (RFC 9110).
 
-The request goes to the server's address; ``Host``, SNI and the certificate's name are ``server_name``, so a primary and
-a standby with the same virtual hosts can be told apart. The probe passes when the status is an expected one (200 to
-399; redirects are not followed) and the text, where one is expected, is in the body, which is read in any case: a
-server that stops in the middle is sick.
+The request goes to the server's address; ``Host``, SNI and the certificate's name are ``server_name``, so the probe can
+address a primary and a standby with the same virtual hosts separately. The probe passes when the status is an expected
+one (200 to 399; redirects are not followed) and the body contains the expected text, if any. The probe always reads the
+body: a server that stops in the middle is faulty.
 
-requests waits for each read anew, so a server that dribbles would never be late. A timer therefore shuts the one
-connection at the deadline, whatever it waits for. The connection is opened here, which is also how it goes where the
-probe says; proxies, netrc and CA settings of the environment count for nothing.
+The timeout of requests starts again with each read, so a server that sends single bytes would never be late. Therefore
+a timer shuts the connection down at the deadline. The probe opens the connection itself, to the given address; proxies,
+netrc and CA settings of the environment have no effect.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Connection:
 
     def open(self) -> socket.socket:
         sock = socket.create_connection((self._server.address, self._server.port), left(self._end))
-        self._handle = sock.dup()  # TLS takes the socket over; this one still reaches the connection
+        self._handle = sock.dup()  # TLS takes over the socket; the duplicate can still shut the connection down
         self._timer = threading.Timer(max(0.0, self._end - time.monotonic()), self._expire)
         self._timer.daemon = True
         self._timer.start()
@@ -77,7 +77,7 @@ class _Connection:
 
 
 class _Adapter(HTTPAdapter):
-    """Sends over our connection, with our TLS context only (requests would add its own CAs)."""
+    """Sends over the probe's connection, with the probe's TLS context only (requests would add its own CAs)."""
 
     def __init__(self, connection: _Connection, context: ssl.SSLContext | None) -> None:
         super().__init__(max_retries=0)
@@ -89,7 +89,7 @@ class _Adapter(HTTPAdapter):
 
 
 def _pools(connection: _Connection) -> dict[str, type[HTTPConnectionPool]]:
-    """urllib3's classes, with our connection as the one that they open."""
+    """urllib3's pool classes, which open the probe's connection."""
 
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
@@ -120,9 +120,9 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
         request = _request(session, server, options)
         try:
             status, body = _ask(session, request, options, timeout)
-            if connection.late:  # to the reader the end of the connection may have looked like the end of the body
+            if connection.late:  # the shutdown may have looked like the end of the body
                 raise TimeoutError
-        except Exception as error:  # requests, urllib3, http.client and ssl each have their own
+        except Exception as error:  # requests, urllib3, http.client and ssl have different exceptions
             late = connection.late or time.monotonic() - began >= timeout
             return failed(began, TimeoutError() if late else _cause(error))
     wrong = _judge(status, body, options)
@@ -130,7 +130,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
 
 
 def _request(session: requests.Session, server: Endpoint, options: Mapping[str, object]) -> requests.PreparedRequest:
-    """What is wrong here is our own fault: ProbeError."""
+    """The prepared request. Raises ProbeError: an error here is a fault of the configuration."""
     name = tls.server_name(server, options)
     with contextlib.suppress(ValueError):
         name = f"[{name}]" if ipaddress.ip_address(name).version == 6 else name
@@ -149,7 +149,7 @@ def _request(session: requests.Session, server: Endpoint, options: Mapping[str, 
 def _ask(
     session: requests.Session, request: requests.PreparedRequest, options: Mapping[str, object], timeout: float
 ) -> tuple[int, bytes]:
-    """Status and body; of the body so much as is needed."""
+    """Status and body; reading stops after the expected text or ``MAX_BODY``."""
     expect = str(options.get("expect") or "").encode()
     body = b""
     with session.send(request, stream=True, timeout=timeout, allow_redirects=False) as response:
@@ -176,7 +176,7 @@ def _wanted(status: int, wanted: object) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error of socket, TLS or protocol that lies below those of the libraries."""
+    """The socket, TLS or protocol error that the libraries' exceptions wrap."""
     chain = [error]
     while (below := chain[-1].__cause__ or chain[-1].__context__) is not None and below not in chain:
         chain.append(below)

@@ -1,11 +1,11 @@
 """check_failover_ldap: bind and search, as a client of the directory does (RFC 4511), with ldap3.
 
-The probe passes when the search's result is success and an entry came back, with the wanted attribute and value where
-they are configured. An empty answer is a failure: a slapd that lost its database still binds.
+The probe passes when the search succeeds and returns an entry, with the configured attribute and value if any. An
+empty result is a failure: a slapd that lost its database still binds.
 
-ldap3 needs care: without limits it waits for ever, its ``receive_timeout`` knows whole seconds only, and a corrupted
-reply comes out as whatever exception the parser ran into. So the socket's own timeout is set before each step, a timer
-closes it at the deadline (a server may send a byte now and then), and every exception is a failed probe.
+ldap3 by default waits without limit, its ``receive_timeout`` has whole seconds only, and a corrupt reply can raise any
+exception. Therefore the probe sets the socket's timeout before each step, a timer closes the socket at the deadline (a
+server may send single bytes), and every exception is a failed probe.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _SCOPES: dict[str, Literal["BASE", "LEVEL", "SUBTREE"]] = {"base": ldap3.BASE, "
 
 
 class _FailedError(Exception):
-    """The server answered, but not with what was asked for."""
+    """The server answered, but the answer is not the wanted one."""
 
 
 class _Tls(ldap3.Tls):
-    """Verified by Python's own ssl module: ldap3's own check lets the address stand in for the configured name."""
+    """Verifies with Python's ssl module: ldap3's own check also accepts the address in place of the configured name."""
 
     def __init__(self, context: ssl.SSLContext, name: str) -> None:
         super().__init__(validate=ssl.CERT_REQUIRED)
@@ -59,7 +59,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
         text = _ask(connection, options, began + timeout)
     except ProbeError:
         raise
-    except Exception as error:  # ldap3 lets KeyError, IndexError and others out when a reply makes no sense
+    except Exception as error:  # a corrupt reply makes ldap3 raise KeyError, IndexError and others
         took = time.monotonic() - began
         late = took >= timeout
         return Probe(False, took, "no answer in time" if late else _reason(error), refused=_refused(error))
@@ -69,7 +69,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
 
 
 def _validate(options: Mapping[str, object]) -> None:
-    """A question that nobody can be asked is no server's fault."""
+    """Raise ProbeError for options that no server could answer."""
     search_filter = str(options.get("filter", DEFAULT_FILTER))
     try:
         if options["base"]:  # "" is the root DSE
@@ -172,7 +172,7 @@ def _check_attribute(entries: list[dict[str, Any]], attribute: str, value: str |
 
 
 def _set_timeout(connection: ldap3.Connection, end: float) -> None:
-    """What is left of the time goes to the next step."""
+    """Give the rest of the time to the next step."""
     left = end - time.monotonic()
     if left <= 0 or connection.socket is None:
         raise TimeoutError
@@ -180,7 +180,7 @@ def _set_timeout(connection: ldap3.Connection, end: float) -> None:
 
 
 def _shut(sock: socket.socket) -> None:
-    """From the timer's thread: wakes whatever waits for this socket."""
+    """Shut the socket down from the timer's thread; a blocked read returns."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
@@ -188,7 +188,7 @@ def _shut(sock: socket.socket) -> None:
 
 
 def _close(connection: ldap3.Connection) -> None:
-    """Without the unbind that ldap3 would wait to send; closing is enough (RFC 4511, 5.3)."""
+    """Close without an unbind, whose send could block; closing is enough (RFC 4511, 5.3)."""
     sock = connection.socket
     if sock is not None:
         _shut(sock)
@@ -196,7 +196,7 @@ def _close(connection: ldap3.Connection) -> None:
 
 
 def _result_text(connection: ldap3.Connection) -> str:
-    """``busy (51)``, with the server's own words where it has some."""
+    """``busy (51)``, followed by the server's diagnostic message if there is one."""
     result = connection.result or {}
     words = str(result.get("message") or "")[:80]
     return f"{result.get('description', 'no result')} ({result.get('result')})" + (f": {words}" if words else "")

@@ -4,13 +4,13 @@ A check is acquire -> evaluate -> present: its ``main()`` builds a parser with `
 ``present(Outcome)``. What the frame takes care of:
 
 - exit codes 0 to 3 only. A wrong option, a bad config, an exception of our own: 3 (UNKNOWN), never argparse's 2, so
-  that a typo cannot fail over. ``-h`` and ``-V`` exit 3 as the guidelines say.
+  that a typo cannot cause a fail-over. ``-h`` and ``-V`` exit 3 as the guidelines require.
 - one first line of at most 80 characters that starts with the state, no ``|`` and no control characters in texts,
-  UTF-8 whatever the locale; perfdata in base units, without exponents.
-- ``-t``: one deadline over the whole run. A target that is silent is CRITICAL.
+  UTF-8 in every locale; perfdata in base units, without exponents.
+- ``-t``: one deadline for the whole run. A server that does not answer in time is CRITICAL.
 
-pynag's own ``PluginHelper`` is not used: it exits 1 and 2 on errors and escapes nothing. Its threshold ranges are
-right, and are what ``-w`` and ``-c`` go through.
+pynag's ``PluginHelper`` is not used: it exits 1 and 2 on errors and escapes nothing. pynag evaluates the ranges of
+``-w`` and ``-c``.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from check_failover import __version__
 from check_failover.model import State
 
 FIRST_LINE = 80  # characters; the rest goes to the long output
-# the guidelines' range format (2.5); pynag takes "5:1:2" and "1e5" as well, which perfdata cannot hold
+# the guidelines' range format (2.5); pynag also accepts "5:1:2" and "1e5", which perfdata cannot hold
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 RANGE = re.compile(rf"@?(?:(?P<start>~|{_NUMBER})?:)?(?P<end>{_NUMBER})?")
 EXIT_HELP = 3  # exit code after -h and -V
 
 
 class CheckError(Exception):
-    """We could not check: a fault of ours or of the configuration. UNKNOWN, with this line."""
+    """The check could not be made: a fault of this machine or of the configuration. UNKNOWN, with this line."""
 
 
-class TimeoutExpired(Exception):  # noqa: N818 - the standard library's word for it
+class TimeoutExpired(Exception):  # noqa: N818 - named as in the standard library
     """The deadline of ``-t`` passed."""
 
 
@@ -64,7 +64,7 @@ class Perf:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a check found. ``text`` is one line, ``details`` may have several."""
+    """The result of a check. ``text`` is one line, ``details`` may have several."""
 
     state: State
     text: str
@@ -83,13 +83,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(name: str, description: str | None, *, timeout: float = 10.0) -> argparse.ArgumentParser:
-    """A parser with the options that every check has: -h -V -t -v -w -c."""
+    """A parser with the options of every check: -h -V -t -v -w -c."""
     made = _Parser(prog=name, description=(description or "").split("\n\n")[0], allow_abbrev=False)
     made.add_argument("-V", "--version", action="version", version=f"{name} {__version__}")
-    made.add_argument(
-        "-t", "--timeout", type=seconds, default=timeout, help="of the whole run, in seconds: %(default)s"
-    )
-    made.add_argument("-v", "--verbose", action="count", default=0, help="tell more; may be given three times")
+    made.add_argument("-t", "--timeout", type=seconds, default=timeout, help="seconds for the whole run: %(default)s")
+    made.add_argument("-v", "--verbose", action="count", default=0, help="print more; may be given three times")
     made.add_argument("-w", "--warning", type=threshold, metavar="RANGE", help="WARNING outside this range")
     made.add_argument("-c", "--critical", type=threshold, metavar="RANGE", help="CRITICAL outside this range")
     return made
@@ -114,7 +112,7 @@ def port(text: str) -> int:
 
 
 def threshold(text: str) -> str:
-    """An argument that is a range as the guidelines have it (``10``, ``5:``, ``~:10``, ``@1:2``)."""
+    """An argument that is a range in the guidelines' format (``10``, ``5:``, ``~:10``, ``@1:2``)."""
     match = RANGE.fullmatch(text)
     start = ((match and match["start"]) or "0").replace("~", "-inf")
     if not match or not text.strip("@:") or float(start) > float(match["end"] or "inf"):
@@ -181,18 +179,18 @@ def run(check: Callable[[Sequence[str]], Outcome], argv: Sequence[str] | None = 
         outcome = Outcome(State.UNKNOWN, str(error))
     except TimeoutExpired as error:
         outcome = Outcome(State.CRITICAL, str(error) or "no answer in time")
-    except Exception as error:  # our own fault: never a traceback where a core reads, never an exit code that moves
+    except Exception as error:  # a fault of this program: no traceback to the core, no exit code that causes a flip
         outcome = Outcome(State.UNKNOWN, f"internal error: {type(error).__name__}: {error}")
     present(outcome)
 
 
 def _is_text(word: str) -> bool:
-    """Whether an argument came in whole: Python keeps bytes that it cannot decode as lone surrogates."""
+    """Whether an argument could be decoded: Python keeps other bytes as lone surrogates."""
     return not any("\ud800" <= c <= "\udfff" for c in word)
 
 
 def deadline(timeout: float, what: str) -> None:
-    """From now on the whole run has ``timeout`` seconds; then TimeoutExpired, whatever it waits for."""
+    """Raise TimeoutExpired in the main thread after ``timeout`` seconds, even in a blocking call."""
 
     def expired(_number: int, _frame: object) -> None:
         raise TimeoutExpired(f"{what}: no answer within {number(timeout)} s")

@@ -1,8 +1,8 @@
-"""The ``main`` of a check that probes a server: where the server comes from, how the outcome is shown.
+"""The ``main`` of a check that probes a server: it finds the server and presents the outcome.
 
-A server is given by hand (``-H``, ``-p`` and the probe's own options) or comes from the config:
+The server comes from the command line (``-H``, ``-p`` and the probe's own options) or from the config:
 ``--config FILE --service NAME --target primary|standby|service``, so that Nagios checks exactly what the sniffer
-probes. Options given by hand win over the config's.
+probes. Options of the command line override the config's.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, ju
 from check_failover.model import Endpoint, State
 from check_failover.places import HERE
 
-_RESERVE = 0.2  # seconds of -t kept for saying what happened
+_RESERVE = 0.2  # seconds of -t kept for printing the outcome
 
 
 def command_line(name: str, doc: str | None, add: Mapping[str, Mapping[str, object]]) -> argparse.ArgumentParser:
-    """The options of a check: every check's, those that say where the server is, and ``add``, the probe's own."""
+    """The parser of a check: the options of every check, those that select the server, and ``add``, the probe's own."""
     made = parser(name, doc)
     server = made.add_argument_group("which server")
     server.add_argument("-H", "--hostname", metavar="ADDRESS", help="name or address of the server")
@@ -105,7 +105,7 @@ def _from_config(arguments: argparse.Namespace, kind: str) -> tuple[Endpoint, di
 
 
 def _is_name(host: str | None) -> bool:
-    """Whether ``-H`` gave a name, which is then the one that a certificate must carry."""
+    """Whether ``-H`` gave a name; then the server's certificate must carry it."""
     if host is None:
         return False
     try:

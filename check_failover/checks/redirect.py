@@ -1,8 +1,8 @@
-"""check_failover_redirect: whether the kernel's redirect is what it should be.
+"""check_failover_redirect: whether the kernel's redirect points to the intended target.
 
 Asks failover-redirector, which reads the rule from the kernel. OK on the primary; WARNING on the standby or while held;
-CRITICAL when kernel and intent differ, a fail-over is pending, or the redirector does not answer: then traffic flows on
-as it is, but nothing would be flipped.
+CRITICAL when kernel and intent differ, a fail-over is pending, or the redirector does not answer: then traffic keeps
+its target, but no fail-over is possible.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check(argv: Sequence[str]) -> Outcome:
 
 
 def judge(status: ServiceStatus) -> Outcome:
-    """The redirector's own words; that kernel and intent agree is compared here once more."""
+    """State and text from the redirector; this check compares kernel and intent once more."""
     state, text = status.state, status.text
     if status.kernel is not status.target and state is not State.CRITICAL:
         state, text = State.CRITICAL, f"the kernel says {status.kernel or 'nothing'}, intended is {status.target}"

@@ -1,8 +1,8 @@
-"""How far one LDAP server is behind the other: contextCSN (RFC 4533 and OpenLDAP's slapo-syncprov(5)) and entries.
+"""Replication lag between two LDAP servers: contextCSN (RFC 4533, OpenLDAP's slapo-syncprov(5)) and entries.
 
-A contextCSN is the time stamp of the last change, one per server that takes changes. Their difference is no delay:
-after an hour without changes it is an hour for as long as the newest change travels. So the receiving server gets a
-moment to reach what the giving one had at the beginning, and only if it does not is the difference taken for the lag.
+A contextCSN is the time stamp of the last change, one per server that accepts changes. The difference of two is not
+yet the lag: after an hour without changes it is one hour while the newest change travels. So the receiver gets
+``GRACE`` seconds to reach the giver's state; only if it does not, the difference counts as the lag.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SIZE_LIMIT, _NO_SUCH_OBJECT = 4, 32
 
 
 class QueryError(Exception):
-    """A server did not answer, or not with what was asked: ``target`` is which, the text says why."""
+    """A query failed: ``target`` names the server, the text gives the reason."""
 
     def __init__(self, target: Target, text: str) -> None:
         super().__init__(f"{target}: {text}")
@@ -39,10 +39,10 @@ class QueryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What both servers said. ``lag`` (s) is None where the servers keep no contextCSN; entries where not countable."""
+    """``lag`` in seconds, None without contextCSN; an entry count is None where the server does not allow to count."""
 
     lag: float | None
-    missing: tuple[str, ...] = ()  # server ids of which the receiver has no contextCSN at all
+    missing: tuple[str, ...] = ()  # server ids without a contextCSN on the receiver
     entries: Mapping[Target, int | None] | None = None
 
 
@@ -63,14 +63,14 @@ def compare(service: Service, giver: Target, timeout: float, *, count: bool = Tr
 
 
 def behind(giver: Mapping[str, float], receiver: Mapping[str, float]) -> tuple[float | None, tuple[str, ...]]:
-    """The lag in seconds and the server ids that the receiver has never heard of."""
+    """The lag in seconds, and the server ids without a contextCSN on the receiver."""
     missing = tuple(sorted(set(giver) - set(receiver)))
     lags = [max(0.0, at - receiver[sid]) for sid, at in giver.items() if sid in receiver]
     return (max(lags) if lags else None), missing
 
 
 def parse(values: list[str]) -> dict[str, float]:
-    """contextCSN values as Unix time per server id; what is none is left out."""
+    """contextCSN values as Unix time per server id; malformed values are left out."""
     found: dict[str, float] = {}
     for value in values:
         match = _CSN.match(value)
@@ -81,7 +81,7 @@ def parse(values: list[str]) -> dict[str, float]:
 
 
 def context_csn(service: Service, target: Target, end: float) -> dict[str, float]:
-    """What a server has, as Unix time per server id; empty without contextCSN. Raises QueryError, ProbeError."""
+    """A server's contextCSN as Unix time per server id; empty without contextCSN. Raises QueryError, ProbeError."""
 
     def ask(connection: ldap3.Connection) -> dict[str, float]:
         base = str(service.check.options["base"])
@@ -97,7 +97,7 @@ def context_csn(service: Service, target: Target, end: float) -> dict[str, float
 
 
 def count_entries(service: Service, target: Target, end: float) -> int | None:
-    """Entries below the base, that we may see; None where the server's size limit or the time forbids to count."""
+    """The visible entries below the base; None where the server's size limit forbids to count them."""
 
     def ask(connection: ldap3.Connection) -> int | None:
         base, cookie = str(service.check.options["base"]), None
@@ -130,7 +130,7 @@ def count_entries(service: Service, target: Target, end: float) -> int | None:
 
 
 def _with_connection(service: Service, target: Target, end: float, ask: Callable[[ldap3.Connection], T]) -> T:
-    """Connect as the service's probe does, and ask; a timer closes the socket at ``end``."""
+    """Connect like the service's probe and call ``ask``; a timer closes the socket at ``end``."""
     server: Endpoint = service.server(target)
     options = service.check.options
     connection = _connection(server, options, max(0.1, end - time.monotonic()))
@@ -151,7 +151,7 @@ def _with_connection(service: Service, target: Target, end: float, ask: Callable
         return ask(connection)
     except (QueryError, ProbeError):
         raise
-    except Exception as error:  # as in the probe: ldap3 lets anything out when a reply makes no sense
+    except Exception as error:  # as in the probe: a corrupt reply makes ldap3 raise any exception
         late = time.monotonic() >= end
         raise QueryError(target, "no answer in time" if late else _reason(error)) from None
     finally:

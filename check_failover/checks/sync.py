@@ -1,9 +1,9 @@
 """check_failover_sync: is the standby's data good enough to be served?
 
-Reads the record that failover-sync keeps: the sync age, what the last run found and why one did not happen. For LDAP it
-compares both servers: contextCSN and the number of entries. With --differences it compares the files as well, by a
-dry run of failover-sync, which reads all of them. -w and -c are ranges for the sync age in seconds; without them the
-policy's max_sync_age is critical, two thirds of it a warning.
+Reads the record of failover-sync: the sync age, the result of the last run, and why a run was refused. For LDAP it
+compares both servers: contextCSN and the number of entries. With --differences it also compares the files, by a dry
+run of failover-sync, which reads all files. -w and -c are ranges for the sync age in seconds; by default the policy's
+max_sync_age is critical, and two thirds of it a warning.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def check(argv: Sequence[str]) -> Outcome:
 
 
 def together(parts: Sequence[Outcome]) -> Outcome:
-    """One outcome: the worst part's text first, then the others'."""
+    """One outcome of all parts; the text of the worst part comes first."""
     state = worst(*(part.state for part in parts))
     ordered = sorted(parts, key=lambda part: worst(part.state, State.OK) is not state)
     return Outcome(
@@ -86,7 +86,7 @@ def together(parts: Sequence[Outcome]) -> Outcome:
 
 
 def age(record: SyncState, service: Service, arguments: argparse.Namespace) -> Outcome:
-    """The record: as failover-sync itself reports it, or against the ranges that were given."""
+    """The sync age: judged like failover-sync does, or by the ranges of -w and -c."""
     now = time.time()
     warn, crit = syncstate.limits(service)
     seconds = record.age(now)
@@ -111,7 +111,7 @@ def age(record: SyncState, service: Service, arguments: argparse.Namespace) -> O
 
 
 def served_by_standby(record: SyncState, now: float, crit: float) -> bool:
-    """Whether the last run was refused because the standby serves: then nothing is to be brought to it."""
+    """Whether failover-sync refused the last run because the standby serves: then its data is the newer one."""
     problem = record.problem
     return problem is not None and problem.reason is Refusal.TARGET_STANDBY and now - problem.at <= crit
 
@@ -125,7 +125,7 @@ def directories(service: Service, record: SyncState, arguments: argparse.Namespa
     try:
         found = replication.compare(service, serving, end - time.monotonic() - _RESERVE, count=not arguments.no_entries)
     except replication.QueryError as error:
-        # a primary that is down while the standby serves is another check's alarm
+        # while the standby serves, another check reports a primary that is down
         known = serving is Target.STANDBY and error.target is Target.PRIMARY
         return Outcome(State.OK if known else State.CRITICAL, f"the {error}")
     except ProbeError as error:
@@ -160,7 +160,7 @@ def _entries_perf(entries: object) -> tuple[Perf, ...]:
 
 
 def differences(config: Config, service: Service, arguments: argparse.Namespace, end: float) -> Outcome:
-    """Files and bytes that differ now, as ``failover-sync --dry-run`` counts them; run as whoever owns the records."""
+    """Files and bytes that differ now, counted by ``failover-sync --dry-run``; it runs as the owner of the records."""
     limit = end - time.monotonic()
     argv = [*_as_owner(config), *_program(), "--config", str(config.path), "--dry-run", "--json", service.name]
     try:
@@ -183,14 +183,14 @@ def differences(config: Config, service: Service, arguments: argparse.Namespace,
 
 
 def _program() -> list[str]:
-    """failover-sync beside this interpreter, which may be a virtual environment's, or in PATH."""
+    """The command failover-sync: beside this interpreter (which may belong to a virtual environment), or in PATH."""
     beside = Path(sys.executable).with_name("failover-sync")
     found = str(beside) if beside.exists() else shutil.which("failover-sync")
     return [found] if found else [sys.executable, "-m", "check_failover.sync.run"]
 
 
 def _as_owner(config: Config) -> list[str]:
-    """How to become the user whose key the servers accept: sudo, where we are another one."""
+    """The sudo prefix that makes us the owner of the records, whose key the servers accept; empty if not needed."""
     try:
         owner = syncstate.directory(config.controller.state_dir).stat().st_uid
         if os.geteuid() in (0, owner):

@@ -1,4 +1,4 @@
-"""What the probes over plain sockets share: one deadline, texts with escapes, and what an error means."""
+"""Shared by the probes over plain sockets: one deadline, texts with escapes, the meaning of errors."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from check_failover.checks import ProbeError, tls
 from check_failover.checks.plugin import clean
 from check_failover.model import Probe
 
-MAX_ANSWER = 65536  # bytes looked at
+MAX_ANSWER = 65536  # bytes read
 MAX_TEXT = 160  # characters of a probe's text
 _ESCAPES = {rb"\r": b"\r", rb"\n": b"\n", rb"\t": b"\t", rb"\0": b"\0", rb"\\": b"\\"}
 _ESCAPED = re.compile(rb"\\x([0-9A-Fa-f]{2})|\\[rnt0\\]")
-# Errors of this machine, not of the server: out of descriptors, memory or local ports, no such protocol here, forbidden
-# by our own firewall, a datagram that cannot be one.
+# Errors of this machine, not of the server: out of descriptors, memory or local ports, missing protocol, rejected by
+# the local firewall, a datagram that is too long.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 _OURS |= {errno.EPERM, errno.EMSGSIZE}
 
 
 def left(end: float) -> float:
-    """Seconds until ``end`` (monotonic). Raises TimeoutError when there are none: one deadline over all steps."""
+    """Seconds until ``end`` (monotonic). Raises TimeoutError after it: one deadline for all steps."""
     seconds = end - time.monotonic()
     if seconds <= 0:
         raise TimeoutError
@@ -30,7 +30,7 @@ def left(end: float) -> float:
 
 
 def failed(began: float, error: BaseException) -> Probe:
-    """The failed probe that an exception is. Raises ProbeError where the fault is this machine's."""
+    """The failed probe for an exception. Raises ProbeError for a fault of this machine."""
     # an SSLError's number is TLS's own, and 1 is EPERM elsewhere
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in _OURS:
         raise ProbeError(f"cannot ask: {tls.reason(error)}") from None
@@ -44,6 +44,6 @@ def unescape(text: str) -> bytes:
 
 
 def unexpected(answer: bytes, expect: bytes) -> str:
-    """What came instead of what was expected."""
+    """The text for an answer without the expected text."""
     said = clean(answer[:60].decode("utf-8", "replace"))
     return f"expected {clean(expect[:60].decode('utf-8', 'replace'))!r}, got {said!r}"

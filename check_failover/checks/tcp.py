@@ -1,7 +1,7 @@
-"""check_failover_tcp: connect, send a text, and look for one in the answer; for any service over TCP.
+"""check_failover_tcp: connect, send a text, and look for a text in the answer; for any service over TCP.
 
-Without ``send`` and ``expect`` an accepted connection is a pass, which a hung process gives too: give both where the
-service has something to say.
+Without ``send`` and ``expect`` an accepted connection is a pass. A hung process accepts connections too, so configure
+both if the service answers anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
 
 
 def _talk(sock: socket.socket, options: Mapping[str, object], end: float) -> str | None:
-    """Send and expect; returns what is wrong, or None."""
+    """Send and read until the expected text; returns the fault, or None."""
     send, expect = unescape(str(options.get("send") or "")), unescape(str(options.get("expect") or ""))
     if send:
         sock.sendall(send)

@@ -1,4 +1,4 @@
-"""TLS for the probes: verified, always. There is no option to leave the verification out (RFC 9525)."""
+"""TLS for the probes: always verified. There is no option to disable the verification (RFC 9525)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def context(options: Mapping[str, object]) -> ssl.SSLContext:
 def server_name(server: Endpoint, options: Mapping[str, object]) -> str:
     """The name that the server's certificate must carry: ``server_name``, or the address itself. In ASCII (RFC 5890).
 
-    Raises ProbeError: a name that cannot be one must not look like a server that fails.
+    Raises ProbeError: an invalid name must not look like a failed server.
     """
     name = str(options.get("server_name") or server.address)
     try:
@@ -34,7 +34,7 @@ def server_name(server: Endpoint, options: Mapping[str, object]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an error of the socket or of TLS means, in a few words."""
+    """A short text for an error of the socket or of TLS."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, ConnectionRefusedError):

@@ -1,7 +1,7 @@
-"""check_failover_traffic: do clients' requests get answers? Looks at the traffic, probes nobody.
+"""check_failover_traffic: do clients' requests get answers? It reads the traffic's numbers and sends no probe.
 
-With failover-sniffer running it shows what the sniffer knows: request rate, reply gap p50 and p99, error share. Without
-it, it compares two readings of the NAT's own counters, ``--interval`` seconds apart: requests without a single answer
+While failover-sniffer runs, the check shows its numbers: request rate, reply gap p50 and p99, error share. Otherwise it
+compares two readings of the NAT's counters, ``--interval`` seconds apart: requests without a single answer
 are CRITICAL. ``-w`` and ``-c`` are ranges for the reply gap's p99 in seconds; ``--warning-errors`` and
 ``--critical-errors`` for the error share in percent.
 """
@@ -33,16 +33,16 @@ from check_failover.model import State
 from check_failover.records import Activity, RecordError, service_statuses
 
 T = TypeVar("T")
-MIN_PACKETS = 3  # packets that demand an answer, before none at all means something
+MIN_PACKETS = 3  # packets that demand an answer; with fewer, no answer is no evidence
 
 
 def check(argv: Sequence[str]) -> Outcome:
     made = parser("check_failover_traffic", __doc__)
     made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
     made.add_argument("--config", metavar="FILE", help="read the sockets' place from here")
-    made.add_argument("--interval", type=seconds, default=1.0, help="between two readings of the NAT's counters: 1 s")
-    made.add_argument("--warning-errors", type=threshold, metavar="RANGE", help="WARNING outside, percent")
-    made.add_argument("--critical-errors", type=threshold, metavar="RANGE", help="CRITICAL outside, percent")
+    made.add_argument("--interval", type=seconds, default=1.0, help="seconds between two readings of the counters (1)")
+    made.add_argument("--warning-errors", type=threshold, metavar="RANGE", help="WARNING: error share, percent")
+    made.add_argument("--critical-errors", type=threshold, metavar="RANGE", help="CRITICAL: error share, percent")
     made.add_argument("--counters", action="store_true", help="use the NAT's counters even when the sniffer runs")
     arguments = made.parse_args(argv)
     deadline(arguments.timeout, "failover-sniffer and failover-redirector")
@@ -63,7 +63,7 @@ def check(argv: Sequence[str]) -> Outcome:
 
 
 def from_sniffer(status: Mapping[str, Any], arguments: argparse.Namespace) -> Outcome:
-    """The sniffer's condition, made worse by the thresholds."""
+    """The worse of the sniffer's condition and the thresholds."""
     stats = status["stats"]
     share = 100 * stats["error_share"]
     state = {"ok": State.OK, "suspect": State.WARNING, "failed": State.CRITICAL}.get(status["verdict"], State.UNKNOWN)
@@ -100,7 +100,7 @@ def from_sniffer(status: Mapping[str, Any], arguments: argparse.Namespace) -> Ou
 
 
 def from_counters(first: Activity, second: Activity, interval: float) -> Outcome:
-    """Two readings of (asked, answered); counters that went back were loaded anew in between."""
+    """Judge two readings of the counters. Raises CheckError when they were reset in between."""
     asked, answered = second.asked - first.asked, second.answered - first.answered
     if asked < 0 or answered < 0:
         raise CheckError("the NAT's counters were reset in between; the next run will tell")

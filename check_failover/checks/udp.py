@@ -1,7 +1,7 @@
 """check_failover_udp: send a datagram and look for a text in the answers; for any service over UDP.
 
-Without ``expect`` any answer is a pass. Silence is a failure, so this fits services that answer what is sent. Where
-nobody listens the host says so (ICMP port unreachable), which the connected socket learns as "connection refused".
+Without ``expect`` any answer is a pass. Silence is a failure, so the check fits services that answer each datagram.
+Where no process listens, the host sends ICMP port unreachable, and the connected socket reports "connection refused".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who tells the core: ``send(results)`` for each way a passive result can reach Nagios or Icinga.
+"""The transports: ``send(results)`` for each way in which a passive result can reach Nagios or Icinga.
 
 A transport is built from ``[monitoring]`` and has one method. It raises ``TransportError`` when the core did not take
 the results, so that the caller (``outbox``) keeps them. A new way is one file, one line in ``TRANSPORTS`` and
@@ -14,13 +14,18 @@ from check_failover.model import PassiveResult
 
 
 class TransportError(Exception):
-    """The core did not take the result: one line that says why. Whatever was not taken must be sent again."""
+    """The core did not accept a result: one line with the reason. The caller must send it again."""
 
 
 class Transport(Protocol):
+    """One way to the core."""
+
     def send(self, results: Sequence[PassiveResult]) -> None:
-        """Hand results to the core, in order. Raises TransportError; some of them may have arrived all the same, so no
-        two may be of one service: sent again, they would tell its states in a wrong order."""
+        """Deliver results to the core, in order, at most one for each service.
+
+        Raises TransportError; some results may have arrived nevertheless. Two results of one service would then reach
+        the core in the wrong order when they are sent again.
+        """
 
 
 def _command_file(options: Mapping[str, Any]) -> Transport:

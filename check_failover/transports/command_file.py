@@ -1,9 +1,8 @@
 """Results for Nagios through its external command file, a FIFO.
 
-The rules of a FIFO decide the code: opened ``O_WRONLY | O_NONBLOCK`` and never created (a regular file in its place
-would keep Nagios from making its own), one ``write`` per command of at most PIPE_BUF bytes (pipe(7): those are atomic),
-opened anew each time because the core may have been restarted. ``pynag.Control.Command`` breaks each of these, so it
-is not used.
+The rules for a FIFO: open it with ``O_WRONLY | O_NONBLOCK`` and never create it (a regular file in its place would
+prevent Nagios from making the FIFO); one ``write`` per command of at most PIPE_BUF bytes (atomic, pipe(7)); open it
+again for each call, because the core may have restarted. ``pynag.Control.Command`` breaks all of these.
 
 Source: Nagios Core documentation, "External Commands", PROCESS_SERVICE_CHECK_RESULT; fifo(7), pipe(7).
 """
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from check_failover.model import PassiveResult
 from check_failover.transports import TransportError
 
-PIPE_BUF = 4096  # bytes that one write carries whole
+PIPE_BUF = 4096  # bytes that one write delivers atomically
 _MEANING = {
     errno.ENXIO: "no core reads it: is Nagios running?",
     errno.ENOENT: "not there: is Nagios running, with check_external_commands=1?",
@@ -35,7 +34,7 @@ class CommandFile:
         self._path = path
 
     def send(self, results: Sequence[PassiveResult]) -> None:
-        """One write for each result, in order. Raises TransportError at the first that Nagios did not take."""
+        """One write for each result, in order. Raises TransportError at the first that fails."""
         descriptor = self._open()
         try:
             for result in results:
@@ -62,7 +61,7 @@ class CommandFile:
 def command(result: PassiveResult) -> bytes:
     """The command line for a result, at most PIPE_BUF bytes, ending in a newline.
 
-    Long output is cut, first line and perfdata stay: without them the result says nothing.
+    Long output is cut; the first line and the perfdata stay, because they are the result.
     """
     head = f"[{int(result.at)}] PROCESS_SERVICE_CHECK_RESULT;{_name(result.host)};{_name(result.service)};"
     head += f"{int(result.state)};"
@@ -75,18 +74,18 @@ def command(result: PassiveResult) -> bytes:
 
 
 def _clean(text: str) -> str:
-    """Newline and backslash as Nagios reads them; other control characters would end or garble the command."""
+    """Escape newline and backslash for Nagios; replace other control characters, which would damage the command."""
     escaped = text.replace("\\", "\\\\").replace("\n", "\\n")
     return "".join(c if c.isprintable() else " " for c in escaped)
 
 
 def _name(text: str) -> str:
-    """A ``;`` would shift the fields; object names cannot hold one."""
+    """An object name without ``;``, which would shift the fields."""
     return text.replace(";", ":").replace("\n", " ")
 
 
 def _cut(data: bytes, size: int) -> bytes:
-    """At most ``size`` bytes, not in the middle of a character nor of an escape."""
+    """At most ``size`` bytes; no character and no escape is cut in the middle."""
     cut = data[:size].decode(errors="ignore") if len(data) > size else data.decode()
     trailing = len(cut) - len(cut.rstrip("\\"))
     return (cut[:-1] if trailing % 2 and len(data) > size else cut).encode()

@@ -1,18 +1,18 @@
 """Results for Icinga 2 over its REST API: ``POST /v1/actions/process-check-result``.
 
-Source: Icinga 2 documentation, "Icinga 2 API", actions; tried with 2.13. What decides the code:
+Source: Icinga 2 documentation, "Icinga 2 API", actions; tested with 2.13. Properties of the API that shape the code:
 
-- HTTP 200 is not enough: the answer's ``results[].code`` and ``status`` are read too ("Ignoring passive check
-  result" is what a node says whose parent is away).
-- ``execution_start`` never goes back for a service: since 2.14 an older result than the one it has is answered with
-  409 and discarded. Whoever sends it knows that it is news (the outbox keeps the order; Icinga's own "stale" may be
-  the newer one after an absence, and clocks are set back), so it is sent again without times, as of its arrival.
-- A service that no node knows (404) must not hold up the others: said once in the log, as if it had been taken. Its
-  verdicts are the sniffer's to act on (``core_deadline``).
-- Of several nodes (an HA zone) the one that took the last result is asked first.
-- One session is kept, but Icinga closes a connection that is idle for ten seconds: a request that meets the end of
-  one is made again on a new one.
-- ``trust_env`` is off, or REQUESTS_CA_BUNDLE in the environment would overrule the site's CA.
+- HTTP 200 is not enough: ``results[].code`` and ``status`` of the answer count too (a node whose parent is away says
+  "Ignoring passive check result").
+- ``execution_start`` must not go back for a service: since 2.14 Icinga answers an older result with 409 and discards
+  it. The outbox keeps the order, so our result is newer (after an outage Icinga's own "stale" may have the later time,
+  and clocks are set back): the transport sends it again without times, as of its arrival.
+- A service that no node knows (404) must not block the others: the transport logs it once and drops its results. The
+  sniffer acts on that service's verdicts itself (``core_deadline``).
+- Of several nodes (an HA zone) the transport first asks the one that accepted the last result.
+- The session is kept, but Icinga closes a connection after ten idle seconds: a request on a closed connection is
+  repeated on a new one.
+- ``trust_env`` is off; otherwise REQUESTS_CA_BUNDLE in the environment would override the site's CA.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ log = logging.getLogger(__name__)
 ACTION = "/v1/actions/process-check-result"
 CONFLICT = 409
 TTL = 180.0  # seconds after which Icinga calls the result stale; heartbeats come every 60
-CONNECT_TIMEOUT, TIMEOUT = 1.0, 3.0  # seconds; while a verdict waits for them, nobody acts on it
+CONNECT_TIMEOUT, TIMEOUT = 1.0, 3.0  # seconds; they delay the reaction to a verdict
 
 
 class _UnknownServiceError(TransportError):
-    """The node has no such service, or hides it from us."""
+    """The node has no such service, or the API user's filter hides it."""
 
 
 class Icinga2:
     """Options: url (one or several), ca_file, server_name (one, or one for each url), username + password_file or
-    certificate + key_file, ttl, timeout (seconds that an answer may take).
+    certificate + key_file, ttl (seconds), timeout (of an answer, seconds).
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Icinga2:
             self._session.mount(url, _Named(name))
 
     def send(self, results: Sequence[PassiveResult]) -> None:
-        """One request for each result, in order. Raises TransportError at the first that no node took."""
+        """One request for each result, in order. Raises TransportError at the first that no node accepts."""
         for result in results:
             self._send(result)
 
@@ -123,7 +123,7 @@ class Icinga2:
 
 
 class _Named(HTTPAdapter):
-    """Takes a certificate made out to ``name`` whatever the URL says: a URL with an address needs no name server."""
+    """Accepts a certificate for ``name``, whatever host the URL has: a URL with an address needs no name server."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -147,7 +147,7 @@ def _body(result: PassiveResult, ttl: float) -> dict[str, Any]:
 
 
 def _row(answer: requests.Response) -> Mapping[str, Any]:
-    """The answer's one result; what Icinga says of the whole request where there is none; empty where it is no JSON."""
+    """The answer's one result; without one, the error of the whole request; empty when the answer is no JSON."""
     try:
         body = answer.json()
     except ValueError:

@@ -1,14 +1,14 @@
 """Results for a remote core through NRDP (Nagios Remote Data Processor): one POST for several results, as JSON.
 
-What it needs to know:
+Properties of NRDP that shape the code:
 
 - The request is a form: ``token``, ``cmd=submitcheck``, ``json``. JSON since NRDP 1.5 (2017).
-- Faults come with HTTP 200 and ``status`` -1 in the body ("BAD TOKEN"), so the body is read.
-- NRDP turns newlines into ``\\n`` and leaves backslashes alone: those are doubled here, as Nagios reads them.
-- It has no time of its own that Nagios Core would use, and drops results into ``check_result_path``, where Nagios looks
-  every ``check_result_reaper_frequency`` seconds (10): set that to 1.
-- ``trust_env`` is off, or REQUESTS_CA_BUNDLE in the environment would overrule the site's CA. Redirects are not
-  followed, because the token would go along.
+- Errors come with HTTP 200 and ``status`` -1 in the body ("BAD TOKEN"), so the transport reads the body.
+- NRDP turns newlines into ``\\n`` and does not escape backslashes: the transport doubles them for Nagios.
+- NRDP passes no time that Nagios Core would use. It writes results to ``check_result_path``, which Nagios reads every
+  ``check_result_reaper_frequency`` seconds (10): set that to 1.
+- ``trust_env`` is off; otherwise REQUESTS_CA_BUNDLE in the environment would override the site's CA. Redirects are not
+  followed, because they would disclose the token.
 
 Source: github.com/NagiosEnterprises/nrdp 2.0.6: server/plugins/nagioscorepassivecheck, server/includes/utils.inc.php.
 """
@@ -72,13 +72,11 @@ class Nrdp:
             result = answer.json()["result"]
             status, message = int(result["status"]), str(result.get("message", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise TransportError(
-                f"NRDP {self._url}: the answer is none of NRDP 1.5 or later: is this its address?"
-            ) from None
+            raise TransportError(f"NRDP {self._url}: the answer is not from NRDP 1.5 or later: check url") from None
         if status != 0:
             said = "".join(c if c.isprintable() else " " for c in message)[:200]
             raise TransportError(
-                f"NRDP {self._url}: not taken: {said or status}; is the token in {self._token_file} right?"
+                f"NRDP {self._url}: not accepted: {said or status}; check the token in {self._token_file}"
             )
 
 

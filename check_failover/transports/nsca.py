@@ -1,10 +1,9 @@
 """Results for a remote core through a ``send_nsca``-compatible client, e.g. NSCA-ng's: encrypted, with a receipt.
 
-The client is an argument list, run without a shell; server and password stand in its own configuration file. Results
-of one call are separated by ETB as send_nsca(8) wants it. The client of NSCA-ng ends with 0 only when the server said
-OKAY to each of them; that the server keeps them in its own queue while Nagios is stopped is nothing it tells
-(``core_deadline`` covers that). NSCA's own client gets no receipt at all: a server that drops what it does not like is
-not noticed.
+The client is an argument list, run without a shell; its own configuration file names server and password. ETB separates
+the results of one call, see send_nsca(8). The client of NSCA-ng exits with 0 only when the server answered OKAY to each
+result; it does not show that the server queues results while Nagios is stopped (``core_deadline`` covers that). NSCA's
+own client gets no receipt: results that the server drops are lost without an error.
 
 Source: send_nsca(8), send_nsca.cfg(5), nsca-ng.cfg(5), version 1.6.
 """
@@ -34,7 +33,7 @@ class Nsca:
         self._timeout = float(options.get("timeout", TIMEOUT))
 
     def send(self, results: Sequence[PassiveResult]) -> None:
-        """One call for all of them, in order. Raises TransportError; then some of them may have arrived."""
+        """One call for all results, in order. Raises TransportError; some results may have arrived then."""
         now = time.time()
         lines = ETB.join(_line(result, now) for result in results).encode()
         capabilities.drop_ambient()

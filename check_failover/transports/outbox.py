@@ -1,8 +1,7 @@
-"""Keeps results until the core has taken them: a thread that sends in order, retries, and survives restarts.
+"""A queue of results for the core: a thread sends them in order and retries; the queue survives restarts.
 
-While the core is away results pile up in a bounded list; what is dropped first are older results of the same service
-that did not change its state, because they say nothing that a newer one does not. On ``close`` the rest is written to
-a file and taken up at the next start.
+The queue is bounded. When it is full, the outbox first drops older results that a newer one of the same service and
+state repeats. ``close`` writes the rest to a file, and the next start reads it.
 """
 
 from __future__ import annotations
@@ -19,15 +18,26 @@ from pathlib import Path
 from check_failover.model import PassiveResult, State
 from check_failover.transports import Transport, TransportError
 
-LIMIT = 1000  # results kept while the core is away
-BATCH_SIZE = 50  # results handed over at once
+LIMIT = 1000  # results in the queue
+BATCH_SIZE = 50  # results in one call of the transport
 FIRST_RETRY, LAST_RETRY = 0.2, 5.0  # seconds
 
 log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """``submit`` never blocks and never raises. ``on_failure`` hears of each attempt that failed (in this thread)."""
+    """``submit`` never blocks and never raises. The outbox's thread calls ``on_failure`` after each failed attempt.
+
+    ========  ==================================================  ========
+    state     event                                               next
+    ========  ==================================================  ========
+    idle      a result is submitted, or was in the file           sending
+    sending   the core accepts the batch (``reachable``)          sending, or idle when the queue is empty
+    sending   the transport fails                                 waiting
+    waiting   ``FIRST_RETRY`` to ``LAST_RETRY`` s, or a new one   sending
+    any       ``close``: one more attempt, then the file          closed
+    ========  ==================================================  ========
+    """
 
     def __init__(
         self,
@@ -39,12 +49,12 @@ class Outbox:
         self._queue: deque[PassiveResult] = deque(_load(path))
         self._wake = threading.Condition()
         self._closing = False
-        self.reachable = True  # whether the last attempt was taken
+        self.reachable = True  # whether the core accepted the last attempt
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
     def submit(self, result: PassiveResult) -> None:
-        """Queue a result; it leaves at once when the core takes it."""
+        """Queue a result; the thread sends it at once."""
         with self._wake:
             self._queue.append(result)
             if len(self._queue) > LIMIT:
@@ -52,12 +62,12 @@ class Outbox:
             self._wake.notify()
 
     def waiting(self) -> int:
-        """How many results the core has not taken yet."""
+        """The number of results that the core has not accepted yet."""
         with self._wake:
             return len(self._queue)
 
     def close(self, patience: float = 2.0) -> None:
-        """Try once more for ``patience`` seconds, then save what is left."""
+        """Try once more for at most ``patience`` seconds, then save the rest."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -88,7 +98,7 @@ class Outbox:
                 delay = min(2 * delay, LAST_RETRY)
 
     def _batch(self) -> list[PassiveResult]:
-        """The oldest, as many as may travel together (see ``Transport.send``)."""
+        """The oldest results, at most one for each service (see ``Transport.send``)."""
         batch: list[PassiveResult] = []
         services: set[tuple[str, str]] = set()
         for result in itertools.islice(self._queue, BATCH_SIZE):
@@ -101,22 +111,22 @@ class Outbox:
     def _attempt(self, batch: list[PassiveResult]) -> bool:
         try:
             self._transport.send(batch)
-        except Exception as error:  # anything: without this thread the core would never hear of a verdict again
+        except Exception as error:  # any error: if this thread ended, no further verdict would reach the core
             if not isinstance(error, TransportError):
-                log.exception("results are kept, a fault of our own")
+                log.exception("results are kept, internal error")
             elif self.reachable:
-                log.warning("results are kept, the core did not take them: %s", error)
+                log.warning("results are kept, the core did not accept them: %s", error)
             self.reachable = False
             if self._on_failure is not None:
                 self._on_failure()
             return True
         if not self.reachable:
-            log.info("the core takes results again")
+            log.info("the core accepts results again")
         self.reachable = True
         return False
 
     def _evict(self) -> None:
-        """Drop the oldest result that a later one of the same service and state repeats; else the oldest of all."""
+        """Drop the oldest result that a later one of the same service and state repeats; else the oldest one."""
         last: dict[tuple[str, str], State] = {}
         for index in range(len(self._queue) - 1, -1, -1):
             result = self._queue[index]
@@ -136,7 +146,7 @@ def _load(path: Path | None) -> list[PassiveResult]:
         path.unlink()
         return [PassiveResult(**{**row, "state": State(row["state"])}) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        log.warning("%s: kept results cannot be read and are given up: %s", path, error)
+        log.warning("%s: cannot read the kept results, they are lost: %s", path, error)
         return []
 
 

@@ -1,7 +1,7 @@
-"""Words for the ways to a core on another machine: a result's output as a plugin would have printed it, and faults.
+"""Texts for the transports to a remote core: a result's output in the form of a plugin's output, and error reasons.
 
-These escape newlines themselves. NSCA and NRDP have no field for the time, so a result that had to wait says in its
-further lines when it was made.
+The transports escape newlines. NSCA and NRDP have no field for the time, so a delayed result gives its time in a
+further line.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import time
 
 from check_failover.model import PassiveResult
 
-LATE = 10.0  # seconds after which a result tells its own time
-SIZE = 3000  # bytes; with escapes still one write to the core's command file (4096)
+LATE = 10.0  # seconds of delay from which a result gives its time
+SIZE = 3000  # bytes; with escapes it still fits one write to the core's command file (4096)
 
 
 def output(result: PassiveResult, now: float) -> str:
@@ -25,12 +25,12 @@ def output(result: PassiveResult, now: float) -> str:
 
 
 def name(text: str) -> str:
-    """Fit for an object's name: ``;`` and control characters would shift the fields on the core's side."""
+    """An object name without ``;`` and control characters, which would shift the core's fields."""
     return _clean(text).replace(";", ":")
 
 
 def reason(error: Exception) -> str:
-    """The innermost reason, in one line: requests wraps it three times."""
+    """The innermost error of the chain in one line: requests wraps it three times."""
     cause: BaseException = error
     while cause.__context__ is not None:
         cause = cause.__context__

@@ -76,13 +76,13 @@ def test_moods_of_an_nrdp_server(server: NrdpServer, tmp_path: Path) -> None:
     """Wrong token, somebody else's page, a redirect, nobody there: one line each, and nothing counts as taken."""
     wrong = tmp_path / "wrong"
     wrong.write_text("guess\n")
-    with pytest.raises(TransportError, match=r"not taken: BAD TOKEN; is the token in .*wrong right"):
+    with pytest.raises(TransportError, match=r"not accepted: BAD TOKEN; check the token in .*wrong"):
         nrdp(server, token_file=str(wrong)).send([result()])
     with pytest.raises(TransportError, match="cannot read the NRDP token: No such file"):
         nrdp(server, token_file="/nonexistent").send([result()])
     for status, body, said in (
-        (200, b"<html>welcome</html>", "the answer is none of NRDP 1.5"),
-        (200, b"[]", "the answer is none of NRDP 1.5"),
+        (200, b"<html>welcome</html>", "the answer is not from NRDP 1.5"),
+        (200, b"[]", "the answer is not from NRDP 1.5"),
         (500, b"{}", "HTTP 500"),
         (302, b"", "HTTP 302"),
     ):
