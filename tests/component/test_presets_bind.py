@@ -203,7 +203,7 @@ def test_a_zone_that_is_not_served_as_its_file_has_it_is_refused(syncing: Syncin
 
 
 def test_a_load_that_named_did_not_do_is_no_success(syncing: Syncing, names: Nameds) -> None:
-    """rndc says success and the old zone is served: found by its serial; the copy before serves again, updates too."""
+    """rndc says success and the old zone is served: its serial tells; the copy before serves again, updates too."""
     ok(syncing.sync())
     names.update("standby", "own", "192.0.2.44")
     names.edit("primary", "static", 5, 5)
@@ -219,7 +219,7 @@ def test_a_load_that_named_did_not_do_is_no_success(syncing: Syncing, names: Nam
     helper.chmod(0o755)
     assert once in helper.read_text()
     configure(syncing, helper)
-    told = "static.test: named serves serial 1, the copy has 5: its log says why; the copy before serves again"
+    told = "static.test: named serves serial 1, the copy has 5: its log says why; the previous copy serves again"
     refused(syncing, syncing.sync(), Refusal.FAILED, told)
     assert names.ask("standby", "www.static.test") == "192.0.2.1"
     assert names.ask("standby", "own.dynamic.test") == "192.0.2.44"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 
 from tests.lab.sshd import Servers
@@ -13,7 +12,7 @@ PRESETS = Path(__file__).resolve().parents[2] / "nagios-conf/sync"
 SBIN = "/usr/local/sbin"
 
 
-def keys(name: str, changes: Mapping[str, str], leave: tuple[str, ...] = ()) -> str:
+def keys(name: str, changes: dict[str, str], leave: tuple[str, ...] = ()) -> str:
     """The preset's keys but for the two servers, ``from`` and those in ``leave``, with each of ``changes`` replaced."""
     table = tomllib.loads((PRESETS / f"{name}.toml").read_text())["service"]["sync"]
     lines = []
@@ -21,7 +20,7 @@ def keys(name: str, changes: Mapping[str, str], leave: tuple[str, ...] = ()) -> 
         if key in ("primary", "standby", "from", *leave):
             continue
         text = repr(value) if not isinstance(value, bool) else str(value).lower()
-        for old, new in {SBIN: str(PRESETS), **changes}.items():
+        for old, new in (changes | {SBIN: str(PRESETS)}).items():
             text = text.replace(old, new)
         lines.append(f"{key} = {text}")
     return "\n".join(lines)
