@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 PENALTY = 1000.0  # of one fail-over
 SUPPRESS = 1500.0
+LONGEST_PROOF = 300.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,14 @@ class Damping:
 def decayed(damping: Damping, now: float, half_life: float) -> float:
     """The penalty now. ``half_life`` in seconds, above 0."""
     return float(damping.penalty * 2.0 ** (-max(0.0, now - damping.at) / half_life))
+
+
+def proof(penalty: float, seconds: float) -> float:
+    """For how long the other server must have passed its probes before the next automatic flip, in seconds.
+
+    Nothing up to ``SUPPRESS``; then ``seconds`` for each penalty of a flip above the first, at most ``LONGEST_PROOF``.
+    """
+    return 0.0 if penalty < SUPPRESS else min(LONGEST_PROOF, seconds * (penalty / PENALTY - 1.0))
 
 
 def failed_over(damping: Damping, now: float, half_life: float) -> Damping:

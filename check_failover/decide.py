@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from check_failover.damping import proof
 from check_failover.model import Detector, Facts, Hold, Policy, Target
 
 
@@ -36,6 +37,8 @@ class Reason(StrEnum):
     NOT_SYNCED_BACK = "not-synced-back"
     MOVED_BY_PERSON = "moved-by-person"
     LOCKED = "locked"
+    LAST_RESORT = "last-resort"
+    FLAPPING = "flapping"
 
 
 # A refusal that later facts may lift: the core's order stays pending until they do or the core withdraws it.
@@ -49,7 +52,10 @@ RETRYABLE = frozenset(
         Reason.NO_HEALTHY_SERVER,
         Reason.SYNC_RUNNING,
         Reason.SYNC_STALE,
-        Reason.HOLD_DOWN,
+        Reason.PRIMARY_UNKNOWN,
+        Reason.PRIMARY_UNPROVEN,
+        Reason.NOT_SYNCED_BACK,
+        Reason.FLAPPING,
     }
 )
 
@@ -70,6 +76,8 @@ class Situation:
     moved_by_person: bool = False  # automatic fail-back: a person brought the traffic to the standby
     locked: bool = False  # automatic fail-back: after too many fail-overs (see damping)
     downtime: bool = False  # fail-back: one of the primary's has begun and not ended
+    penalty: float = 0.0  # of the automatic flips so far (see damping)
+    standby_good_for: float = 0.0  # fail-over: since when the standby passes its probes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +100,11 @@ def _not_confirmed(f: Facts, _p: Policy, _s: Situation) -> str | None:
     if f.detector is Detector.CORE and f.probes == f.probes_failed:
         return None  # its own attempts (max_check_attempts) were the confirmation; a passed probe would outdo them
     if f.probes == 0:
-        return "nobody probed the primary"
+        return f"no probe of the {f.server} was made"
     needed = 2
     if f.probes_failed >= needed and (f.probes_failed == f.probes or _lossy(f)):
         return None
-    return f"only {f.probes_failed} of {f.probes} probes of the primary failed"
+    return f"only {f.probes_failed} of {f.probes} probes of the {f.server} failed"
 
 
 def _lossy(f: Facts) -> bool:
@@ -107,7 +115,7 @@ def _lossy(f: Facts) -> bool:
 def _answered(f: Facts, p: Policy, _s: Situation) -> str | None:
     if f.requests == 0 or f.replies < p.min_useful * f.requests:
         return None
-    return f"the primary still answers {f.replies} of {f.requests} requests"
+    return f"the {f.server} still answers {f.replies} of {f.requests} requests"
 
 
 def _sync_stale(f: Facts, p: Policy, _s: Situation) -> str | None:
@@ -135,70 +143,145 @@ def _unproven(_f: Facts, p: Policy, s: Situation) -> str | None:
     )
 
 
-# (reason, overridable, why it holds or None). A manual order skips overridable rows: a person has looked.
-FAIL_OVER: tuple[Row, ...] = (
-    (Reason.ALREADY, False, lambda _f, _p, s: "already on the standby" if s.target is Target.STANDBY else None),
-    (Reason.HOLD, False, _held),
-    (Reason.SHADOW, True, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None),
+def _flapping(good_for: float, p: Policy, s: Situation, server: Target) -> str | None:
+    """After several automatic flips the other server must have passed its probes for longer and longer."""
+    needed = proof(s.penalty, p.fail_back_seconds)
+    if good_for >= needed:
+        return None
+    return (
+        f"after several automatic flips the {server} must pass its probes for {needed:.0f} s; {good_for:.0f} s so far"
+    )
+
+
+def _not_passed_in_a_row(_f: Facts, p: Policy, s: Situation) -> str | None:
+    if s.primary_passes >= p.fail_back_passes:
+        return None
+    return f"the primary passed {s.primary_passes} of {p.fail_back_passes} probes in a row"
+
+
+def _not_allowed(_f: Facts, p: Policy, _s: Situation) -> str | None:
+    return "last_resort = never: a person decides" if p.last_resort == "never" else None
+
+
+def _changes_left_behind(_f: Facts, p: Policy, s: Situation) -> str | None:
+    """What clients wrote to the standby would be missing on the primary."""
+    if p.last_resort == "always" or s.synced_back is not False:
+        return None
+    return "the standby's changes were not brought back (last_resort = safe); by hand: failoverctl fail-back"
+
+
+def _in_downtime(f: Facts, p: Policy, _s: Situation) -> str | None:
+    return "in downtime, flips inhibited" if f.downtime and p.downtime == "inhibit" else None
+
+
+def _primary_in_downtime(_f: Facts, p: Policy, s: Situation) -> str | None:
+    return "the primary is in downtime" if s.downtime and p.downtime != "ignore" else None
+
+
+_ON_STANDBY: Row = (
+    Reason.ALREADY,
+    False,
+    lambda _f, _p, s: "already on the standby" if s.target is Target.STANDBY else None,
+)
+_ON_PRIMARY: Row = (
+    Reason.ALREADY,
+    False,
+    lambda _f, _p, s: "already on the primary" if s.target is Target.PRIMARY else None,
+)
+_HOLD: Row = (Reason.HOLD, False, _held)
+_SHADOW: Row = (Reason.SHADOW, True, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None)
+_SYNC_RUNNING: Row = (
+    Reason.SYNC_RUNNING,
+    False,
+    lambda f, _p, _s: "a data sync is running" if f.sync_running else None,
+)
+_STANDBY_UNKNOWN: Row = (
+    Reason.STANDBY_UNKNOWN,
+    False,
+    lambda f, _p, _s: "no probe of the standby was made" if f.standby_ok is None else None,
+)
+_PRIMARY_UNKNOWN: Row = (
+    Reason.PRIMARY_UNKNOWN,
+    False,
+    lambda _f, _p, s: "no probe of the primary was made" if s.primary_ok is None else None,
+)
+
+# What an automatic flip needs whichever server failed: nothing forbids it, and the fault is proven.
+_PROVEN_FAULT: tuple[Row, ...] = (
+    _HOLD,
+    _SHADOW,
     (Reason.BLIND, True, lambda f, _p, _s: "the sniffer is blind" if f.blind else None),
-    (
-        Reason.DOWNTIME,
-        True,
-        lambda f, p, _s: "in downtime, flips inhibited" if f.downtime and p.downtime == "inhibit" else None,
-    ),
+    (Reason.DOWNTIME, True, _in_downtime),
     (Reason.NOT_CONFIRMED, True, _not_confirmed),
     (Reason.TRAFFIC_ANSWERED, True, _answered),
-    (Reason.STANDBY_UNKNOWN, False, lambda f, _p, _s: "nobody probed the standby" if f.standby_ok is None else None),
+)
+
+# (reason, overridable, why it holds or None). A manual order skips overridable rows: a person has looked.
+# No hold-down: a fault that is proven, while the other server is well, does not wait; flapping is damped instead.
+FAIL_OVER: tuple[Row, ...] = (
+    _ON_STANDBY,
+    *_PROVEN_FAULT,
+    _STANDBY_UNKNOWN,
     (Reason.NO_HEALTHY_SERVER, False, lambda f, _p, _s: None if f.standby_ok else "the standby fails its probe too"),
-    (Reason.SYNC_RUNNING, False, lambda f, _p, _s: "a data sync is running" if f.sync_running else None),
+    _SYNC_RUNNING,
     (Reason.SYNC_STALE, True, _sync_stale),
-    (Reason.HOLD_DOWN, True, _hold_down),
+    (Reason.FLAPPING, True, lambda _f, p, s: _flapping(s.standby_good_for, p, s, Target.STANDBY)),
+)
+
+# The standby serves and fails, the primary is well again: a fail-over in the other direction.
+LAST_RESORT: tuple[Row, ...] = (
+    _ON_PRIMARY,
+    *_PROVEN_FAULT,
+    (Reason.LAST_RESORT, False, _not_allowed),
+    (Reason.DOWNTIME, True, _primary_in_downtime),
+    _PRIMARY_UNKNOWN,
+    (Reason.NO_HEALTHY_SERVER, False, lambda _f, _p, s: None if s.primary_ok else "the primary fails its probe too"),
+    (Reason.PRIMARY_UNPROVEN, False, _not_passed_in_a_row),
+    _SYNC_RUNNING,
+    (Reason.NOT_SYNCED_BACK, False, _changes_left_behind),
+    (Reason.FLAPPING, True, lambda _f, p, s: _flapping(s.primary_good_for, p, s, Target.PRIMARY)),
 )
 
 # Planned work: the primary is well, so nothing hurries, and what a fail-over would put up with is a reason to wait.
 DRAIN: tuple[Row, ...] = (
-    (Reason.ALREADY, False, lambda _f, _p, s: "already on the standby" if s.target is Target.STANDBY else None),
-    (Reason.HOLD, False, _held),
-    (Reason.SHADOW, True, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None),
-    (Reason.STANDBY_UNKNOWN, False, lambda f, _p, _s: "nobody probed the standby" if f.standby_ok is None else None),
+    _ON_STANDBY,
+    _HOLD,
+    _SHADOW,
+    _STANDBY_UNKNOWN,
     (Reason.NO_HEALTHY_SERVER, False, lambda f, _p, _s: None if f.standby_ok else "the standby fails its probe"),
-    (Reason.SYNC_RUNNING, False, lambda f, _p, _s: "a data sync is running" if f.sync_running else None),
+    _SYNC_RUNNING,
     (Reason.SYNC_STALE, False, _sync_stale),
     (Reason.HOLD_DOWN, False, _hold_down),
 )
 
 # One connection that nobody answers, served by the standby without a flip (the sniffer's rescue): its data counts, too.
 RESCUE: tuple[Row, ...] = (
-    (Reason.ALREADY, False, lambda _f, _p, s: "already on the standby" if s.target is Target.STANDBY else None),
-    (Reason.HOLD, False, _held),
-    (Reason.SHADOW, False, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None),
-    (Reason.SYNC_RUNNING, False, lambda f, _p, _s: "a data sync is running" if f.sync_running else None),
+    _ON_STANDBY,
+    _HOLD,
+    (Reason.SHADOW, False, _SHADOW[2]),
+    _SYNC_RUNNING,
     (Reason.SYNC_STALE, False, _sync_stale),
 )
 
 FAIL_BACK: tuple[Row, ...] = (
-    (Reason.ALREADY, False, lambda _f, _p, s: "already on the primary" if s.target is Target.PRIMARY else None),
-    (Reason.HOLD, False, _held),
-    (Reason.PRIMARY_UNKNOWN, False, lambda _f, _p, s: "nobody probed the primary" if s.primary_ok is None else None),
+    _ON_PRIMARY,
+    _HOLD,
+    _PRIMARY_UNKNOWN,
     (Reason.PRIMARY_FAILED, False, lambda _f, _p, s: None if s.primary_ok else "the primary fails its probe"),
     (Reason.PRIMARY_UNPROVEN, False, _unproven),
-    (Reason.SYNC_RUNNING, False, lambda f, _p, _s: "a data sync is running" if f.sync_running else None),
+    _SYNC_RUNNING,
     (
         Reason.NOT_SYNCED_BACK,
         False,
         lambda _f, _p, s: "the standby's changes were not brought back" if s.synced_back is False else None,
     ),
     (Reason.HOLD_DOWN, False, _hold_down),
-    (
-        Reason.DOWNTIME,
-        True,
-        lambda _f, p, s: "the primary is in downtime" if s.downtime and p.downtime != "ignore" else None,
-    ),
+    (Reason.DOWNTIME, True, _primary_in_downtime),
 )
 
 # By itself (``auto_fail_back``): what a person would be refused, and what only a person may undo.
 AUTO_FAIL_BACK: tuple[Row, ...] = (
-    (Reason.SHADOW, False, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None),
+    (Reason.SHADOW, False, _SHADOW[2]),
     (
         Reason.MOVED_BY_PERSON,
         False,
@@ -242,6 +325,12 @@ def describe(facts: Facts, situation: Situation) -> str:
     """Why a flip is right, in one line: ``no reply to 12 of 12 requests``."""
     if situation.manual or situation.why:
         return situation.why or "ordered by a person"
+    if facts.server is Target.STANDBY:
+        return f"last resort: the standby failed ({_failed(facts)}), the primary is well"
+    return _failed(facts)
+
+
+def _failed(facts: Facts) -> str:
     if facts.requests:
         return f"no useful reply to {facts.requests - facts.replies} of {facts.requests} requests"
     if facts.detector is Detector.CORE and not facts.probes:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Any
 
 # Packet marks between the sniffer, which sends packets on for clients, and the redirector's rules.
 MARK_POKE = 0x2CF00001  # not tracked
@@ -137,7 +138,7 @@ class TrafficStats:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known about a fault when somebody asks for a flip. ``None`` means nobody looked."""
+    """What is known about a fault of ``server`` when a flip is asked for. ``None``: it was not looked at."""
 
     detector: Detector | None = None
     probes: int = 0  # probes of the serving server since the suspicion
@@ -149,7 +150,15 @@ class Facts:
     sync_age: float | None = None
     sync_running: bool = False
     downtime: bool = False
+    server: Target = Target.PRIMARY  # the one that serves and is at fault
     evidence: int | None = None  # names what the sniffer kept of this verdict: its Unix time in milliseconds
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Facts:
+        """Facts from what JSON made of them. Raises ValueError or TypeError."""
+        detector, server = raw.get("detector"), raw.get("server", Target.PRIMARY)
+        typed = {"detector": None if detector is None else Detector(detector), "server": Target(server)}
+        return Facts(**{**raw, **typed})
 
     def perfdata(self) -> str:
         """The facts as perfdata, in labels without spaces so that Nagios's macro cleaning leaves them whole."""
@@ -163,6 +172,7 @@ class Facts:
             "blind": str(int(self.blind)),
             "sync_age": "" if self.sync_age is None else f"{self.sync_age:.0f}s",
             "sync_running": str(int(self.sync_running)),
+            "of_standby": "1" if self.server is Target.STANDBY else "",
             "evidence": "" if self.evidence is None else str(self.evidence),
         }
         return " ".join(f"{label}={value}" for label, value in pairs.items() if value)
@@ -190,6 +200,7 @@ class Facts:
             blind=bool(numbers.get("blind", 0)),
             sync_age=numbers.get("sync_age"),
             sync_running=bool(numbers.get("sync_running", 0)),
+            server=Target.STANDBY if numbers.get("of_standby") else Target.PRIMARY,
             evidence=int(numbers["evidence"]) if "evidence" in numbers else None,
         )
 
@@ -226,6 +237,7 @@ class Policy:
     min_useful: float = 0.5  # share of requests answered that vetoes a fail-over
     downtime: str = "inhibit"  # drain | ignore | inhibit
     rescue: bool = True
+    last_resort: str = "safe"  # safe | always | never: back to the primary when the standby fails
     shadow: bool = False  # decide and report, never flip
     fail_back_passes: int = 3  # probes of the primary in a row
     fail_back_seconds: float = 10.0  # over at least this time
