@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
 
 # Packet marks between the sniffer, which sends packets on for clients, and the redirector's rules.
 MARK_POKE = 0x2CF00001  # not tracked
@@ -152,13 +151,6 @@ class Facts:
     downtime: bool = False
     server: Target = Target.PRIMARY  # the one that serves and is at fault
     evidence: int | None = None  # names what the sniffer kept of this verdict: its Unix time in milliseconds
-
-    @staticmethod
-    def from_json(raw: Mapping[str, Any]) -> Facts:
-        """Facts from what JSON made of them. Raises ValueError or TypeError."""
-        detector, server = raw.get("detector"), raw.get("server", Target.PRIMARY)
-        typed = {"detector": None if detector is None else Detector(detector), "server": Target(server)}
-        return Facts(**{**raw, **typed})
 
     def perfdata(self) -> str:
         """The facts as perfdata, in labels without spaces so that Nagios's macro cleaning leaves them whole."""

@@ -7,9 +7,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from check_failover.damping import Damping, failed_over
-from check_failover.decide import AUTO_FAIL_BACK, DRAIN, FAIL_BACK, FAIL_OVER, RESCUE, Decision, Situation, decide
-from check_failover.model import Facts, Service
+from check_failover.damping import Damping, decayed, failed_over
+from check_failover.decide import (
+    AUTO_FAIL_BACK,
+    DRAIN,
+    FAIL_BACK,
+    FAIL_OVER,
+    LAST_RESORT,
+    RESCUE,
+    Decision,
+    Row,
+    Situation,
+    decide,
+)
+from check_failover.model import Facts, Service, Target
 from check_failover.records import Caller
 from check_failover.redirector.state import Drain, ServiceState
 
@@ -39,9 +50,10 @@ class Order:
     primary_passes: int = 0
     primary_good_for: float = 0.0
     synced_back: bool | None = None
+    standby_good_for: float = 0.0
 
 
-def situation(order: Order, state: ServiceState, age: float | None) -> Situation:
+def situation(order: Order, state: ServiceState, age: float | None, now: float) -> Situation:
     """What the redirector itself knows when ``order`` comes."""
     return Situation(
         target=state.target,
@@ -56,12 +68,21 @@ def situation(order: Order, state: ServiceState, age: float | None) -> Situation
         moved_by_person=state.moved_by_person,
         locked=state.damping.locked,
         downtime=bool(state.downtime),
+        penalty=decayed(state.damping, now, order.service.policy.damping_half_life),
+        standby_good_for=order.standby_good_for,
     )
 
 
-def decided(order: Order, state: ServiceState, age: float | None) -> Decision:
+def table(order: Order) -> tuple[Row, ...]:
+    """The table that decides: a fail-over away from the standby has one of its own."""
+    if order.verb == "fail-over" and order.facts.server is Target.STANDBY and not order.manual:
+        return LAST_RESORT
+    return TABLES[order.verb]
+
+
+def decided(order: Order, state: ServiceState, age: float | None, now: float) -> Decision:
     """Whether to do it, by the table of its verb."""
-    return decide(TABLES[order.verb], order.facts, order.service.policy, situation(order, state, age))
+    return decide(table(order), order.facts, order.service.policy, situation(order, state, age, now))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +92,11 @@ class Explained:
     order: Order
     state: ServiceState
     age: float | None
+    now: float
     decision: Decision
 
     def __str__(self) -> str:
-        order, known = self.order, situation(self.order, self.state, self.age)
+        order, known = self.order, situation(self.order, self.state, self.age, self.now)
         facts, here = (
             [f"{k}={v}" for k, v in asdict(record).items() if v is not None] for record in (order.facts, known)
         )

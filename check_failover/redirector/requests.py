@@ -65,7 +65,7 @@ class RedirectorRequests:
             ending = self._afterwards.closing
             health = {} if ending else inquiry.health(self._controller, service, Target.PRIMARY)
             facts = inquiry.synced(self._controller, service, Facts())
-            order = self._fail_back(Order(service, "fail-back", "", facts), health.get("ok"), health)
+            order = self._with_primary(Order(service, "fail-back", "", facts, manual=True), health.get("ok"), health)
         status = self._steering.status(service.name, order)
         state, text = redirect_state(status)
         lines = tuple(detail_lines(service, status, self._report_url))
@@ -84,7 +84,7 @@ class RedirectorRequests:
             return _answer(self._do(self._order(verb, service, by, message, peer)))
         if verb == "facts":
             facts = inquiry.synced(self._controller, service, _facts(message))
-            acted = self._steering.facts(name, facts)
+            acted = self._steering.facts(self._with_health(Order(service, "fail-over", by, facts)))
             if acted is None:
                 return {"flipped": False, "text": "nothing pending, or nothing new"}
             return _answer(self._reported(service, acted))
@@ -155,20 +155,33 @@ class RedirectorRequests:
         facts = inquiry.with_missing_facts(self._controller, service, verb, facts, manual=manual, since=since)
         order = Order(service, verb, by, facts, manual=manual, peer=Caller(peer.pid, peer.uid))
         if verb == "fail-over":
-            return order
+            return self._with_health(order)
         # Nobody waits for a standby that died: then a fail-back is a flip like a fail-over.
         order = replace(order, drain=verb == "drain" or facts.standby_ok is not False, deadline=deadline)
         if verb == "drain":
             return order
         health = inquiry.health(self._controller, service, Target.PRIMARY)
-        return self._fail_back(order, inquiry.probe(self._controller, service, Target.PRIMARY), health)
+        order = self._with_primary(order, inquiry.probe(self._controller, service, Target.PRIMARY), health)
+        return replace(order, manual=True)
 
-    def _fail_back(self, order: Order, primary_ok: bool | None, health: dict[str, Any]) -> Order:
+    def _with_health(self, order: Order) -> Order:
+        """A fail-over with what its table asks about the other server, as the sniffer knows it from its probes."""
+        service = order.service
+        if order.manual:
+            return order
+        if order.facts.server is Target.STANDBY:
+            health = inquiry.health(self._controller, service, Target.PRIMARY)
+            return self._with_primary(order, health.get("ok"), health)
+        if self._steering.flapping(service):
+            health = inquiry.health(self._controller, service, Target.STANDBY)
+            return replace(order, standby_good_for=float(health.get("good_for") or 0.0))
+        return order
+
+    def _with_primary(self, order: Order, primary_ok: bool | None, health: dict[str, Any]) -> Order:
         """The order with what its checklist asks about the primary."""
         since = self._steering.since(order.service.name)
         return replace(
             order,
-            manual=True,
             primary_ok=primary_ok,
             primary_passes=int(health.get("passes") or 0),
             primary_good_for=float(health.get("good_for") or 0.0),
@@ -207,10 +220,9 @@ class RedirectorRequests:
         facts = inquiry.synced(self._controller, service, Facts())
         why = "automatic: the primary is proven and no item of the checklist is open"
         order = Order(service, "auto-fail-back", "redirector", facts, drain=True, why=why)
-        order = self._fail_back(order, health.get("ok"), health)
+        order = self._with_primary(order, health.get("ok"), health)
         order = replace(
             order,
-            manual=False,
             deadline=service.policy.drain_deadline,
             primary_good_for=min(order.primary_good_for, time.monotonic() - self._started),
         )

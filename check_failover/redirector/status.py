@@ -31,7 +31,7 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
     if kernel is not state.target and problem is None:
         problem = f"the kernel's rule says {kernel or 'nothing'}, not {state.target}"
     age = store.since_move(service.name)
-    asked = situation(fail_back, state, age)
+    asked = situation(fail_back, state, age, time.time())
     return ServiceStatus(
         target=state.target,
         kernel=kernel,

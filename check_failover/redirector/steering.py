@@ -24,6 +24,7 @@ from dataclasses import replace
 
 from check_failover import story
 from check_failover.config import Config
+from check_failover.damping import decayed, proof
 from check_failover.decide import RETRYABLE, Decision, Reason
 from check_failover.model import Facts, Hold, Service, Target
 from check_failover.records import DrillParts, JournalEntry, ServiceStatus
@@ -113,8 +114,9 @@ class Steering:
 
     def _decided(self, order: Order) -> Decision:
         state, age = self._store.state[order.service.name], self._store.since_move(order.service.name)
-        decision = decided(order, state, age)
-        log.debug("%s", Explained(order, state, age, decision))
+        now = time.time()
+        decision = decided(order, state, age, now)
+        log.debug("%s", Explained(order, state, age, now, decision))
         return decision
 
     def _order(self, order: Order, decision: Decision) -> JournalEntry:
@@ -238,20 +240,28 @@ class Steering:
 
     # ------------------------------------------------------------ what may follow an order
 
-    def facts(self, name: str, facts: Facts) -> JournalEntry | None:
-        """Fresh facts for a pending order: decided anew. None when nothing is pending."""
+    def facts(self, fresh: Order) -> JournalEntry | None:
+        """Decide a pending order anew, with what ``fresh`` knows. None when nothing is pending, or nothing changed."""
+        name = fresh.service.name
         with self._lock:
             order = self._pending.get(name)
-            if order is None and self._store.state[name].pending is not None:  # kept over a restart
-                order = Order(self._services[name], "fail-over", "core (order kept over a restart)", facts)
-            if order is None:
+            if order is not None:
+                facts = replace(fresh.facts, downtime=order.facts.downtime)
+                fresh = replace(fresh, by=order.by, peer=order.peer, facts=facts)
+            elif self._store.state[name].pending is not None:
+                fresh = replace(fresh, by="core (order kept over a restart)")
+            else:
                 return None
-            fresh = replace(order, facts=replace(facts, downtime=order.facts.downtime))
             self._pending[name] = fresh
             decision = self._decided(fresh)
             if str(decision.reason) == self._store.state[name].pending:
                 return None  # nothing new: no journal line every second
             return self._order(fresh, decision)
+
+    def flapping(self, service: Service) -> bool:
+        """Whether automatic flips came so often that the next one asks for a longer proof."""
+        damping = self._store.state[service.name].damping
+        return proof(decayed(damping, time.time(), service.policy.damping_half_life), 1.0) > 0
 
     def recovered(self, name: str) -> str:
         """The core withdraws its order."""

@@ -26,6 +26,7 @@ class Verdict:
     failed: bool
     facts: Facts
     text: str
+    other_ok: bool | None = None  # whether the other server passed its probe; None: no outcome in time
 
 
 class Investigation:
@@ -100,8 +101,9 @@ class Investigation:
             requests=asked,
             replies=answered,
             standby_ok=other_ok if self.serving is Target.PRIMARY else not lost,
+            server=self.serving,
         )
-        return Verdict(lost, facts, self._text(failed, asked, answered))
+        return Verdict(lost, facts, self._text(failed, asked, answered), other_ok)
 
     def transcript(self) -> list[dict[str, object]]:
         """Every probe's outcome, for people."""

@@ -75,8 +75,8 @@ class ServiceMonitor:
         self._reported = float("-inf")
         self._state: State | None = None  # in the last result
         self._evidence: int | None = None
-        self._detail_lines: list[str] = []  # of the last failed verdict, while it explains the present state
-        self._sent_facts: tuple[float, Facts] = (float("-inf"), Facts())
+        self._detail_lines: list[str] = []  # of the last failed verdict, for as long as it explains how things are
+        self._sent_facts: tuple[float, object] = (float("-inf"), None)
 
     # ------------------------------------------------------------ events
 
@@ -149,7 +149,7 @@ class ServiceMonitor:
         self._was_failed = False
         if target is Target.PRIMARY:
             self._detail_lines = []
-        self._sent_facts = (float("-inf"), Facts())
+        self._sent_facts = (float("-inf"), None)
         self.condition = Condition.OK if self.blind is None else Condition.BLIND
         self._report(now)
 
@@ -246,7 +246,7 @@ class ServiceMonitor:
 
     def _failed(self, verdict: Verdict, investigation: Investigation, now: float) -> None:
         first = self.condition is not Condition.FAILED
-        same = self._verdict is not None and self._verdict.facts.standby_ok == verdict.facts.standby_ok
+        same = self._verdict is not None and self._verdict.other_ok == verdict.other_ok
         if first or not same:
             evidence = investigation.story(verdict, self.traffic.stats(now), now)
             self._detail_lines = [f"{story.moment(time.time())} {verdict.text}", *story.seen(evidence)]
@@ -259,14 +259,16 @@ class ServiceMonitor:
         if first or not same:
             self._actions.note(f"{self.service.name}: verdict: {verdict.text}", logging.WARNING)
             self._report(now)
-        if not first and self.target is Target.PRIMARY:
+        if not first:
             self._send_facts(verdict, now)
 
     def _send_facts(self, verdict: Verdict, now: float) -> None:
-        at, facts = self._sent_facts
+        at, before = self._sent_facts
         fresh = self._facts(verdict)
-        if replace(fresh, requests=0, replies=0) != facts or now - at >= FACTS_INTERVAL:
-            self._sent_facts = (now, replace(fresh, requests=0, replies=0))
+        other_is_proven = self.health[self.target.other].passes >= self.service.policy.fail_back_passes
+        news = (replace(fresh, requests=0, replies=0), verdict.other_ok, other_is_proven)
+        if news != before or now - at >= FACTS_INTERVAL:
+            self._sent_facts = (now, news)
             self._actions.facts(self.service, fresh)
 
     def _refuted(self, suspicion: Suspicion, now: float) -> None:
@@ -334,8 +336,8 @@ class ServiceMonitor:
 
     @property
     def failed(self) -> bool:
-        """Whether the primary serves and a failed verdict stands: the reason for a fail-over."""
-        return self.condition is Condition.FAILED and self.target is Target.PRIMARY
+        """Whether a failed verdict stands on the server that serves: reason for a fail-over."""
+        return self.condition is Condition.FAILED
 
     def status(self, now: float) -> dict[str, Any]:
         """This service's part of the ``status`` reply (see ``control``)."""

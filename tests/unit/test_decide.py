@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from check_failover.damping import proof
 from check_failover.decide import (
     AUTO_FAIL_BACK,
     DRAIN,
     FAIL_BACK,
     FAIL_OVER,
+    LAST_RESORT,
     MET,
     RESCUE,
     RETRYABLE,
@@ -74,8 +76,8 @@ def against_fail_over(f: Facts, p: Policy, s: Situation) -> set[Reason]:
     fresh = f.sync_age is not None and p.max_sync_age is not None and f.sync_age <= p.max_sync_age
     if p.max_sync_age is not None and p.sync == "refuse" and not fresh:
         found.add(Reason.SYNC_STALE)
-    if s.since_flip is not None and s.since_flip < p.hold_down:
-        found.add(Reason.HOLD_DOWN)
+    if not s.manual and s.standby_good_for < proof(s.penalty, p.fail_back_seconds):
+        found.add(Reason.FLAPPING)
     return found
 
 
@@ -90,6 +92,27 @@ def against_drain(f: Facts, p: Policy, s: Situation) -> set[Reason]:
         found.add(Reason.SYNC_STALE)
     if s.since_flip is not None and s.since_flip < p.hold_down:
         found.add(Reason.HOLD_DOWN)
+    return found
+
+
+def against_last_resort(f: Facts, p: Policy, s: Situation) -> set[Reason]:
+    """Everything the written policy has against leaving a failed standby for the primary by itself."""
+    found = against_fail_over(replace(f, standby_ok=s.primary_ok), replace(p, max_sync_age=None), s)
+    found -= {Reason.ALREADY, Reason.STANDBY_UNKNOWN, Reason.FLAPPING}
+    if s.target is not Target.STANDBY:
+        found.add(Reason.ALREADY)
+    if s.primary_ok is None:
+        found.add(Reason.PRIMARY_UNKNOWN)
+    if s.primary_passes < p.fail_back_passes:
+        found.add(Reason.PRIMARY_UNPROVEN)
+    if p.last_resort == "never":
+        found.add(Reason.LAST_RESORT)
+    if p.last_resort == "safe" and s.synced_back is False:
+        found.add(Reason.NOT_SYNCED_BACK)
+    if s.downtime and p.downtime != "ignore":
+        found.add(Reason.DOWNTIME)
+    if s.primary_good_for < proof(s.penalty, p.fail_back_seconds):
+        found.add(Reason.FLAPPING)
     return found
 
 
@@ -196,6 +219,28 @@ def test_fail_back_follows_the_written_policy_in_every_combination() -> None:
     assert flips > 0
 
 
+def test_the_last_resort_follows_the_written_policy_in_every_combination() -> None:
+    """Away from a failed standby: exactly when nothing speaks against it, and the named reason is one that does."""
+    flips = 0
+    policies = [Policy(last_resort=word, downtime=downtime) for word in ("safe", "always", "never") for downtime in
+                ("inhibit", "ignore")]  # fmt: skip
+    primaries = itertools.product((None, False, True), (2, 3), (0.0, 10.0, 20.0), (None, False, True), (False, True))
+    situations = [
+        Situation(Target.STANDBY, None, 1.0, False, ok, passes, good, back, downtime=down, penalty=penalty)
+        for (ok, passes, good, back, down), penalty in itertools.product(primaries, (0.0, 1000.0, 2000.0, 3000.0))
+    ]
+    situations += [replace(situations[-1], hold=HELD), replace(situations[-1], target=Target.PRIMARY)]
+    for facts in itertools.islice(all_facts(), 0, None, 7):
+        about = replace(facts, server=Target.STANDBY)
+        for policy, situation in itertools.product(policies, situations):
+            reasons = against_last_resort(about, policy, situation)
+            decision = decide(LAST_RESORT, about, policy, situation)
+            flips += decision.flip
+            if decision.flip is bool(reasons) or (reasons and decision.reason not in reasons):
+                pytest.fail(f"{about}\n{policy}\n{situation}\nagainst it: {reasons}\ndecided: {decision}")
+    assert flips > 1000
+
+
 def test_by_itself_it_goes_back_less_often_than_by_a_person() -> None:
     """The automatic fail-back is refused whatever a person would be refused, in shadow mode, locked, after a person."""
     good = Situation(Target.STANDBY, None, 60.0, False, True, 3, 10.0)
@@ -277,10 +322,9 @@ def test_the_veto_of_the_traffic_begins_at_min_useful() -> None:
 
 
 def test_refusals_that_no_later_fact_can_lift_are_not_tried_again() -> None:
-    """Already there, shadow mode, a downtime and everything of the fail-back end an order."""
-    final = {Reason.ALREADY, Reason.SHADOW, Reason.DOWNTIME, Reason.FLIP} | {
-        *(Reason.PRIMARY_UNKNOWN, Reason.PRIMARY_FAILED, Reason.PRIMARY_UNPROVEN, Reason.NOT_SYNCED_BACK),
-        *(Reason.MOVED_BY_PERSON, Reason.LOCKED),
+    """Already there, shadow mode, a downtime, a last resort that is off and what only a fail-back asks end an order."""
+    final = {Reason.ALREADY, Reason.SHADOW, Reason.DOWNTIME, Reason.FLIP, Reason.LAST_RESORT} | {
+        *(Reason.PRIMARY_FAILED, Reason.HOLD_DOWN, Reason.MOVED_BY_PERSON, Reason.LOCKED),
     }
     assert set(Reason) == final | RETRYABLE
     assert not final & RETRYABLE
@@ -326,9 +370,13 @@ def test_situation(path: Path) -> None:
     data = read(path)
     facts = dict(data.get("facts", {}))
     detector = facts.pop("detector", None)
-    known = Facts(detector=None if detector is None else Detector(detector), **facts)
+    server = Target(facts.pop("server", Target.PRIMARY))
+    known = Facts(detector=None if detector is None else Detector(detector), server=server, **facts)
     decision = decide(
-        TABLES[data["order"]], known, Policy(**data.get("policy", {})), situation_of(dict(data["situation"]))
+        (TABLES | {"last-resort": LAST_RESORT})[data["order"]],
+        known,
+        Policy(**data.get("policy", {})),
+        situation_of(dict(data["situation"])),
     )
     expected = data["expect"]
     assert (decision.flip, str(decision.reason)) == (expected["flip"], expected["reason"])

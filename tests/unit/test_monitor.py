@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from check_failover.decide import FAIL_OVER, Reason, Situation, decide
+from check_failover.decide import FAIL_OVER, LAST_RESORT, Decision, Reason, Situation, decide
 from check_failover.model import Detector, Facts, PassiveResult, Policy, Probe, Service, State, Suspicion, Target
 from check_failover.sniffer.monitor import Condition, ServiceMonitor
 from check_failover.sniffer.stage1.packet import Packet
@@ -118,6 +118,11 @@ class Scene(Stage):
 
 def decision(facts: Facts) -> Reason:
     return decide(FAIL_OVER, facts, Policy(max_sync_age=60.0), Situation(PRIMARY)).reason
+
+
+def resort(facts: Facts) -> Decision:
+    well = Situation(STANDBY, primary_ok=True, primary_passes=3)
+    return decide(LAST_RESORT, facts, Policy(), well)
 
 
 class TestHealthy:
@@ -510,16 +515,30 @@ class TestFlipped:
         scene.wait(3.5)
         assert [result.state for result in scene.results[told:]] == [State.OK, State.CRITICAL]
 
-    def test_a_standby_that_fails_too_is_critical_and_orders_nothing(self) -> None:
-        """A person decides about the way back, even then."""
+    def test_a_standby_that_fails_is_a_fault_of_its_own(self) -> None:
+        """The facts say which server they are about: none of them moves the traffic from a primary to this standby."""
         scene = Scene()
         scene.monitor.flipped(STANDBY, scene.now)
         scene.hang(standby=hangs)
         scene.wait(20.0)
-        assert scene.monitor.condition is Condition.FAILED
-        assert scene.sent_facts == []
-        for facts in scene.orders():
+        assert scene.monitor.failed
+        for facts in [*scene.orders(), *(facts for _, facts in scene.sent_facts)]:
+            assert facts.server is STANDBY
             assert decision(facts) is not Reason.FLIP  # even if the target were the primary by now
+            assert resort(facts).flip
+
+    def test_the_primary_back_in_time_is_news_for_a_pending_order(self) -> None:
+        """Both fail: the order waits; once the primary has passed often enough the redirector hears of it at once."""
+        scene = Scene()
+        scene.monitor.flipped(STANDBY, scene.now)
+        scene.hang(standby=hangs, primary=refuses)
+        scene.wait(20.0)
+        sent = len(scene.sent_facts)
+        scene.servers[PRIMARY] = good
+        back = scene.now
+        scene.wait(4.5)
+        assert [at for at, _ in scene.sent_facts[sent:] if at - back < 4.5]
+        assert scene.monitor.health[PRIMARY].passes >= scene.service.policy.fail_back_passes
 
 
 class TestLooks:
