@@ -125,10 +125,12 @@ def _freeze(path: Path, raw: dict[str, Any]) -> Config:
 
 
 def _monitoring(path: Path, table: dict[str, Any]) -> dict[str, Any]:
-    """With the defaults. A core on this machine has no deadline: a FIFO that nobody reads says so at once."""
-    options = {"transport": "command_file", "command_file": HERE["command_file"]} | table
-    if options["transport"] != "command_file":
-        options.setdefault("core_deadline", CORE_DEADLINE)
+    """With the defaults."""
+    options = {
+        "transport": "command_file",
+        "command_file": HERE["command_file"],
+        "core_deadline": CORE_DEADLINE,
+    } | table
     names, urls = options.get("server_name"), options.get("url")
     if isinstance(names, list) and (not isinstance(urls, list) or len(urls) != len(names)):
         raise ConfigError(f"{path}: $.monitoring.server_name: give one name, or a list as long as that of url")

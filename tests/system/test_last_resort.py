@@ -1,4 +1,4 @@
-"""While the standby serves, it is watched as the primary was: when it fails and the primary is well, traffic goes back."""
+"""While the standby serves, it is watched as the primary was; when it fails, a primary that is well serves again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MakeLoad = Callable[..., Load]
 
 @pytest.mark.parametrize("fault", ["crash", "hang"])
 def test_the_serving_standby_fails(make_site: MakeSite, make_load: MakeLoad, fault: str) -> None:
-    """The primary died and came back; then the standby that serves fails. Clients are served, with a text of its own."""
+    """The primary died and came back, then the standby that serves fails: clients are served."""
     site = make_site(kannel=False)
     load = make_load(site)
     site.fault("crash")
