@@ -1,0 +1,225 @@
+"""What each verb of ``failoverctl`` does, one small function a verb. ``ctl.VERBS`` has their names and arguments.
+
+A function raises FailedError where something was refused or is impossible; the errors of the rooms that it asks
+(ControlError, ConfigError, ...) pass through to ``ctl.main``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pwd
+import sys
+import time
+from typing import Any
+
+from check_failover import control
+from check_failover.admin import remote, reports, show
+from check_failover.admin.director import basket
+from check_failover.admin.doctor import doctor
+from check_failover.admin.icinga2_objects import icinga2
+from check_failover.admin.objects import nagios
+from check_failover.config import Config
+from check_failover.control import ControlError
+from check_failover.model import Service, Target
+from check_failover.records import JournalEntry, journal_entries, service_statuses, to_json
+
+REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server
+PROGRESS_EVERY = 0.5  # seconds between two looks at a drain
+
+
+class FailedError(Exception):
+    """Refused or impossible: one line, exit code 1."""
+
+
+def status(config: Config, arguments: argparse.Namespace) -> None:
+    services = _chosen(config, arguments.service)
+    told = _ask(config, {"verb": "status"})
+    redirector = service_statuses(told)
+    try:
+        sniffer = control.ask(config.controller.sniffer_socket, {"verb": "status"}, timeout=5.0)["services"]
+        away = None
+    except ControlError as error:
+        sniffer, away = {}, str(error)
+    if arguments.json:
+        names = [service.name for service in services]
+        print(
+            json.dumps({n: {"redirector": told["services"].get(n), "sniffer": sniffer.get(n)} for n in names}, indent=2)
+        )
+        return
+    for service in services:
+        if service.name not in redirector:
+            raise FailedError(f"{service.name}: the redirector does not know it: restart failover-redirector")
+        print("\n".join(show.status(service, redirector[service.name], sniffer.get(service.name), away)))
+
+
+def fail_over(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    message: dict[str, Any] = {"verb": "fail-over", "service": service.name, "by": _by(), "manual": True}
+    reply = _ask(config, message)
+    if reply["reason"] == "standby-not-probed":  # the sniffer is away: look for ourselves
+        reply = _ask(config, {**message, "facts": {"standby_ok": _probe(service, Target.STANDBY)}})
+    _print_text(reply)
+
+
+def drain(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    _drained(config, service, arguments, "drain")
+
+
+def fail_back(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    _drained(config, service, arguments, "fail-back")
+
+
+def hold(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    print(_ask(config, {"verb": "hold", "service": service.name, "by": _by(), "reason": arguments.reason})["text"])
+
+
+def release(config: Config, arguments: argparse.Namespace) -> None:
+    service = config.service(arguments.service)
+    print(_ask(config, {"verb": "release", "service": service.name, "by": _by()})["text"])
+
+
+def history(config: Config, arguments: argparse.Namespace) -> None:
+    chosen = {service.name for service in _chosen(config, arguments.service)}
+    if arguments.limit < 1:
+        raise FailedError("--limit must be at least 1")
+    entries = _entries(config, min(arguments.limit * len(config.services), 10000))
+    wanted = arguments.show or arguments.report
+    if wanted:
+        entries = _entries(config, 10000)
+        found = [entry for entry in entries if entry.id == wanted]
+        if not found:
+            raise FailedError(f"history: no entry {wanted!r}; failoverctl history lists them")
+        if arguments.report:
+            print(reports.page(config, found[-1], entries), end="")
+        else:
+            print("\n".join([*show.entry(found[-1]), *_evidence(config, found[-1])]))
+        return
+    for entry in [entry for entry in entries if entry.service in chosen][-arguments.limit :]:
+        print(json.dumps(to_json(entry)) if arguments.json else show.line(entry))
+
+
+def _evidence(config: Config, entry: JournalEntry) -> list[str]:
+    """What the sniffer kept of the verdict behind an attempt."""
+    base = reports.evidence_base(config, entry)
+    if base is None:
+        return []
+    try:
+        kept = json.loads(base.with_suffix(".json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        return [f"  evidence: {base}.json: cannot read: {reason}"]
+    return [*show.evidence(kept), f"  packets: tshark -r {base}.pcap"]
+
+
+def write_reports(config: Config, arguments: argparse.Namespace) -> None:
+    if arguments.follow:
+        reports.follow(config)
+    reports.publish(config)
+
+
+def drill(config: Config, arguments: argparse.Namespace) -> None:
+    from check_failover.admin.drill import DrillPlan, DrillRun
+
+    service = config.service(arguments.service)
+    client = arguments.client or service.test_client
+    plan = DrillPlan(client, arguments.wait, arguments.limit, tuple(arguments.sms), _by())
+    print(f"{service.name}: drill, ordered by {plan.by}", flush=True)
+    failed = DrillRun(config, service, plan).run()
+    if failed is not None:
+        raise FailedError(f"{service.name}: drill failed at the step: {failed}")
+    print(f"{service.name}: drill passed")
+
+
+def run_doctor(config: Config, arguments: argparse.Namespace) -> None:
+    code = doctor(config, arguments.nagios_cfg)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def check_config(config: Config, _arguments: argparse.Namespace) -> None:
+    print("\n".join(show.config(config)))
+
+
+def nagios_config(config: Config, arguments: argparse.Namespace) -> None:
+    print(nagios(config, templates=not arguments.services_only))
+
+
+def icinga2_config(config: Config, arguments: argparse.Namespace) -> None:
+    if arguments.director:
+        print(basket(config), end="")
+        return
+    print(icinga2(config, templates=not arguments.services_only, endpoint=arguments.endpoint))
+
+
+def remote_config(config: Config, arguments: argparse.Namespace) -> None:
+    site = remote.Site(arguments.controller, arguments.plugins)
+    print(remote.lines(config, arguments.way, arguments.on, site))
+
+
+# ---------------------------------------------------------------- help for them
+
+
+def _chosen(config: Config, name: str | None) -> tuple[Service, ...]:
+    return config.services if name is None else (config.service(name),)
+
+
+def _ask(config: Config, message: dict[str, Any]) -> dict[str, Any]:
+    return control.ask(config.controller.redirector_socket, message, timeout=REPLY_TIMEOUT)
+
+
+def _entries(config: Config, limit: int) -> list[JournalEntry]:
+    return journal_entries(_ask(config, {"verb": "history", "limit": limit}).get("entries"))
+
+
+def _print_text(reply: dict[str, Any]) -> None:
+    """Print the outcome of an order; a refusal is a failure, "already there" is not."""
+    text = f"{reply.get('line') or reply.get('text')}"
+    if reply.get("flipped"):
+        print(text)
+        if reply.get("error"):
+            raise FailedError(f"flipped, but {reply['error']}")
+        return
+    if reply["reason"] == "already-there":
+        print(reply["text"])
+        return
+    raise FailedError(f"refused, {reply['reason']}: {reply['text']}")
+
+
+def _drained(config: Config, service: Service, arguments: argparse.Namespace, verb: str) -> None:
+    """Order it and show the open connections that are left, once or until none is; Ctrl-C ends the showing only."""
+    message = {"verb": verb, "service": service.name, "by": _by(), "manual": True, "deadline": arguments.deadline}
+    _print_text(_ask(config, message))
+    shown = None
+    while (drain := service_statuses(_ask(config, {"verb": "status"}))[service.name].drain) is not None:
+        if drain.left != shown:
+            print(show.drain(service.name, drain), flush=True)
+            shown = drain.left
+        if not arguments.wait:
+            return
+        time.sleep(PROGRESS_EVERY)
+    print(f"{service.name}: no open connection is left to wait for")
+
+
+def _probe(service: Service, target: Target) -> bool:
+    from check_failover.checks import ProbeError, probe_function
+
+    try:
+        probe = probe_function(service.check)(service.server(target), service.check.options, service.check.timeout)
+    except ProbeError as error:
+        raise FailedError(f"cannot probe the {target}: {error}") from None
+    return probe.passed
+
+
+def _by() -> str:
+    """The person, also behind sudo (sudo(8), SUDO_USER)."""
+    if os.getuid() == 0 and "SUDO_USER" in os.environ:
+        return os.environ["SUDO_USER"]
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
