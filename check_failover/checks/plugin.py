@@ -72,7 +72,9 @@ class Outcome:
     details: str = ""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse with a plugin's exit codes: a wrong command line, ``-h`` and ``-V`` are UNKNOWN."""
+
     def error(self, message: str) -> NoReturn:
         present(Outcome(State.UNKNOWN, f"{self.prog}: {message}, see --help"))
 
@@ -84,7 +86,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(name: str, description: str | None, *, timeout: float = 10.0) -> argparse.ArgumentParser:
     """A parser with the options of every check: -h -V -t -v -w -c."""
-    made = _Parser(prog=name, description=(description or "").split("\n\n")[0], allow_abbrev=False)
+    made = Parser(prog=name, description=(description or "").split("\n\n")[0], allow_abbrev=False)
     made.add_argument("-V", "--version", action="version", version=f"{name} {__version__}")
     made.add_argument("-t", "--timeout", type=seconds, default=timeout, help="seconds for the whole run: %(default)s")
     made.add_argument("-v", "--verbose", action="count", default=0, help="print more; may be given three times")

@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 from check_failover import __version__, syncstate
+from check_failover.checks.plugin import Parser
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.model import Service, State, SyncSpec, Target
 from check_failover.sync import hosts, steps
@@ -31,16 +31,13 @@ class StoppedError(SyncStepError):
     """SIGTERM or SIGINT came."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """A usage error exits as UNKNOWN; argparse's exit code 2 would mean CRITICAL."""
-        print(f"UNKNOWN: {message}; see {self.prog} --help")
-        raise SystemExit(State.UNKNOWN)
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line parser."""
-    p = _Parser(prog="failover-sync", description="Copy a service's data from the serving server to the other one.")
+    p = Parser(
+        prog="failover-sync",
+        allow_abbrev=False,
+        description="Copy a service's data from the serving server to the other one.",
+    )
     p.add_argument("name", metavar="NAME", help="name of the service in the configuration")
     p.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"configuration (default {DEFAULT_PATH})")
     p.add_argument("--reverse", action="store_true", help="copy the standby's data to the primary, before a fail-back")

@@ -222,7 +222,8 @@ def test_a_record_that_cannot_be_written_is_told(syncing: Syncing) -> None:
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["--nonsense", "web"], "UNKNOWN: unrecognized arguments: --nonsense"),
+        (["--nonsense", "web"], "UNKNOWN: failover-sync: unrecognized arguments: --nonsense"),
+        (["--accept", "web"], "UNKNOWN: failover-sync: unrecognized arguments: --accept"),
         (["ldap"], "UNKNOWN: "),
         (["--config", "/nonexistent", "web"], "UNKNOWN: /nonexistent: cannot read"),
     ],

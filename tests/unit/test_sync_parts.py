@@ -11,6 +11,7 @@ import pytest
 from check_failover.checks import replication
 from check_failover.config import load
 from check_failover.model import Target
+from check_failover.sync import run
 from check_failover.sync.guard import Standing, SyncRefusedError, check_direction, check_size
 from check_failover.sync.rsync import TransferReport, _only_unsteady
 from check_failover.syncstate import Refusal, Size, SyncDirection
@@ -165,3 +166,11 @@ def test_a_preset_is_a_valid_table(preset: Path, tmp_path: Path) -> None:
             assert helper.stat().st_mode & stat.S_IXUSR
             done = subprocess.run(["/bin/sh", "-n", str(helper)], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("word", ["-h", "-V", "--nonsense"])
+def test_help_and_a_wrong_command_line_are_never_ok(word: str) -> None:
+    """The exit codes of every plugin: a core may run failover-sync too."""
+    with pytest.raises(SystemExit) as end:
+        run.parser().parse_args([word])
+    assert end.value.code == 3
