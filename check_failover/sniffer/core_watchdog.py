@@ -27,9 +27,8 @@ class _Case:
 class CoreWatchdog:
     """Times are monotonic seconds. ``deadline``: seconds; None: only an unreachable core makes the sniffer order.
 
-    =========  ==============================================================  =========
     state      event                                                           next
-    =========  ==============================================================  =========
+    ---------  --------------------------------------------------------------  ---------
     idle       a verdict fails (``due``)                                       waiting
     waiting    the core is unreachable, or ``deadline`` passed: order          ordered
     ordered    ``ORDER_INTERVAL`` passed and the verdict still fails: order    ordered
@@ -37,7 +36,6 @@ class CoreWatchdog:
                ``deadline`` seconds before the fault
     deferred   the target changes                                              waiting
     any        the verdict ends (``must_withdraw``: take the order back)       idle
-    =========  ==============================================================  =========
     """
 
     def __init__(self, deadline: float | None) -> None:

@@ -32,14 +32,12 @@ class Verdict:
 class Investigation:
     """One investigation of a service, begun by a suspicion. ``serving`` is the target at that time.
 
-    ==========  =============================================  ================
     state       event                                          next
-    ==========  =============================================  ================
+    ----------  ---------------------------------------------  ----------------
     probing     two probes of the serving server failed        confirming
     probing     one probe passed (where three decide: two)     verdict: refuted
     probing     ``expired``                                    no verdict
     confirming  the other server's outcome, or ``expired``     verdict: failed
-    ==========  =============================================  ================
     """
 
     def __init__(self, service: Service, suspicion: Suspicion, serving: Target, now: float) -> None:

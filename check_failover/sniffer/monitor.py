@@ -30,7 +30,7 @@ MIN_INTERVAL = 1.0  # seconds between two investigations that suspicions start
 FACTS_INTERVAL = 5.0  # seconds until unchanged facts are sent again
 DROPS_SETTLE = 2.0  # seconds without a dropped packet until the sniffer trusts the capture again
 _ONE_SHOT = frozenset({Detector.REFUSED, Detector.ERROR_SHARE})  # these may not repeat their suspicion, so it is kept
-_TOO_SOON = "too soon after the last look"
+_TOO_SOON = "too soon after the last investigation"
 
 
 class Condition(StrEnum):
@@ -45,9 +45,8 @@ class Condition(StrEnum):
 class ServiceMonitor:
     """The state machine of one service. Times are monotonic seconds, except in results.
 
-    ===========  =====================================================  =======================================
     from         event                                                  to
-    ===========  =====================================================  =======================================
+    -----------  -----------------------------------------------------  ---------------------------------------
     ok           suspicion (silence only starts an investigation)       suspect
     ok, suspect  the investigation's probes fail                        failed
     suspect      a probe passes, or the server could not be probed      ok
@@ -55,7 +54,6 @@ class ServiceMonitor:
     any          the capture stops working                              blind
     blind        the capture works again                                failed if it was before, else ok
     any          the redirect moves (``flipped``)                       ok, or blind while the capture is down
-    ===========  =====================================================  =======================================
     """
 
     def __init__(self, service: Service, actions: Actions, now: float) -> None:
@@ -96,7 +94,7 @@ class ServiceMonitor:
             self._abandon(now)
         if self._investigation is None and now >= self._next_investigation and self.blind is None:
             if self.condition is Condition.FAILED:
-                again = Suspicion(self.service.name, Detector.SILENCE, now, "looked at again")
+                again = Suspicion(self.service.name, Detector.SILENCE, now, "investigated again")
                 self._investigate(self._suspicion or again, now)
             elif self._pending is not None:
                 self._suspect(self._pending, now)
@@ -127,11 +125,8 @@ class ServiceMonitor:
         self._start_probes(now)
 
     def _primary_result_due(self) -> bool:
-        """Whether the core needs a result about the primary while the standby serves.
-
-        The monitor reports a failure at once, and a recovery after ``fail_back_passes`` passes in a row, so that a
-        flapping primary does not page each time.
-        """
+        """Whether to report the primary while the standby serves: a failure at once, a recovery after
+        ``fail_back_passes`` passes in a row, so that a flapping primary does not page each time."""
         if self.target is Target.PRIMARY or self.blind is not None or self.condition is Condition.FAILED:
             return False
         health = self.health[Target.PRIMARY]

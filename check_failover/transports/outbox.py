@@ -28,15 +28,13 @@ log = logging.getLogger(__name__)
 class Outbox:
     """``submit`` never blocks and never raises. The outbox's thread calls ``on_failure`` after each failed attempt.
 
-    ========  ==================================================  ========
     state     event                                               next
-    ========  ==================================================  ========
+    --------  --------------------------------------------------  --------
     idle      a result is submitted, or was in the file           sending
     sending   the core accepts the batch (``reachable``)          sending, or idle when the queue is empty
     sending   the transport fails                                 waiting
     waiting   ``FIRST_RETRY`` to ``LAST_RETRY`` s, or a new one   sending
     any       ``close``: one more attempt, then the file          closed
-    ========  ==================================================  ========
     """
 
     def __init__(

@@ -614,7 +614,7 @@ class TestDebug:
             "ldap: refuted, refused: connection refused: primary passes its probe",
         ]
         ignored = "ldap: suspicion, refused: connection refused: not investigated: "
-        assert scene.debug == [f"{ignored}already investigating", f"{ignored}too soon after the last look"]
+        assert scene.debug == [f"{ignored}already investigating", f"{ignored}too soon after the last investigation"]
 
     def test_a_failed_server_and_a_blind_sniffer(self) -> None:
         """Neither needs another suspicion."""

@@ -97,18 +97,16 @@ class StreamDirection:
 class Flow:
     """The state of one connection, or of one UDP port of a client.
 
-    ===========  ==================================================  ===========
-    state        event                                               next
-    ===========  ==================================================  ===========
-    (none)       a SYN (``syn`` is set)                              connecting
-    (none)       data, where the capture began later                 established
-    connecting   SYN-ACK, or data from the client                    established
-    established  FIN from the client, requests open: client_fin   half closed
-    established  FIN from the client, no request open                dropped
-    established  FIN from the server, requests open: these failed    dropped
-    half closed  FIN from the server                                 dropped
-    any          RST, reuse of the port, ``MAX_FLOWS`` reached       dropped
-    ===========  ==================================================  ===========
+    state        event                                                  next
+    -----------  -----------------------------------------------------  -----------
+    (none)       a SYN (``syn`` is set)                                 connecting
+    (none)       data, where the capture began later                    established
+    connecting   SYN-ACK, or data from the client                       established
+    established  FIN from the client, requests open (``client_fin``)    half closed
+    established  FIN from the client, no request open                   dropped
+    established  FIN from the server, requests open: these failed       dropped
+    half closed  FIN from the server                                    dropped
+    any          RST, reuse of the port, ``MAX_FLOWS`` reached          dropped
     """
 
     __slots__ = (

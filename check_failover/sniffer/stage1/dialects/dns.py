@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from check_failover.sniffer.stage1.dialects import UNREADABLE, Reply
 from check_failover.sniffer.stage1.dialects.stream import NotAMessageError, Stream
 
-SICK = frozenset({2, 5})  # SERVFAIL, REFUSED (RFC 1035, 4.1.1)
+FAULT_CODES = frozenset({2, 5})  # SERVFAIL, REFUSED (RFC 1035, 4.1.1)
 _HEADER = 12
 
 Message = tuple[int, bool, int]  # id, is a response, rcode
@@ -33,7 +33,7 @@ class Dns:
 
     def reply(self, data: bytes, missing: int) -> list[Reply]:
         messages = self._datagram(data) if self._udp else self._server.feed(data, missing)
-        found = [Reply(number, True, code in SICK) for number, response, code in messages if response]
+        found = [Reply(number, True, code in FAULT_CODES) for number, response, code in messages if response]
         if not self._udp and self._server.out_of_sync:
             found.append(UNREADABLE)
         return found
