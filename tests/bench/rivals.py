@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab.daemon import Housed
 from tests.lab.load import bind_request, search_request
-from tests.lab.netns import PRIMARY, SERVICE_ADDRESS, STANDBY, House, poll
+from tests.lab.netns import PRIMARY, SERVICE_ADDRESS, STANDBY, House
 from tests.lab.site import SERVERS, Site
 from tests.lab.slapd import BASE, Slapd
 
@@ -119,9 +120,8 @@ def _haproxy(connect: str, more: str, check: str) -> Callable[[House, Path], Non
         config.write_text(
             HAPROXY_CONFIG.format(address=SERVICE_ADDRESS, primary=PRIMARY, standby=STANDBY, **values), "utf-8"
         )
-        process = house.start("controller", HAPROXY, "-db", "-f", str(config), log=directory / "haproxy.log")
-        poll(lambda: _listens(house) or process.poll() is not None, 10.0, "haproxy listens")
-        assert process.poll() is None, (directory / "haproxy.log").read_text()
+        argv, log = (HAPROXY, "-db", "-f", str(config)), directory / "haproxy.log"
+        Housed(house, "controller", argv, log, lambda: _listens(house)).start()
 
     return start
 
@@ -154,9 +154,8 @@ def _nginx(house: House, directory: Path) -> None:
     config = directory / "nginx.conf"
     config.write_text(NGINX_CONFIG.format(directory=directory), "utf-8")
     log = directory / "nginx.out"
-    process = house.start("controller", NGINX, "-p", str(directory), "-c", str(config), "-e", str(log), log=log)
-    poll(lambda: _listens(house) or process.poll() is not None, 10.0, "nginx listens")
-    assert process.poll() is None, log.read_text()
+    argv = (NGINX, "-p", str(directory), "-c", str(config), "-e", str(log))
+    Housed(house, "controller", argv, log, lambda: _listens(house)).start()
 
 
 # ------------------------------------------------------------ keepalived
@@ -228,11 +227,7 @@ def _keepalived(house: House, directory: Path) -> None:
     config.write_text(KEEPALIVED_CONFIG.format(directory=directory, primary=PRIMARY, standby=STANDBY), "utf-8")
     argv = [KEEPALIVED, "--dont-fork", "--log-console", "--log-detail", "--vrrp", "--use-file", str(config)]
     argv += ["--pid", str(directory / "keepalived.pid"), "--vrrp_pid", str(directory / "vrrp.pid")]
-    log = directory / "keepalived.log"
-    process = house.start("controller", *argv, log=log)
-    steered = directory / "steered"
-    poll(lambda: steered.exists() or process.poll() is not None, 10.0, "keepalived is master")
-    assert process.poll() is None, log.read_text()
+    Housed(house, "controller", argv, directory / "keepalived.log", (directory / "steered").exists).start()
 
 
 RIVALS: dict[str, Rival] = {

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -26,37 +25,27 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
-from tests.lab.daemon import Daemon
+from tests.lab.daemon import Housed
 from tests.lab.load import PATIENCE, ROOT, Load, Request
-from tests.lab.netns import House, end, poll
+from tests.lab.netns import House, python_argv
 
 PORTS = {"web": 80, "dns": 53}
 NAME = "www.example.org."
 WHO = {"10.0.0.11": "primary", "10.0.0.12": "standby"}  # what the DNS servers answer with
 
 
-class Cheap(Daemon):
+class Cheap(Housed):
     """One server, in one namespace."""
 
-    def __init__(self, house: House, kind: str, who: str, address: str, log: Path) -> None:
-        self._house, self._who, self._log = house, who, log
-        self._argv = [sys.executable, "-m", "tests.chaos.cheap", kind, who, address, str(PORTS[kind])]
-        self._process: subprocess.Popen[Any] | None = None
+    patience = 5.0
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "it is not running"
-        return self._process.pid
+    def __init__(self, house: House, kind: str, who: str, address: str, log: Path) -> None:
+        argv = python_argv("tests.chaos.cheap", kind, who, address, str(PORTS[kind]))
+        super().__init__(house, who, argv, log, lambda: "ready" in self.said(), cwd=ROOT)
 
     def start(self) -> None:
-        self._log.write_text("")
-        self._process = self._house.start(self._who, *self._argv, log=self._log, cwd=ROOT)
-        poll(lambda: "ready" in self._log.read_text(), 15.0, f"{self._log.stem} serves")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            end(self._process)
-            self._process = None
+        (self.directory / self.out).write_text("")
+        super().start()
 
     def restrict(self, operation: str | None) -> None:
         """Whatever the operation: all of them."""

@@ -16,6 +16,7 @@ import pytest
 
 from check_failover import control, listening
 from check_failover.peer import Peer
+from tests.lab.echo import Echo
 from tests.lab.netns import (
     CLIENT,
     CLIENT6,
@@ -72,10 +73,7 @@ class Controller:
                 + '[service.check]\ntype = "tcp"\n[service.policy]\nhold_down = 0\n'
             )
             for server, at, where in (("primary", port, (PRIMARY, PRIMARY6)), ("standby", other, (STANDBY, STANDBY6))):
-                argv = python_argv("tests.lab.echo", "serve", server, protocol, where[six], str(at))
-                log = directory / f"{name}-{server}.log"
-                house.start(server, *argv, cwd=ROOT, log=log)
-                poll(lambda log=log: "ready" in log.read_text(), 15.0, f"{name} on the {server}")  # type: ignore[misc]
+                Echo(house, server, protocol, where[six], at, directory / f"{name}-{server}.log").start()
         self.config.write_text("".join(parts))
         self.process: subprocess.Popen[Any] | None = None
 

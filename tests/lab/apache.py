@@ -8,14 +8,14 @@ Two name-based sites: ``www.test`` (the certificate's name) with ``/``, ``/gone`
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tests.lab.netns import end, poll
+from tests.lab.daemon import Program
 
 APACHE, MODULES = "/usr/sbin/apache2", Path("/usr/lib/apache2/modules")
 OPENSSL = "/usr/bin/openssl"
@@ -53,14 +53,15 @@ SITE = """\
 WANTED = ("mpm_prefork", "authz_core", "alias", "dir", "ssl", "socache_shmcb")
 
 
-class Apache:
+class Apache(Program):
     """One server, in the foreground; ``ca_file`` signs its certificate."""
+
+    out = "apache2.out"
 
     def __init__(self, directory: Path, host: str, port: int, tls_port: int, argv_prefix: Sequence[str] = ()) -> None:
         self._prefix = tuple(argv_prefix)
         self.directory, self.host, self.port, self.tls_port = directory, host, port, tls_port
         self.ca_file = directory / "ca.pem"
-        self._process: subprocess.Popen[Any] | None = None
         for root, text in (("www", "welcome to the site"), ("default", "no such site")):
             (directory / root).mkdir(parents=True)
             (directory / root / "index.html").write_text(f"<p>{text}</p>\n")
@@ -79,39 +80,16 @@ class Apache:
             )
         )
 
-    def __enter__(self) -> Apache:
-        with (self.directory / "apache.out").open("ab") as out:
-            self._process = subprocess.Popen(
-                [*self._prefix, APACHE, "-f", str(self.directory / "apache.conf"), "-D", "FOREGROUND"],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        try:
-            poll(self._accepts, 10.0, f"apache2 listens at {self.host} port {self.tls_port}")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            end(self._process)
-            self._process = None
+    def argv(self) -> list[str]:
+        return [*self._prefix, APACHE, "-f", str(self.directory / "apache.conf"), "-D", "FOREGROUND"]
 
     def spoil(self) -> None:
         """From now on 503, whatever is asked; nobody notices the reload."""
-        assert self._process is not None
         config = self.directory / "apache.conf"
         config.write_text(config.read_text().replace("Redirect 503 /sick", "RedirectMatch 503 .*"))
-        self._process.send_signal(signal.SIGUSR1)
+        os.kill(self.pid, signal.SIGUSR1)
 
-    def _accepts(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            raise AssertionError(f"apache2 ended at its start:\n{(self.directory / 'apache.out').read_text()}")
+    def serves(self) -> bool:
         if self._prefix:  # in another namespace: its own word must do
             return (self.directory / "apache.pid").exists()
         try:

@@ -14,6 +14,23 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab.daemon import Housed
+from tests.lab.netns import ROOT, House, python_argv
+
+
+class Echo(Housed):
+    """The server on one of a house's machines; answers with its name. ``argv``: another that prints "ready", too."""
+
+    patience = 5.0
+
+    def __init__(
+        self, house: House, who: str, protocol: str, address: str, port: int, log: Path, argv: Sequence[str] = ()
+    ) -> None:
+        argv = argv or python_argv("tests.lab.echo", "serve", who, protocol, address, str(port))
+        super().__init__(house, who, argv, log, lambda: "ready" in self.said(), cwd=ROOT)
 
 
 def serve(name: str, protocol: str, address: str, port: int) -> None:

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.daemon import Core
-from tests.lab.netns import end, poll
 
 ICINGA = "/usr/sbin/icinga2"
 PLUGINS = Path("/usr/lib/nagios/plugins")
@@ -109,6 +108,7 @@ class Icinga(Core):
     """One node. ``stop`` and ``start`` may alternate; states are retained over it as on a site."""
 
     out = "icinga2.out"
+    limit, patience = 30.0, 15.0
 
     def __init__(
         self,
@@ -126,7 +126,6 @@ class Icinga(Core):
     ) -> None:
         self.directory, self.user, self.name, self.bind = directory, user, name, bind
         self._prefix = tuple(argv_prefix)
-        self._process: subprocess.Popen[Any] | None = None
         self.config, self.log = directory / "icinga2.conf", directory / "icinga2.log"
         self.ca_file, self.password_file = directory / "data/certs/ca.crt", directory / "api.password"
         for path in ("data/certs", "cache", "log", "run", "spool"):
@@ -155,12 +154,7 @@ class Icinga(Core):
         path.write_text(objects)
         shutil.chown(path, self.user)
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "Icinga is not running"
-        return self._process.pid
-
-    def _argv(self, *argv: str) -> list[str]:
+    def argv(self, *argv: str) -> list[str]:
         places = {"DataDir": "data", "CacheDir": "cache", "LogDir": "log", "InitRunDir": "run", "SpoolDir": "spool"}
         places |= {"ConfigDir": "", "ZonesDir": "zones.d"}
         defines = {key: str(self.directory / path) for key, path in places.items()}
@@ -170,41 +164,22 @@ class Icinga(Core):
 
     def verify(self) -> str:
         """``icinga2 daemon -C``: its output when it found neither error nor warning."""
-        done = subprocess.run(self._argv("-C"), capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(self.argv("-C"), capture_output=True, text=True, timeout=60, check=False)
         said = done.stdout + done.stderr
         bad = re.findall(r"^.* (?:warning|critical)/.*$", said, re.MULTILINE)
         assert done.returncode == 0, f"icinga2 daemon -C is not clean:\n{said[-4000:]}"
         assert bad == [], f"icinga2 daemon -C is not clean:\n{said[-4000:]}"
         return said
 
-    def start(self) -> None:
-        """Start and wait until the API answers."""
-        with (self.directory / "icinga2.out").open("ab") as out:
-            self._process = subprocess.Popen(
-                self._argv(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
-
-        def there() -> bool:
-            assert self._process is not None
-            if self._process.poll() is not None:
-                raise AssertionError(f"icinga2 ended at its start:\n{self.tail()}")
-            return bool(self.api("GET", "/v1/status/IcingaApplication", patient=True))
-
-        poll(there, 30.0, "Icinga's API answers", every=0.1)
-
-    def stop(self) -> None:
-        """End it as a service manager would: SIGTERM."""
-        if self._process is not None:
-            end(self._process, patience=15.0)
-            self._process = None
+    def serves(self) -> bool:
+        """Whether the API answers."""
+        return bool(self.api("GET", "/v1/status/IcingaApplication", patient=True))
 
     def kill(self) -> None:
         """End it as an out-of-memory killer would, with the processes below it."""
-        assert self._process is not None
-        for pid in (*_below(self._process.pid), self._process.pid):
+        for pid in _below(self.pid):
             os.kill(pid, signal.SIGKILL)
-        self._process.wait()
-        self._process = None
+        super().kill()
 
     # ------------------------------------------------------------ the API
 

@@ -7,10 +7,10 @@ spool here; results go to either master.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from tests.lab import icinga
+from tests.lab.daemon import Daemon
 from tests.lab.icinga import Icinga
 from tests.lab.netns import MANAGEMENT, House
 
@@ -47,7 +47,7 @@ def join(house: House) -> None:
         house.join(WHERE[name], ADDRESSES[name])
 
 
-class Zone:
+class Zone(Daemon):
     """The three nodes. ``objects``: what ``failoverctl`` printed for the agent; ``site``: what the site has itself."""
 
     def __init__(self, directory: Path, house: House, objects: str, site: str, plugins: Path) -> None:
@@ -69,21 +69,18 @@ class Zone:
                 synced=synced if name == M1 else None,
             )
         self.m1, self.m2 = self.nodes[M1], self.nodes[M2]
-        self._running = contextlib.ExitStack()
 
     def verify(self) -> str:
         """The master that has the configuration takes it."""
         return self.m1.verify()
 
-    def __enter__(self) -> Zone:
-        with contextlib.ExitStack() as stack:
-            for node in self.nodes.values():
-                stack.enter_context(node)
-            self._running = stack.pop_all()
-        return self
+    def start(self) -> None:
+        for node in self.nodes.values():
+            node.start()
 
-    def __exit__(self, *_: object) -> None:
-        self._running.close()
+    def stop(self) -> None:
+        for node in reversed(self.nodes.values()):
+            node.stop()
 
     def wait(self, service: str, state: int, deadline: float = 15.0, text: str = "") -> dict[str, str]:
         """See ``Icinga.wait``; as the first master has it."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.daemon import Daemon
-from tests.lab.netns import end, poll
+from tests.lab.netns import end, poll, spawn
 
 BEARERBOX, SMSBOX, FAKESMSC = "/usr/sbin/bearerbox", "/usr/sbin/smsbox", "/usr/lib/kannel/test/fakesmsc"
 LISTEN, ESTABLISHED = "0A", "01"  # states in proc(5) net/tcp
@@ -130,10 +130,8 @@ class Kannel(Daemon):
         return poll(lambda: len(got := self.received()) >= count and got, deadline, f"{count} texts received")
 
     def _run(self, name: str, *argv: str) -> None:
-        with (self.directory / f"{name}.out").open("ab") as out:
-            self._processes[name] = subprocess.Popen(
-                [*self._prefix, *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.directory
-            )
+        log = self.directory / f"{name}.out"
+        self._processes[name] = spawn([*self._prefix, *argv], log, cwd=self.directory)
 
     def _wait(self, name: str, state: str, port: str) -> None:
         process = self._processes[name]

@@ -18,10 +18,8 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tests.lab.daemon import Core
-from tests.lab.netns import end, poll
 
 NAGIOS = "/usr/sbin/nagios4"
 PLUGINS = Path("/usr/lib/nagios/plugins")
@@ -110,7 +108,8 @@ define command {{
 class Nagios(Core):
     """One core. ``stop`` and ``start`` may alternate; states are retained over it as on a site."""
 
-    out = "nagios.out"
+    out = "nagios4.out"
+    every = 0.02
 
     def __init__(
         self,
@@ -125,7 +124,6 @@ class Nagios(Core):
     ) -> None:
         self.directory, self.user = directory, user
         self._prefix = tuple(argv_prefix)
-        self._process: subprocess.Popen[Any] | None = None
         account = pwd.getpwnam(user)
         for name in (".", "rw", "tmp", "checkresults", "archives"):
             path = directory / name
@@ -145,11 +143,6 @@ class Nagios(Core):
         (directory / "objects.cfg").write_text(objects)
         (directory / "resource.cfg").write_text(f"$USER1$={plugins}\n")
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "Nagios is not running"
-        return self._process.pid
-
     def verify(self) -> str:
         """``nagios4 -v``: its output when it found neither error nor warning."""
         done = subprocess.run(
@@ -161,38 +154,18 @@ class Nagios(Core):
         )
         return done.stdout
 
-    def start(self) -> None:
-        """Start and wait until it takes commands."""
-        with (self.directory / "nagios.out").open("ab") as out:
-            self._process = subprocess.Popen(
-                [*self._prefix, NAGIOS, str(self.config)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+    def argv(self) -> list[str]:
+        return [*self._prefix, NAGIOS, str(self.config)]
 
-        def there() -> bool:
-            assert self._process is not None
-            if self._process.poll() is not None:
-                raise AssertionError(f"nagios4 ended at its start:\n{self.tail()}")
-            return self.command_file.is_fifo()
-
-        poll(there, 15.0, "nagios4 made its command file")
-
-    def stop(self) -> None:
-        """End it as a service manager would: SIGTERM, and the command file goes with it."""
-        if self._process is not None:
-            end(self._process, patience=10.0)
-            self._process = None
+    def serves(self) -> bool:
+        """Whether it takes commands."""
+        return self.command_file.is_fifo()
 
     def kill(self) -> None:
         """End it as an out-of-memory killer would: the command file stays behind and nobody reads it."""
-        assert self._process is not None
-        for pid in (*_children(self._process.pid), self._process.pid):
+        for pid in _children(self.pid):
             os.kill(pid, 9)
-        self._process.wait()
-        self._process = None
+        super().kill()
 
     def command(self, text: str) -> None:
         """Write one external command (``NAME;argument;...``) as a program on the same machine would."""

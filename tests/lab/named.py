@@ -11,16 +11,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import dns.exception
 import dns.message
 import dns.query
 
-from tests.lab.netns import end, poll
+from tests.lab.daemon import Program
 
 NAMED = "/usr/sbin/named"
 
@@ -56,23 +54,19 @@ text   IN TXT "one and " "two"
 BIG = "".join(f"big IN A 10.9.{n // 250}.{n % 250 + 1}\n" for n in range(100))
 
 
-class Named:
+class Named(Program):
     """One server, in the foreground."""
+
+    out = "named.out"
 
     def __init__(self, directory: Path, address: str, port: int, argv_prefix: Sequence[str] = ()) -> None:
         directory.mkdir(parents=True)
         self.directory, self.address, self.port = directory, address, port
         self._prefix = tuple(argv_prefix)
-        self._process: subprocess.Popen[Any] | None = None
         self._configure("zone")
         (directory / "zone").write_text(ZONE + BIG)
         # A copy: where AppArmor is on, Debian's profile for /usr/sbin/named lets it read /etc/bind and little else.
-        self._program = shutil.copy(NAMED, directory / "named")
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "named is not running"
-        return self._process.pid
+        self._program = str(shutil.copy(NAMED, directory / "named"))
 
     def _configure(self, zone: str) -> None:
         v4, v6 = ("none", self.address) if ":" in self.address else (self.address, "none")
@@ -84,31 +78,10 @@ class Named:
         self._configure("lost")
         os.kill(self.pid, signal.SIGHUP)
 
-    def __enter__(self) -> Named:
-        with (self.directory / "named.out").open("ab") as out:
-            self._process = subprocess.Popen(
-                [*self._prefix, self._program, "-g", "-n", "1", "-c", str(self.directory / "named.conf")],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        try:
-            poll(self._answers, 15.0, f"named answers at {self.address} port {self.port}")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    def argv(self) -> list[str]:
+        return [*self._prefix, self._program, "-g", "-n", "1", "-c", str(self.directory / "named.conf")]
 
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            end(self._process, patience=10.0)
-            self._process = None
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            raise AssertionError(f"named ended at its start:\n{(self.directory / 'named.out').read_text()[-2000:]}")
+    def serves(self) -> bool:
         if self._prefix:  # in another namespace: its own word must do
             return "all zones loaded" in (self.directory / "named.out").read_text()
         try:

@@ -30,6 +30,7 @@ CLIENT, CLIENT6 = "192.0.2.7", "fd00:c::7"
 CONTROLLER, CONTROLLER6 = "10.0.0.1", "fd00:5::1"
 PRIMARY, PRIMARY6 = "10.0.0.11", "fd00:5::11"
 STANDBY, STANDBY6 = "10.0.0.12", "fd00:5::12"
+ROOT = Path(__file__).resolve().parents[2]  # the tree, where ``python -m tests.lab.…`` works
 CLONE_NEWNET = 0x40000000
 NAMES = ("client", "controller", "primary", "standby")
 MANAGEMENT = "198.51.100.1"  # the controller's address in the management network, where there is one (``House.join``)
@@ -88,14 +89,7 @@ class House:
 
     def start(self, who: str, *argv: str, log: Path | None = None, **popen: Any) -> subprocess.Popen[Any]:
         """Start a program that stays; its output goes to ``log``. Ended by ``close`` at the latest."""
-        out: Any = log.open("ab") if log else subprocess.DEVNULL
-        try:
-            process = subprocess.Popen(
-                self.argv(who, *argv), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, **popen
-            )
-        finally:
-            if log:
-                out.close()
+        process = spawn(self.argv(who, *argv), log, **popen)
         self._processes.append(process)
         return process
 
@@ -232,6 +226,12 @@ def enter(namespace: str) -> None:
     with Path("/run/netns", namespace).open() as file:
         if libc.setns(file.fileno(), CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+
+
+def spawn(argv: Sequence[str], log: Path | None, **popen: Any) -> subprocess.Popen[Any]:
+    """Start a program that stays, in a session of its own; its output goes to ``log``."""
+    with (log or Path(os.devnull)).open("ab") as out:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, **popen)
 
 
 def end(process: subprocess.Popen[Any], patience: float = 5.0) -> None:

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.apache import certificate
+from tests.lab.daemon import Daemon
 
 TOKEN = "pa55-the-token"
 FIELDS = {"checkresult", "hostname", "servicename", "state", "output"}
 
 
-class NrdpServer:
+class NrdpServer(Daemon):
     """Serves in a thread. ``commands`` is what went to the core, ``answers`` is said once each in place of our own."""
 
     def __init__(self, directory: Path, address: str, port: int = 0, command_file: Path | None = None) -> None:
@@ -53,17 +54,13 @@ class NrdpServer:
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.url = f"https://{address}:{self._server.server_address[1]}/nrdp/"
 
-    def __enter__(self) -> NrdpServer:
+    def start(self) -> None:
         threading.Thread(target=self.serve, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def serve(self) -> None:
         self._server.serve_forever(poll_interval=0.05)
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
 

@@ -8,11 +8,11 @@ clients = Clients(site, "dns")                    # each of them asks five times
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 from typing import Any
 
 from tests.lab.apache import Apache
+from tests.lab.echo import Echo
 from tests.lab.nagios import PLUGINS
 from tests.lab.named import Named
 from tests.lab.netns import PRIMARY, SERVICE_ADDRESS, STANDBY, poll
@@ -95,15 +95,8 @@ def start(site: Site, stack: contextlib.ExitStack, *names: str) -> dict[str, Any
             if name == "web":
                 found[who][name] = stack.enter_context(Apache(place / name, address, port, 443, prefix))
             elif name == "echo":
-                found[who][name] = _echo(site, who, address)
+                log = site.directory / f"echo-{who}.log"
+                found[who][name] = stack.enter_context(Echo(site.house, who, "tcp", address, ECHO, log))
             else:
                 found[who][name] = stack.enter_context(Named(place / name, address, port, prefix))
     return found["primary"]
-
-
-def _echo(site: Site, who: str, address: str) -> subprocess.Popen[Any]:
-    log = site.directory / f"echo-{who}.log"
-    argv = [sys.executable, "-m", "tests.lab.echo", "serve", who, "tcp", address, str(ECHO)]
-    process = site.house.start(who, *argv, log=log, cwd=ROOT)
-    poll(lambda: "ready" in log.read_text(), 15.0, f"echo on the {who}")
-    return process

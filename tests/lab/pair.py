@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import control
+from tests.lab.echo import Echo
 from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, STANDBY, House, poll, python_argv
 from tests.lab.site import environment
 
@@ -192,7 +193,7 @@ class Pair:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.house = PairHouse(f"cfp{os.getpid() % 100000}")
-        self.servers: dict[str, subprocess.Popen[Any]] = {}
+        self.servers: dict[str, Echo] = {}
 
     def __enter__(self) -> Pair:
         try:
@@ -215,9 +216,8 @@ class Pair:
         """Start that server (again)."""
         log = self.place / f"{who}.log"
         log.write_text("")
-        argv = python_argv("tests.lab.echo", "serve", who, "tcp", SERVERS[who], str(PORT))
-        self.servers[who] = self.house.start(who, *argv, cwd=ROOT, log=log)
-        poll(lambda: "ready" in log.read_text(), 15.0, f"the {who} serves")
+        self.servers[who] = Echo(self.house, who, "tcp", SERVERS[who], PORT, log)
+        self.servers[who].start()
 
     def _keys(self) -> None:
         Path("/run/sshd").mkdir(exist_ok=True)

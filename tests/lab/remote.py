@@ -14,11 +14,11 @@ import pwd
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from tests.lab.apache import certificate
+from tests.lab.daemon import Housed
 from tests.lab.nagios import BASE_OBJECTS, PLUGINS, Nagios
-from tests.lab.netns import end, poll, python_argv
+from tests.lab.netns import python_argv
 from tests.lab.nrdp import TOKEN
 from tests.lab.site import ROOT, SITE_OBJECTS, Site, environment
 
@@ -88,7 +88,7 @@ class RemoteCore:
     def __init__(self, site: Site, place: Path, *, results: str, way: str, shared: bool = True) -> None:
         self.site, self.place, self.results, self.way, self._shared = site, place, results, way, shared
         self._stack = contextlib.ExitStack()
-        self._processes: dict[str, subprocess.Popen[Any]] = {}
+        self._daemons: dict[str, Housed] = {}
         self.nagios: Nagios
 
     def __enter__(self) -> RemoteCore:
@@ -103,7 +103,7 @@ class RemoteCore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in list(self._processes):
+        for name in list(self._daemons):
             self.stop(name)
         self._stack.close()
 
@@ -116,7 +116,7 @@ class RemoteCore:
 
     def stop(self, name: str) -> None:
         """End ``nsca``, ``nrdp``, ``nrpe`` or ``ssh``."""
-        end(self._processes.pop(name))
+        self._daemons.pop(name).stop()
 
     def states(self, service: str) -> list[int]:
         """The states of a service's passive results in the order in which this core took them, repeats left out."""
@@ -126,9 +126,14 @@ class RemoteCore:
 
     # ------------------------------------------------------------ parts
 
-    def _start(self, name: str, who: str, *argv: str) -> None:
+    def _start(self, name: str, who: str, port: int, *argv: str) -> None:
+        """Start a daemon on the controller or the core's machine and wait until its port is open."""
+        house, address = self.site.house, {"controller": CONTROLLER, "core": CORE}[who]
+        knock = ("/usr/bin/bash", "-c", f"exec 3<>/dev/tcp/{address}/{port} && echo there")
+        serves = lambda: "there" in house.run(who, *knock, check=False)  # noqa: E731
         log = self.place / f"{name}.log"
-        self._processes[name] = self.site.house.start(who, *argv, log=log, cwd=ROOT, env=environment())
+        self._daemons[name] = Housed(house, who, argv, log, serves, cwd=ROOT, env=environment())
+        self._daemons[name].start()
 
     def _printed(self, on: str, way: str) -> str:
         text = self.site.ctl(
@@ -155,13 +160,11 @@ class RemoteCore:
         text = self._printed("core", "nsca").replace("LONG AND RANDOM", PASSWORD)
         config = self.place / "nsca-ng.cfg"
         config.write_text(f'command_file = "{self.nagios.command_file}"\nlisten = "{CORE}"\nuser = "nagios"\n{text}\n')
-        self._start("nsca", "core", "/usr/sbin/nsca-ng", "-F", "-S", "-c", str(config))
-        self._listens("core", CORE, 5668)
+        self._start("nsca", "core", 5668, "/usr/sbin/nsca-ng", "-F", "-S", "-c", str(config))
 
     def _nrdp(self) -> None:
         argv = python_argv("tests.lab.nrdp", str(self.place), CORE, str(NRDP_PORT), str(self.nagios.command_file))
-        self._start("nrdp", "core", *argv)
-        self._listens("core", CORE, NRDP_PORT)
+        self._start("nrdp", "core", NRDP_PORT, *argv)
 
     def _nrpe(self) -> None:
         certificates = self.place / "nrpe"
@@ -171,8 +174,7 @@ class RemoteCore:
             shutil.chown(certificates / f"{name}.key", "nagios")
         config = self.place / "nrpe.cfg"
         config.write_text(f"{NRPE}pid_file={self.place}/nrpe.pid\n{self._printed('controller', 'nrpe')}\n")
-        self._start("nrpe", "controller", "/usr/sbin/nrpe", "-c", str(config), "-f")
-        self._listens("controller", CONTROLLER, 5666)
+        self._start("nrpe", "controller", 5666, "/usr/sbin/nrpe", "-c", str(config), "-f")
 
     def _ssh(self) -> None:
         Path("/run/sshd").mkdir(exist_ok=True)
@@ -189,10 +191,4 @@ class RemoteCore:
         (self.place / "sshd_config").write_text(SSHD.format(place=self.place))
         (self.place / "ssh_config").write_text((SSH + SHARED * self._shared).format(place=self.place))
         argv = ("/usr/bin/unshare", "--mount", "/bin/sh", "-c", ACCOUNT, "sh", str(self.place))
-        self._start("ssh", "controller", *argv)
-        self._listens("controller", CONTROLLER, 22)
-
-    def _listens(self, who: str, address: str, port: int) -> None:
-        argv = ("/usr/bin/bash", "-c", f"exec 3<>/dev/tcp/{address}/{port} && echo there")
-        there = lambda: "there" in self.site.house.run(who, *argv, check=False)  # noqa: E731
-        poll(there, 15.0, f"{address} port {port} listens", every=0.1)
+        self._start("ssh", "controller", 22, *argv)

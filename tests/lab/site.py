@@ -27,6 +27,7 @@ from typing import Any
 
 from check_failover import control
 from tests.lab import faults, icinga, icinga_zone
+from tests.lab.daemon import Housed
 from tests.lab.icinga import Icinga
 from tests.lab.icinga_zone import Zone
 from tests.lab.ipnat import Ipnat
@@ -42,7 +43,6 @@ from tests.lab.netns import (
     STANDBY,
     STANDBY6,
     House,
-    end,
     poll,
     python_argv,
 )
@@ -148,7 +148,7 @@ class Site:
         self.house = House(prefix)
         self.core_user = "nagios"
         self._parts = contextlib.ExitStack()
-        self._daemons: dict[str, subprocess.Popen[Any]] = {}
+        self._daemons: dict[str, Housed] = {}
         self._with = {"nagios": nagios, "kannel": kannel, "servers": servers}
         self._settings, self._extra, self._change = config, extra, objects
         self._kind = core
@@ -267,44 +267,38 @@ class Site:
 
     # ------------------------------------------------------------ daemons
 
-    def start(self, name: str, *argv: str) -> subprocess.Popen[Any]:
+    def start(self, name: str, *argv: str) -> None:
         """Start ``redirector`` or ``sniffer`` and wait for its socket."""
-        module = f"check_failover.{name}.daemon"
-        log = self.directory / f"{name}.log"
-        command = [*python_argv(module, "--config", str(self.config)), *argv]
-        process = self.house.start("controller", *command, log=log, cwd=ROOT, env=environment())
-        self._daemons[name] = process
+        command = [*python_argv(f"check_failover.{name}.daemon", "--config", str(self.config)), *argv]
 
-        def there() -> bool:
-            if process.poll() is not None:
-                raise AssertionError(f"{module} ended at its start:\n{log.read_text()}")
+        def serves() -> bool:
             try:
                 control.ask(self.socket(name), {"verb": "status"}, timeout=2.0)
             except control.ControlError:
                 return False
             return True
 
-        poll(there, 20.0, f"{module} answers")
-        return process
+        log = self.directory / f"{name}.log"
+        daemon = Housed(self.house, "controller", command, log, serves, cwd=ROOT, env=environment())
+        self._daemons[name] = daemon
+        daemon.limit = 20.0
+        daemon.start()
 
     def stop(self, name: str) -> None:
         """End a daemon in order (SIGTERM)."""
-        process = self._daemons.pop(name, None)
-        if process is not None:
-            end(process, patience=10.0)
+        if name in self._daemons:
+            self._daemons.pop(name).stop()
 
     def kill(self, name: str) -> None:
         """End a daemon as an out-of-memory killer would."""
-        process = self._daemons.pop(name)
-        process.kill()
-        process.wait()
+        self._daemons.pop(name).kill()
 
     def pid(self, name: str) -> int:
         return self._daemons[name].pid
 
     def ended(self, name: str) -> bool:
         """Whether a daemon that we started ended by itself."""
-        return self._daemons[name].poll() is not None
+        return self._daemons[name].ended()
 
     def socket(self, name: str) -> Path:
         return self.directory / "run" / f"{name}.sock"

@@ -14,10 +14,8 @@ import subprocess
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tests.lab.daemon import Daemon
-from tests.lab.netns import end, poll
+from tests.lab.daemon import Program
 
 SLAPD, SLAPADD, LDAPMODIFY = "/usr/sbin/slapd", "/usr/sbin/slapadd", "/usr/bin/ldapmodify"
 BASE = "dc=example,dc=org"
@@ -82,8 +80,10 @@ mail: joe@example.org
 """
 
 
-class Slapd(Daemon):
+class Slapd(Program):
     """One server. ``stop`` and ``start`` may alternate; the data stays."""
+
+    out = "slapd.out"
 
     def __init__(
         self,
@@ -100,7 +100,6 @@ class Slapd(Daemon):
         self.directory, self.address, self.port = directory, address, port
         self._more_ports = more_ports
         self._prefix = tuple(argv_prefix)
-        self._process: subprocess.Popen[Any] | None = None
         (directory / "config").mkdir(parents=True)
         (directory / "data").mkdir(exist_ok=True)
         self.ca_file = directory / "cert.pem"
@@ -115,40 +114,18 @@ class Slapd(Daemon):
         self._slapadd("-q", "-b", BASE, text=ENTRIES.format(base=BASE, serves=serves))
 
     @property
-    def pid(self) -> int:
-        assert self._process is not None, "slapd is not running"
-        return self._process.pid
-
-    @property
     def url(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
         return f"ldap://{host}:{self.port}"
 
-    def start(self) -> None:
-        """Start and wait until it answers a search."""
+    def argv(self) -> list[str]:
         urls = self.url + (f" {self.url.replace('ldap:', 'ldaps:').rsplit(':', 1)[0]}:{self.port + 247}" * self.tls)
         urls += "".join(f" {self.url.rsplit(':', 1)[0]}:{port}" for port in self._more_ports)
-        with (self.directory / "slapd.out").open("ab") as out:
-            self._process = subprocess.Popen(
-                [*self._prefix, SLAPD, "-d", "0", "-F", str(self.directory / "config"), "-h", urls],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+        return [*self._prefix, SLAPD, "-d", "0", "-F", str(self.directory / "config"), "-h", urls]
 
-        def there() -> bool:
-            assert self._process is not None
-            if self._process.poll() is not None:
-                raise AssertionError(f"slapd ended at its start: {(self.directory / 'slapd.out').read_text()}")
-            return self.search("description").returncode == 0
-
-        poll(there, 15.0, f"slapd answers at {self.url}")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            end(self._process, patience=10.0)
-            self._process = None
+    def serves(self) -> bool:
+        """Whether it answers a search."""
+        return self.search("description").returncode == 0
 
     def _slapadd(self, *options: str, text: str) -> None:
         done = _run([*self._prefix, SLAPADD, "-F", str(self.directory / "config"), *options], text)

@@ -8,11 +8,10 @@ with Smsd(directory) as smsd:
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
-from typing import Any
 
-from tests.lab.netns import end, poll
+from tests.lab.daemon import Program
+from tests.lab.netns import poll
 
 SMSD = "/usr/sbin/smsd"
 FOLDERS = ("outgoing", "checked", "failed", "incoming", "sent")
@@ -36,28 +35,24 @@ modem_disabled = yes
 """
 
 
-class Smsd:
-    """See the module; ends what it started."""
+class Smsd(Program):
+    """See the module."""
+
+    out = "smsd.out"
+    patience = 2.0  # it would wait until the modem has played its last text
 
     def __init__(self, directory: Path) -> None:
         for name in FOLDERS:
             (directory / name).mkdir(parents=True)
         self.directory = directory
         self.options: dict[str, object] = {"gateway": "smstools", "outgoing": str(directory / "outgoing")}
-        self._process: subprocess.Popen[Any] | None = None
+        (directory / "smsd.conf").write_text(CONFIG.format(place=directory))
 
-    def __enter__(self) -> Smsd:
-        config = self.directory / "smsd.conf"
-        config.write_text(CONFIG.format(place=self.directory))
-        with (self.directory / "smsd.out").open("wb") as out:
-            self._process = subprocess.Popen(
-                [SMSD, "-t", "-c", str(config)], stdin=subprocess.DEVNULL, stdout=out, stderr=out
-            )
-        return self
+    def argv(self) -> list[str]:
+        return [SMSD, "-t", "-c", str(self.directory / "smsd.conf")]
 
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            end(self._process, patience=2.0)  # it would wait until the modem has played its last text
+    def serves(self) -> bool:
+        return (self.directory / "smsd.pid").exists()
 
     def sent(self) -> list[tuple[str, str]]:
         """(number, text) of all that the modem would have got, read back from the PDUs."""

@@ -12,15 +12,40 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from tests.lab.netns import end, poll
+from tests.lab.daemon import Daemon, Program
 
 ADDRESSES = {"primary": "127.0.0.1", "standby": "127.0.0.2"}
 
 
-class Servers:
-    """Primary and standby as ssh targets; a context manager that ends what it started."""
+class Sshd(Program):
+    """That of one server."""
+
+    limit, patience = 10.0, 5.0
+
+    def __init__(self, place: Path, who: str, address: str, port: int, srv: Path, prefix: Sequence[str]) -> None:
+        self.directory, self.who, self.address, self._srv, self._prefix = place, who, address, srv, prefix
+        self.out = f"sshd_{who}.log"
+        (place / who).mkdir(exist_ok=True)
+        (place / f"sshd_{who}").write_text(
+            f"Port {port}\nListenAddress {address}\nHostKey {place}/host\nPidFile none\n"
+            f"UsePAM no\nStrictModes no\nAuthorizedKeysFile {place}/authorized\nPermitRootLogin yes\nUseDNS no\n"
+            "MaxStartups 100\n"
+        )
+
+    def argv(self) -> list[str]:
+        # root's own .bashrc is not read: what it runs would be measured and its output would spoil rsync's protocol
+        script = "if [ -e ~/.bashrc ]; then mount --bind /dev/null ~/.bashrc; fi; "
+        script += 'mount --bind "$1" "$2" && exec /usr/sbin/sshd -D -e -f "$3"'
+        argv = [*self._prefix, "/usr/bin/unshare", "--mount", "/bin/sh", "-c", script, "sh"]
+        return [*argv, str(self.directory / self.who), str(self._srv), str(self.directory / f"sshd_{self.who}")]
+
+    def serves(self) -> bool:
+        return f"Server listening on {self.address}" in self.said()
+
+
+class Servers(Daemon):
+    """Primary and standby as ssh targets."""
 
     def __init__(
         self,
@@ -33,9 +58,9 @@ class Servers:
         self.ssh_config = place / "ssh_config"
         self.targets = {who: f"root@{address}" for who, address in addresses.items()}
         self._shared = tempfile.TemporaryDirectory(prefix="cfs")  # a socket's path must be short
-        self._processes: list[subprocess.Popen[Any]] = []
+        self._sshds: list[Sshd] = []
 
-    def __enter__(self) -> Servers:
+    def start(self) -> None:
         self.srv.mkdir(exist_ok=True)
         Path("/run/sshd").mkdir(exist_ok=True)
         for key in ("host", "id"):
@@ -51,18 +76,14 @@ class Servers:
             f" UserKnownHostsFile {self.place}/known\n GlobalKnownHostsFile /dev/null\n"
             f" ControlMaster auto\n ControlPath {self._shared.name}/%r@%h\n ControlPersist 20\n"  # a handshake: 0.2 s
         )
-        try:
-            for who, address in self.addresses.items():
-                self._serve(who, address, port)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        for who, address in self.addresses.items():
+            self._sshds.append(Sshd(self.place, who, address, port, self.srv, self._prefix(who)))
+            self._sshds[-1].start()
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         self.disconnect()
-        for process in self._processes:
-            end(process)
+        for sshd in self._sshds:
+            sshd.stop()
         self._shared.cleanup()
 
     def authorise(self, line: str) -> None:
@@ -79,25 +100,6 @@ class Servers:
         subprocess.run(
             ["/usr/bin/ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.place / name)], check=True
         )
-
-    def _serve(self, who: str, address: str, port: int) -> None:
-        (self.place / who).mkdir(exist_ok=True)
-        config = self.place / f"sshd_{who}"
-        config.write_text(
-            f"Port {port}\nListenAddress {address}\nHostKey {self.place}/host\nPidFile none\n"
-            f"UsePAM no\nStrictModes no\nAuthorizedKeysFile {self.place}/authorized\nPermitRootLogin yes\nUseDNS no\n"
-            "MaxStartups 100\n"
-        )
-        log = self.place / f"sshd_{who}.log"
-        # root's own .bashrc is not read: what it runs would be measured and its output would spoil rsync's protocol
-        script = "if [ -e ~/.bashrc ]; then mount --bind /dev/null ~/.bashrc; fi; "
-        script += 'mount --bind "$1" "$2" && exec /usr/sbin/sshd -D -e -f "$3"'
-        argv = [*self._prefix(who), "/usr/bin/unshare", "--mount", "/bin/sh", "-c", script, "sh"]
-        argv += [str(self.place / who), str(self.srv), str(config)]
-        with log.open("ab") as out:
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
-        self._processes.append(process)
-        poll(lambda: f"Server listening on {address}" in log.read_text(), 10, f"sshd of the {who}")
 
 
 def _free_port() -> int:

@@ -12,7 +12,6 @@ import hashlib
 import http.cookiejar
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,11 +19,10 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from tests.lab.daemon import Daemon
+from tests.lab.daemon import Program
 from tests.lab.nagios import Nagios
-from tests.lab.netns import end, poll
+from tests.lab.netns import poll
 
 APACHE, MODULES = "/usr/sbin/apache2", Path("/usr/lib/apache2/modules")
 CHROMIUM = "/usr/bin/chromium"
@@ -86,9 +84,10 @@ enable_page_tour=0
 """
 
 
-class Web(Daemon):
+class Web(Program):
     """A web server that runs as the core's user and shows ``pages`` (lines of apache's config) below ``path``."""
 
+    out = "apache2.out"
     path = "/"
     browser: tuple[str, ...] = ()  # further options for Chromium
 
@@ -97,7 +96,6 @@ class Web(Daemon):
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.port, self._prefix = directory, port, tuple(argv_prefix)
-        self._process: subprocess.Popen[Any] | None = None
         shutil.chown(directory, user, user)
         hashed = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()  # htpasswd -s
         (directory / "htpasswd").write_text(f"{USER}:{{SHA}}{hashed}\n")
@@ -112,30 +110,14 @@ class Web(Daemon):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}{self.path}"
 
-    def start(self) -> None:
-        with (self.directory / "apache.out").open("ab") as out:
-            self._process = subprocess.Popen(
-                [*self._prefix, APACHE, "-f", str(self.directory / "apache.conf"), "-D", "FOREGROUND"],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+    def argv(self) -> list[str]:
+        return [*self._prefix, APACHE, "-f", str(self.directory / "apache.conf"), "-D", "FOREGROUND"]
 
-        def there() -> bool:
-            assert self._process is not None
-            if self._process.poll() is not None:
-                said = (self.directory / "apache.out").read_text() + _read(self.directory / "error.log")
-                raise AssertionError(f"apache2 ended at its start:\n{said}")
-            return (self.directory / "apache.pid").exists()
+    def serves(self) -> bool:
+        return (self.directory / "apache.pid").exists()
 
-        poll(there, 10.0, "apache2 serves")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            end(self._process)
-            self._process = None
+    def said(self) -> str:
+        return super().said() + _read(self.directory / "error.log")
 
     def fetch(self, path: str) -> str:
         """The page at ``path`` ("cgi-bin/status.cgi?host=all") as the logged-in administrator."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from check_failover import control
+from tests.lab.echo import Echo
 from tests.lab.load import Load
 from tests.lab.netns import CONTROLLER, CONTROLLER6, PRIMARY, SERVICE_ADDRESS, SERVICE_ADDRESS6, STANDBY, python_argv
 from tests.lab.site import BASE, HOST, ONCALL, ROOT, SERVERS, SIX, Site
@@ -140,8 +141,7 @@ def test_each_service_on_its_own(make_site: MakeSite, make_load: MakeLoad) -> No
     """A second service behind the same address: its open connection, its redirect and its journal stay untouched."""
     site = make_site(kannel=False, extra=ECHO)
     for who, address in SERVERS.items():
-        serve = python_argv("tests.lab.echo", "serve", who, "tcp", address, "7001")
-        site.house.start(who, *serve, log=site.directory / f"echo-{who}.log", cwd=ROOT)
+        Echo(site.house, who, "tcp", address, 7001, site.directory / f"echo-{who}.log").start()
     make_load(site)
     talk = site.house.start(
         "client", *python_argv("tests.lab.echo", "talk", SERVICE_ADDRESS, "7001"), log=site.directory / "talk", cwd=ROOT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -75,7 +74,7 @@ def test_the_active_one_dies_in_a_fail_over(pair: Pair, heard: bool) -> None:
     follower = pair.right.processes["pair"]
     if not heard:
         follower.send_signal(signal.SIGSTOP)
-    os.kill(pair.servers["primary"].pid, signal.SIGKILL)
+    pair.servers["primary"].kill()
     poll(lambda: pair.left.status()["target"] == "standby", 20.0, "the fail-over", every=0.005)
     pair.left.power_off()
     follower.send_signal(signal.SIGCONT)

@@ -7,19 +7,18 @@ connection is rescued, and each time the primary's answer comes late, to somebod
 from __future__ import annotations
 
 import itertools
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.component.test_drain import SESSION
+from tests.lab.echo import Echo
 from tests.lab.handshake import QUIET
-from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, STANDBY, end, poll
+from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, STANDBY, end
 from tests.lab.site import HOST, ROOT, SERVERS, Site
 
 pytestmark = pytest.mark.system
@@ -76,23 +75,18 @@ class Lab:
     def __init__(self, site: Site) -> None:
         self.site, self.house = site, site.house
         self._ports = itertools.count(30001)
-        self.echo: dict[tuple[str, int], subprocess.Popen[Any]] = {}
+        self.echo: dict[tuple[str, int], Echo] = {}
         for who, address in SERVERS.items():
             for port in (ON, OFF, QUEUE):
-                if (who, port) == ("primary", QUEUE):
-                    self._start(who, port, "-c", SLOW, address, str(port))
-                else:
-                    self._start(who, port, "-m", "tests.lab.echo", "serve", who, "tcp", address, str(port))
+                log = site.directory / f"echo-{who}-{port}.log"
+                slow = (sys.executable, "-c", SLOW, address, str(port)) if (who, port) == ("primary", QUEUE) else ()
+                self.echo[who, port] = Echo(self.house, who, "tcp", address, port, log, slow)
+                self.echo[who, port].start()
         for name in ("on", "off", "queue"):
             site.wait_healthy("standby", name=name)
         self.house.run("client", "/usr/sbin/nft", "-f", "-", input=QUIET)
         for _ in range(12):  # so that the way's round trip is known
             assert self.ask(ON).startswith("primary")
-
-    def _start(self, who: str, port: int, *argv: str) -> None:
-        log = self.site.directory / f"echo-{who}-{port}.log"
-        self.echo[who, port] = self.house.start(who, sys.executable, *argv, log=log, cwd=ROOT)
-        poll(lambda: "ready" in log.read_text(), 15.0, f"port {port} of the {who}")
 
     def late(self, late: bool = True) -> None:
         """From now on the primary's first answer to a SYN of the client is lost, or not."""
@@ -167,7 +161,7 @@ def test_nothing_is_rescued_to_where_nothing_may_go(lab: Lab) -> None:
     said = lab.house.run("controller", *argv, check=False)
     assert f", {counted} rescued" in said
     assert f"rescued={counted}c" in said
-    end(lab.echo["standby", ON])
+    lab.echo["standby", ON].stop()
     lab.site.poll(lambda: lab.site.sniffer("on")["standby"]["ok"] is False, 40.0, "the standby is not well")
     assert lab.ask(ON) == f"primary {CLIENT}"
     assert lab.rescued() == counted

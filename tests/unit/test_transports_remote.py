@@ -90,7 +90,7 @@ def test_moods_of_an_nrdp_server(server: NrdpServer, tmp_path: Path) -> None:
         with pytest.raises(TransportError, match=said):
             nrdp(server).send([result()])
     assert server.commands == []
-    server.close()
+    server.stop()
     with pytest.raises(TransportError, match="Connection refused"):
         nrdp(server).send([result()])
 
