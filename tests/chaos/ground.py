@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,12 @@ class Ground:
         self.start(event)
 
     def freeze(self, event: Event) -> None:
-        for pid in self._core_pids() if event.what == "core" else [self.site.pid(event.what)]:
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # a plugin that ended meanwhile
-                freeze(pid)
+        if event.what != "core":
+            freeze(self.site.pid(event.what))
+            return
+        for pid in self._core_pids():
+            with contextlib.suppress(ProcessLookupError):  # a plugin that ended meanwhile
+                os.kill(pid, signal.SIGSTOP)
 
     def thaw(self, event: Event) -> None:
         for pid in self._core_pids() if event.what == "core" else [self.site.pid(event.what)]:
@@ -186,6 +190,18 @@ class Ground:
         for name in SERVICES:
             path = f"/v1/objects/services/{HOST}!{name} primary"
             core.api("POST", path, {"attrs": {"enable_event_handler": on}})
+
+    def downtime(self, service: str, *, begin: bool) -> None:
+        """Announce a downtime of "NAME primary" in the core, or end it."""
+        core, name, now = self.core(), f"{service} primary", int(time.time())
+        if isinstance(core, Nagios):
+            command = f"SCHEDULE_SVC_DOWNTIME;{HOST};{name};{now};{now + 3600};1;0;3600;chaos;chaos"
+            core.command(command if begin else f"DEL_DOWNTIME_BY_HOST_NAME;{HOST};{name}")
+            return
+        fields = {"type": "Service", "service": f"{HOST}!{name}"}
+        if begin:
+            fields |= {"author": "chaos", "comment": "chaos", "start_time": now, "end_time": now + 3600, "fixed": True}
+        core.api("POST", f"/v1/actions/{'schedule' if begin else 'remove'}-downtime", fields)
 
     def handler_files(self, mode: int) -> None:
         for path in (self.site.directory / "plugins" / "eventhandlers").iterdir():
@@ -330,6 +346,8 @@ DO: dict[str, Callable[[Ground, Event], object]] = {
     "join clients": _link("cl0", "up"),
     "cut servers": _link("sv0", "down"),
     "join servers": _link("sv0", "up"),
+    "downtime": lambda ground, event: ground.downtime(event.what, begin=True),
+    "downtime over": lambda ground, event: ground.downtime(event.what, begin=False),
     "handlers off": lambda ground, _event: ground.handlers(on=False),
     "handlers on": lambda ground, _event: ground.handlers(on=True),
     "break handlers": lambda ground, _event: ground.handler_files(0o644),

@@ -15,6 +15,7 @@ from enum import IntEnum
 SERVICES = ("ldap", "web", "dns")
 SERVERS = ("primary", "standby")
 OTHER = {"primary": "standby", "standby": "primary"}
+AT_ONCE = ", at once"
 Targets = frozenset[str]
 
 
@@ -45,7 +46,18 @@ class Event:
 
     def __str__(self) -> str:
         words = " ".join(word for word in (self.kind, self.what, self.server) if word)
-        return words if self.quiet else f"{words}, at once"
+        return words if self.quiet else f"{words}{AT_ONCE}"
+
+    @staticmethod
+    def parse(text: str) -> Event:
+        """From the words that ``str`` makes of it. Raises ValueError."""
+        words = text.strip().removesuffix(AT_ONCE)
+        for kind in sorted(KINDS, key=len, reverse=True):
+            for what in KINDS[kind].whats:
+                for server in KINDS[kind].servers:
+                    if " ".join(word for word in (kind, what, server) if word) == words:
+                        return Event(kind, what, server, not text.endswith(AT_ONCE))
+        raise ValueError(f"no event {text.strip()!r}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class World:
     down: Mapping[str, str] = field(default_factory=dict)  # redirector, sniffer, core -> dead | frozen
     marks: frozenset[str] = frozenset()  # disk full, clients cut, servers cut, tampered, handlers off, handlers broken
     held: frozenset[str] = frozenset()
+    downtime: frozenset[str] = frozenset()
     at: Mapping[str, Targets] = field(default_factory=lambda: dict.fromkeys(SERVICES, frozenset({"primary"})))
     past: tuple[World, ...] = ()
 
@@ -74,7 +87,7 @@ class World:
             return May.NO
         if "handlers off" in self.marks:  # on purpose: told loudly, and the core's silence is then no reason to act
             return May.NO if self.up("core") else May.MAYBE
-        return May.MAYBE if "disk full" in self.marks else May.YES
+        return May.MAYBE if "disk full" in self.marks or service in self.downtime else May.YES
 
     @property
     def moments(self) -> tuple[World, ...]:
@@ -259,6 +272,14 @@ KINDS: dict[str, Kind] = {
     "release": Kind(
         6, SERVICES, ALL, lambda w, what, s: _can_order(w, what, s) and what in w.held,
         lambda w, what, _s: replace(w, held=w.held - {what}),
+    ),
+    "downtime": Kind(
+        2, SERVICES, ALL, lambda w, what, _s: w.up("core") and what not in w.downtime,
+        lambda w, what, _s: replace(w, downtime=w.downtime | {what}),
+    ),
+    "downtime over": Kind(
+        6, SERVICES, ALL, lambda w, what, _s: w.up("core") and what in w.downtime,
+        lambda w, what, _s: replace(w, downtime=w.downtime - {what}),
     ),
     "fail-over": Kind(2, SERVICES, ALL, _can_order, lambda w, what, _s: _ordered(w, what, "primary", sure=True)),
     "fail-back": Kind(4, SERVICES, ALL, _can_order, lambda w, what, _s: _ordered(w, what, "standby", sure=False)),

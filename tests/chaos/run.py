@@ -1,7 +1,8 @@
 """Rounds of chaos: random faults, in sequences, against the whole product, with clients that never pause.
 
     make chaos [ROUNDS=20] [SEED=1]
-    python -m tests.chaos.run [--rounds N] [--seed N] [--quick]
+    python -m tests.chaos.run [--rounds N] [--seed N] [--quick] [--all]
+    python -m tests.chaos.run --events "hold ldap, at once; crash ldap primary; release ldap"
 
 A round that fails prints its seed and its sequence, and ``make chaos SEED=... ROUNDS=1`` runs it again alone. The
 others go on, on a fresh site; the exit code is 1 then. What must be true after each quiet stands in ``model``.
@@ -128,6 +129,7 @@ def mending(world: World) -> Iterator[Event]:
     events += [Event("handlers on")] * ("handlers off" in world.marks)
     events += [Event("heal", what, server) for what, server in sorted({fault[1:] for fault in world.faults})]
     events += [Event("release", name) for name in sorted(world.held)]
+    events += [Event("downtime over", name) for name in sorted(world.downtime)]
     return (replace(event, quiet=False) for event in events)
 
 
@@ -176,12 +178,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100000)
     parser.add_argument("--quick", action="store_true", help="short rounds, without what takes long")
     parser.add_argument("--all", action="store_true", help="also what the product is known not to do yet")
+    parser.add_argument("--events", help="this sequence, in the words of a failed round")
+    parser.add_argument("--core", choices=("nagios", "icinga2"), default="nagios", help="for --events")
     given = parser.parse_args()
     os.umask(0o022)
     without = () if given.all else NOT_YET
     most = 3 if given.quick else 6
     seeds = range(given.seed, given.seed + given.rounds)
     rounds = [generate(seed, most=most, quick=given.quick, without=without) for seed in seeds]
+    if given.events:
+        rounds = [Round(0, given.core, tuple(map(Event.parse, given.events.split(";"))))]
     failures = run(rounds, lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", flush=True))
     print(f"{len(rounds)} rounds from seed {given.seed}, {len(failures)} failed")
     for failure in failures:

@@ -14,19 +14,11 @@ from tests.chaos.sequence import generate
 P, S, BOTH = frozenset({"primary"}), frozenset({"standby"}), frozenset({"primary", "standby"})
 
 
-def event(text: str) -> Event:
-    """``crash ldap primary``, ``delete table``, ``heal standby``; with ``!`` at its end no quiet follows."""
-    name = next(name for name in sorted(KINDS, key=len, reverse=True) if f"{text.rstrip('!')} ".startswith(f"{name} "))
-    words = text.rstrip("!")[len(name) :].split()
-    server = words.pop() if words and words[-1] in ("primary", "standby") else ""
-    return Event(name, words[0] if words else "", server, not text.endswith("!"))
-
-
 def after(text: str) -> World:
     """The world after the events of ``text``; each must be possible when it comes."""
     world = World()
     for one in filter(None, (part.strip() for part in text.split(";"))):
-        said = event(one)
+        said = Event.parse(one)
         assert KINDS[said.kind].possible(world, said.what, said.server), one
         world = apply(world, said)
         if said.quiet:
@@ -56,11 +48,11 @@ def after(text: str) -> World:
         ("crash ldap primary; crash ldap standby", S),
         ("crash ldap primary; heal ldap primary; hold ldap; crash ldap standby", S),
         # before all was quiet: the flip may have been made, or not
-        ("crash ldap primary!; heal ldap primary", BOTH),
-        ("crash ldap primary!; heal ldap primary; hang ldap primary", S),
-        ("crash ldap primary!; hold ldap", BOTH),
-        ("hold ldap!; crash ldap primary", BOTH),
-        ("crash ldap standby; crash ldap primary!; heal ldap primary!; heal ldap standby", BOTH),
+        ("crash ldap primary, at once; heal ldap primary", BOTH),
+        ("crash ldap primary, at once; heal ldap primary; hang ldap primary", S),
+        ("crash ldap primary, at once; hold ldap", BOTH),
+        ("hold ldap, at once; crash ldap primary", BOTH),
+        ("crash ldap standby; crash ldap primary, at once; heal ldap primary, at once; heal ldap standby", BOTH),
         # what forbids a flip, and its end
         ("hold ldap; crash ldap primary", P),
         ("hold web; crash ldap primary", S),
@@ -83,6 +75,9 @@ def after(text: str) -> World:
         ("handlers off; crash ldap primary", P),
         ("handlers off; crash ldap primary; handlers on", S),
         ("handlers off; stop core; crash ldap primary", BOTH),
+        # a downtime inhibits, but a core that is away cannot tell of it
+        ("downtime ldap; crash ldap primary", BOTH),
+        ("downtime ldap; crash ldap primary; downtime over ldap", S),
         # restarts, clocks and other hands move nothing
         ("restart redirector; restart sniffer; restart core; clock ahead; clock back", P),
         ("crash ldap primary; heal ldap primary; restart redirector; clock back; kill sniffer; start sniffer", S),
@@ -90,7 +85,7 @@ def after(text: str) -> World:
         # a person
         ("fail-over ldap", S),
         ("crash ldap standby; fail-over ldap", P),
-        ("crash ldap standby!; fail-over ldap", P),
+        ("crash ldap standby, at once; fail-over ldap", P),
         ("loss standby; fail-over ldap", BOTH),
         ("hold ldap; fail-over ldap", P),
         ("kill sniffer; fail-over ldap", S),
@@ -124,7 +119,7 @@ def test_possible_targets(events: str, targets: frozenset[str]) -> None:
         ("cut clients; join clients", True),
         ("loss primary", False),
         ("fill disk", True),
-        ("crash ldap primary!; heal ldap primary", True),
+        ("crash ldap primary, at once; heal ldap primary", True),
     ],
 )
 def test_who_must_be_served(events: str, served: bool) -> None:
