@@ -13,6 +13,8 @@ from check_failover.control import ControlError
 from check_failover.model import Detector, Facts, Service, Target
 from check_failover.records import RecordError, from_json
 
+RECENT = 1.0  # seconds from the verdict to the order: usually some hundredths
+
 log = logging.getLogger(__name__)
 
 
@@ -43,18 +45,20 @@ def with_missing_facts(
 
     An order without facts is looked into before it is believed: CRITICAL from a freshness check that could not run, or
     from a core on another machine, whose way back carries fixed words only. So is one whose facts are older than the
-    last flip (``since``): a result that was kept while the core was away, and comes when all is long over.
+    last flip (``since``): a result that was kept while the core was away, and comes when all is long over. And so is
+    one that was long on its way, because the core or the redirector was stopped; its own facts stand where the sniffer
+    is away meanwhile.
     """
-    unknown = facts.detector is None and not (facts.probes or facts.blind)
-    if verb == "fail-over" and not manual and (unknown or _before(facts, since)):
-        facts = _found_out(controller, service, facts)
+    if verb == "fail-over" and not manual:
+        measured = None if facts.evidence is None else facts.evidence / 1000
+        unknown = facts.detector is None and not (facts.probes or facts.blind)
+        before = measured is not None and since is not None and measured < since
+        late = measured is not None and abs(time.time() - measured) > RECENT
+        if unknown or before or (late and _sniffer(controller, service)):
+            facts = _found_out(controller, service, facts)
     if facts.standby_ok is None:
         facts = replace(facts, standby_ok=probe(controller, service, Target.STANDBY))
     return facts
-
-
-def _before(facts: Facts, since: float | None) -> bool:
-    return facts.evidence is not None and since is not None and facts.evidence / 1000 < since
 
 
 def _found_out(controller: Controller, service: Service, facts: Facts) -> Facts:

@@ -491,3 +491,29 @@ def test_an_order_without_facts_or_with_old_ones_is_looked_into(controller: Cont
         assert controller.say("fail-over", perfdata=new)["flipped"]
     finally:
         server.close()
+
+
+def test_an_order_that_was_long_on_its_way_is_looked_into(controller: Controller) -> None:
+    """The redirector, or the core, was stopped meanwhile: what is over by now moves nothing, what still stands does.
+
+    Without a sniffer that could say so, the order's own facts stand: it may have died of the same fault.
+    """
+    known: dict[str, Any] = {"facts": None, "blind": None}
+
+    def sniffer(message: dict[str, Any], _peer: Peer) -> dict[str, Any]:
+        if message["verb"] == "status":
+            return {"services": {"tcp4": known, "udp4": known}}
+        return {"passed": True}
+
+    late = f"detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 evidence={time.time() * 1000 - 5000:.0f}"
+    path = controller.directory / "run" / "sniffer.sock"
+    server = listening.Server(path, control.SNIFFER_VERBS, sniffer, lambda _verb, _peer: None)
+    server.start()
+    try:
+        controller.start()
+        assert controller.say("fail-over", perfdata=late)["reason"] == "not-confirmed"
+        known["facts"] = {**FACTS, "requests": 7, "evidence": int(time.time() * 1000) - 5000}
+        assert controller.say("fail-over", perfdata=late)["text"] == "no useful reply to 7 of 7 requests"
+    finally:
+        server.close()
+    assert controller.say("fail-over", "udp4", perfdata=late)["text"] == "no useful reply to 9 of 9 requests"
