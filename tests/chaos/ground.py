@@ -48,6 +48,7 @@ standby = "{STANDBY}"
 hold_down = 2
 fail_back_passes = 2
 fail_back_seconds = 1
+damping_half_life = 2
 [service.check]
 {{check}}
 """
@@ -60,7 +61,7 @@ class Ground:
     def __init__(self, directory: Path, core: str, core_user: str = "nagios") -> None:
         self._directory = directory
         extra = "".join(SERVICE.format(name=n, protocol=PROTOCOL[n], port=PORT[n], check=CHECKS[n]) for n in CHECKS)
-        self.site = Site(directory / "site", core=core, kannel=False, extra=extra)
+        self.site = Site(directory / "site", core=core, kannel=False, extra=extra, policy="damping_half_life = 2")
         self._parts = contextlib.ExitStack()
         self.servers: dict[tuple[str, str], faults.Server] = {}
         self.loads: list[Load] = []

@@ -139,6 +139,17 @@ def must_be_served(world: World, service: str) -> bool:
     return all(world.health(service, target) is Health.GOOD for target in world.at[service])
 
 
+def tempted(world: World) -> bool:
+    """Whether something might move that must not: from a failed server to a good one, with a hold or so in the way."""
+    return world.up("redirector") and any(
+        world.moves(name) is May.NO
+        and any(
+            world.health(name, t) is Health.BAD and world.health(name, OTHER[t]) is Health.GOOD for t in world.at[name]
+        )
+        for name in SERVICES
+    )
+
+
 def apply(world: World, event: Event) -> World:
     """The world right after an event."""
     kind = KINDS[event.kind]

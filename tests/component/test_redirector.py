@@ -505,7 +505,9 @@ def test_an_order_that_was_long_on_its_way_is_looked_into(controller: Controller
             return {"services": {"tcp4": known, "udp4": known}}
         return {"passed": True}
 
-    late = f"detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 evidence={time.time() * 1000 - 5000:.0f}"
+    late = (
+        f"detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 evidence={time.time() * 1000 - 5000:.0f}"
+    )
     path = controller.directory / "run" / "sniffer.sock"
     server = listening.Server(path, control.SNIFFER_VERBS, sniffer, lambda _verb, _peer: None)
     server.start()

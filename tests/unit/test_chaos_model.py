@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.chaos.ground import DO
-from tests.chaos.model import KINDS, SERVICES, Event, World, apply, last_resort, must_be_served, settle
+from tests.chaos.model import KINDS, SERVICES, Event, World, apply, last_resort, must_be_served, settle, tempted
 from tests.chaos.run import mending
 from tests.chaos.sequence import generate
 
@@ -125,6 +125,23 @@ def test_possible_targets(events: str, targets: frozenset[str]) -> None:
 def test_who_must_be_served(events: str, served: bool) -> None:
     """Clients are promised an answer wherever the redirect may be, and only there."""
     assert must_be_served(after(events), "ldap") is served
+
+
+@pytest.mark.parametrize(
+    ("events", "is_tempted"),
+    [
+        ("", False),
+        ("hold ldap", False),
+        ("hold ldap; crash ldap primary", True),
+        ("hold ldap; crash ldap primary; crash ldap standby", False),
+        ("handlers off; crash ldap primary", True),
+        ("stop redirector; crash ldap primary", False),
+        ("crash ldap primary", False),
+    ],
+)
+def test_what_must_be_watched_longer(events: str, is_tempted: bool) -> None:
+    """Where a server fails and only a hold or so keeps the redirect there, a late flip would be wrong."""
+    assert tempted(after(events)) is is_tempted
 
 
 def test_a_quiet_forgets_what_was() -> None:
