@@ -164,6 +164,8 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         if nat.address in (primary.address, standby.address):
             raise ConfigError(f"{where}.source_nat: {source_nat} is a server's own address; give the controller's")
         source_nat = nat.address
+    sync = _sync(where, table["sync"], primary, standby) if "sync" in table else None
+    copied = sync is not None and sync.method == "rsync"
     return Service(
         name=table["name"],
         host=table["host"],
@@ -174,10 +176,11 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         check=_check(table["check"], table["protocol"]),
         policy=_policy(table),
         source_nat=source_nat,
-        sync=_sync(where, table["sync"], primary, standby) if "sync" in table else None,
+        sync=sync,
         primary_host=table.get("primary_host"),
         test_client=_test_client(where, table.get("test_client"), (address, primary, standby)),
         dialect=table.get("dialect"),
+        writes=table.get("writes", "primary" if copied else "replicated"),
     )
 
 

@@ -294,6 +294,7 @@ class Service:
     primary_host: str | None = None  # the core's host object of the primary itself, for its downtimes
     test_client: str | None = None  # the address that a drill sends to the standby
     dialect: str | None = None  # sniffer.dialects: how requests and replies are told apart; None: by check type
+    writes: str = "replicated"  # primary | replicated | none: where clients' writes go
 
     def server(self, target: Target) -> Endpoint:
         return self.primary if target is Target.PRIMARY else self.standby

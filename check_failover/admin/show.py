@@ -103,6 +103,13 @@ def evidence(kept: Mapping[str, Any]) -> list[str]:
     ]
 
 
+_WRITES = {
+    "primary": "clients write to the serving server alone, so only reads are rescued before a verdict",
+    "replicated": "the servers replicate by themselves, so any connection may be rescued",
+    "none": "clients only read, so any connection may be rescued",
+}
+
+
 def config(config: Config) -> list[str]:
     """What a config means, in a few lines."""
     controller = config.controller
@@ -119,5 +126,6 @@ def config(config: Config) -> list[str]:
         lines.append(f"  {service.name}: {service.protocol} {service.address} on host {service.host}")
         lines.append(f"    primary {service.primary}, standby {service.standby}, probed by {service.check.type}")
         stale = "no criterion" if policy.max_sync_age is None else f"{policy.max_sync_age:.0f} s ({policy.sync})"
+        lines.append(f"    writes {service.writes}: {_WRITES[service.writes]}")
         lines.append(f"    hold-down {policy.hold_down:.0f} s, sync age {stale}" + ", shadow" * policy.shadow)
     return lines

@@ -96,6 +96,8 @@ class RedirectorRequests:
             return (self._drills.begin if verb == "drill" else self._drills.end)(service, message, by)
         if verb == "forget":
             client, port = _client(message)
+            if service.writes == "primary" and message.get("reads") is not True:
+                return {"forgotten": False, "reason": "the client may write"}
             facts = inquiry.synced(self._controller, service, Facts())
             refusal = self._steering.refusal(Order(service, "rescue", by, facts))
             if refusal is not None:

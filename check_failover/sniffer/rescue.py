@@ -9,6 +9,10 @@ standby that is known to be healthy.
 The redirector decides: conntrack shows whether the server answered meanwhile (a late SYN-ACK), and a hold, a running
 sync or data that is too old forbid the standby (``decide.RESCUE``). The loop's thread sends the packet only after
 that, and right after stage 1 has noted that this client talks to the standby now.
+
+A connection that writes would split the data where the standby's copy is overwritten by the next sync
+(``writes = "primary"``). There only sessions are rescued whose first packet shows that they only read; the others wait
+for the verdict.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from check_failover.control import Message
 from check_failover.model import MARK_REPLAY, MARK_RESCUE, Target
 from check_failover.sniffer.monitor import ServiceMonitor
 from check_failover.sniffer.send import PacketSender, SendError
+from check_failover.sniffer.stage1.dialects import only_reads
 from check_failover.sniffer.stage1.flowtable import MAX_FRAMES, REPLAY_AGE
 from check_failover.sniffer.stage1.packet import Packet
 
@@ -77,7 +82,7 @@ class Rescue:
     def _submit(self, monitor: ServiceMonitor, now: float, flows: Sequence[First]) -> None:
         for first in flows:
             packet = first[0][1]
-            if packet in self._tried:
+            if packet in self._tried or (monitor.service.writes == "primary" and not _reads(monitor, first)):
                 continue
             if not self._take_token(monitor.service.name, now):
                 return
@@ -106,7 +111,8 @@ class Rescue:
             return
         family = socket.AF_INET if len(packet.src) == 4 else socket.AF_INET6
         client = socket.inet_ntop(family, packet.src)
-        reply = self._ask({"verb": "forget", "service": name, "client": client, "port": packet.sport})
+        message = {"verb": "forget", "service": name, "client": client, "port": packet.sport}
+        reply = self._ask({**message, "reads": _reads(monitor, first)})
         if reply is None or reply.get("reason"):
             self._call(lambda: self._pause(name, "the redirector is away" if reply is None else str(reply["reason"])))
         elif reply.get("forgotten"):  # otherwise the server has answered meanwhile
@@ -133,3 +139,8 @@ class Rescue:
         tokens = min(RATE / 10, tokens + (now - at) * RATE)
         self._tokens[name] = (max(0.0, tokens - 1.0), now)
         return tokens >= 1.0
+
+
+def _reads(monitor: ServiceMonitor, first: First) -> bool:
+    """Whether all that the client asked so far are reads, after which its session is over."""
+    return all(only_reads(monitor.service, packet.payload) for _, packet in first)

@@ -92,6 +92,7 @@ address = "{address}"
 port = 389
 primary = "{primary}"
 standby = "{standby}"
+writes = "{writes}"
 {service}
 [service.check]
 type = "ldap"
@@ -227,6 +228,7 @@ class Site:
             "monitoring": self._monitoring(),
             "links": "",
             "service": "",
+            "writes": "none",  # the clients only read
             "policy": "",
         }
         self.config.write_text(CONFIG.format(**values | self._settings) + self._extra)

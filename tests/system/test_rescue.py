@@ -20,6 +20,7 @@ from tests.lab.echo import Echo
 from tests.lab.handshake import QUIET
 from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, STANDBY, end
 from tests.lab.site import HOST, ROOT, SERVERS, Site
+from tests.lab.slapd import ADMIN, BASE, LDAPMODIFY, PASSWORD
 
 pytestmark = pytest.mark.system
 
@@ -114,7 +115,7 @@ def lab() -> Iterator[Lab]:
     with tempfile.TemporaryDirectory(prefix="cfo-site-") as name, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         Path(name).chmod(0o755)
-        with Site(Path(name) / "site", nagios=False, kannel=False, extra=extra) as site:
+        with Site(Path(name) / "site", nagios=False, kannel=False, extra=extra, writes="primary") as site:
             yield Lab(site)
 
 
@@ -180,3 +181,18 @@ def test_a_slow_accept_queue_loses_nobody(lab: Lab) -> None:
     assert {line.split()[0] for line in said} <= {"primary", "standby"}
     assert sum(line.startswith("primary") for line in said) > 100
     assert lab.site.status("queue")["target"] == "primary"
+
+
+def test_a_write_does_not_land_on_the_standby(lab: Lab) -> None:
+    """The next sync would overwrite it there: the client waits for the primary's second SYN-ACK instead."""
+    lab.late()
+    entry = f"dn: cn=new{{}},ou=people,{BASE}\nchangetype: add\nobjectClass: inetOrgPerson\ncn: new{{}}\nsn: New\n"
+    for number in range(6):
+        argv = (LDAPMODIFY, "-x", "-H", f"ldap://{SERVICE_ADDRESS}", "-D", ADMIN, "-w", PASSWORD)
+        lab.house.run("client", *argv, input=entry.format(number, number))
+    lab.late(False)
+    for who, added in (("primary", 6), ("standby", 0)):
+        url = f"ldap://{SERVERS[who]}"
+        argv = ("/usr/bin/ldapsearch", "-x", "-LLL", "-H", url, "-b", BASE, "(cn=new*)", "cn")
+        assert lab.house.run(who, *argv).count("cn: new") == added
+    assert lab.rescued("ldap") == 0

@@ -205,6 +205,44 @@ def test_never(desk: Desk, why: str) -> None:
     assert desk.asked == []
 
 
+QUERY, UPDATE, NOTIFY = made.dns(1), made.dns(2, code=5 << 11), made.dns(3, code=4 << 11)  # opcodes
+
+
+@pytest.mark.parametrize(
+    ("dialect", "protocol", "first", "writes", "asked"),
+    [
+        ("ldap", "tcp", [b""], "primary", 0),
+        ("http", "tcp", [b""], "primary", 0),
+        ("generic", "tcp", [b""], "primary", 0),
+        ("dns", "tcp", [b""], "primary", 1),
+        ("dns", "udp", [QUERY], "primary", 1),
+        ("dns", "udp", [UPDATE], "primary", 0),
+        ("dns", "udp", [NOTIFY], "primary", 0),
+        ("dns", "udp", [QUERY, UPDATE], "primary", 0),
+        ("generic", "udp", [QUERY], "primary", 0),
+        ("ldap", "tcp", [b""], "replicated", 1),
+        ("http", "tcp", [b""], "none", 1),
+        ("dns", "udp", [UPDATE], "replicated", 1),
+    ],
+)
+def test_a_client_that_may_write_waits_for_the_verdict(
+    desk: Desk, dialect: str, protocol: str, first: list[bytes], writes: str, asked: int
+) -> None:
+    """Where the next sync overwrites what the standby was told, only what is known to read is rescued."""
+    service = replace(made.service("tcp", protocol=protocol), dialect=dialect, writes=writes)
+    scene = Scene(service)
+    for payload in first:
+        if protocol == "tcp":
+            late(scene)
+        else:
+            datagram(scene, 50000, payload)
+    scene.wait(0.35)
+    assert desk.look(scene, asked) == [50000] * asked
+    if protocol == "tcp" and not asked:
+        desk.rescue.refused(scene.monitor, late(scene, 50001).down(RST | ACK, 0))
+        assert desk.asked == []
+
+
 def test_not_where_the_redirect_cannot(tmp_path: Path) -> None:
     """ipfilter has no way to send one connection elsewhere."""
     desk = Desk(tmp_path, "ipfilter")

@@ -55,6 +55,23 @@ def test_replicating_servers_need_no_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "table", "writes"),
+    [
+        ("", 'from = "/srv/www"', "primary"),
+        ("", 'method = "syncrepl"', "replicated"),
+        ('writes = "none"', 'from = "/srv/www"', "none"),
+        ('writes = "primary"', 'method = "syncrepl"', "primary"),
+    ],
+)
+def test_where_writes_go(tmp_path: Path, said: str, table: str, writes: str) -> None:
+    """What rsync copies is overwritten by the next run, unless the administrator says that nothing is written."""
+    path = with_sync(tmp_path, table)
+    path.write_text(path.read_text().replace("[[service]]", f"[[service]]\n{said}", 1))
+    first, second = load(path).services
+    assert (first.writes, second.writes) == (writes, "replicated")
+
+
+@pytest.mark.parametrize(
     ("table", "message"),
     [
         ("", "$.service[0].sync: 'from' is a required property"),

@@ -8,7 +8,8 @@ Each connection (or UDP port of a client) has its own dialect object::
 
 ``missing`` counts bytes that were on the wire and not captured. A dialect skips bytes that it cannot parse and never
 guesses: stage 1 waits only for requests that the dialect understood. A new dialect is one file, one line in
-``DIALECTS`` and its name in ``config.schema.json`` (``dialect``).
+``DIALECTS``, its name in ``config.schema.json`` (``dialect``), and a line in ``READS`` if a first packet shows that its
+client only reads.
 """
 
 from __future__ import annotations
@@ -87,12 +88,33 @@ DIALECTS: dict[str, Callable[[bool], Dialect]] = {
 }
 
 
-def dialect_for(service: Service) -> Callable[[], Dialect]:
-    """The constructor of a service's dialect: the configured one, else the one of its check type."""
+def _name(service: Service) -> str:
+    """The configured dialect, else the one of the check type."""
     name = service.dialect or service.check.type
     tls = service.check.options.get("tls")
     if service.dialect is None and (tls is True or tls in ("ldaps", "https") or service.check.type == "https"):
         name = "encrypted"  # StartTLS begins in the clear, and the dialect detects it
-    make = DIALECTS.get(name, _generic)
+    return name
+
+
+def dialect_for(service: Service) -> Callable[[], Dialect]:
+    """The constructor of a service's dialect: the configured one, else the one of its check type."""
+    make = DIALECTS.get(_name(service), _generic)
     udp = service.protocol == "udp"
     return lambda: make(udp)
+
+
+def _dns_reads(first: bytes, udp: bool) -> bool:
+    from check_failover.sniffer.stage1.dialects.dns import is_query
+
+    return not udp or is_query(first)
+
+
+# Whether a first packet opens a session that only reads. It has the session's request over UDP; a SYN has none.
+READS: dict[str, Callable[[bytes, bool], bool]] = {"dns": _dns_reads}
+
+
+def only_reads(service: Service, first: bytes) -> bool:
+    """Whether the session that begins with this payload only reads; False where that is not known."""
+    reads = READS.get(_name(service))
+    return reads is not None and reads(first, service.protocol == "udp")

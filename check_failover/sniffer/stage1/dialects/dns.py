@@ -46,6 +46,11 @@ class Dns:
         return [_message(data)] if len(data) >= _HEADER else []
 
 
+def is_query(datagram: bytes) -> bool:
+    """Whether it is a QUERY, which changes nothing; UPDATE (RFC 2136) and NOTIFY (RFC 1996) are none."""
+    return len(datagram) >= _HEADER and not datagram[2] & 0xF8
+
+
 def _message(data: bytes) -> Message:
     return (data[0] << 8) | data[1], bool(data[2] & 0x80), data[3] & 15
 
