@@ -173,8 +173,8 @@ def listens(address: str, port: int) -> bool:
         return sock.connect_ex((address, port)) == 0
 
 
-@pytest.fixture
-def directory(syncing: Syncing) -> Iterator[Slapds]:
+@pytest.fixture(name="directory")
+def directory_fixture(syncing: Syncing) -> Iterator[Slapds]:
     """Two slapds; the primary has 52 entries, the standby an empty database; both are adopted."""
     subprocess.run(["/bin/rm", "-rf", str(syncing.primary)], check=True)
     with socket.socket() as sock:
