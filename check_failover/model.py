@@ -270,6 +270,8 @@ class SyncSpec:
     verify: tuple[str, ...] = ()  # on the receiving server, before the switch
     after: tuple[str, ...] = ()  # on the receiving server, after the switch
     timeout: float = 3600.0  # limit of one step
+    after_timeout: float = 30.0  # limit of ``after``, and how long a forward run may hold up a fail-over
+    unsafe: str = "refuse"  # refuse | keep: root's setuid programs, devices, sockets, links that leave the tree
     checksum: bool = True  # compare contents, not only size and time
     max_shrink: float = 0.5  # share of files, bytes or entries that may be gone since the last good run
     keep: int = 2  # copies kept on the receiving server, the serving one included

@@ -10,18 +10,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import stat
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from check_failover.model import Facts, Service, State
 
+T = TypeVar("T")
+
 LIMIT = 1 << 20  # bytes that are read of a record; a valid one has about a thousand
 CLOCK_SLACK = 60.0  # seconds by which a record may be ahead of our clock and still be valid
+SKEW = 5.0  # seconds between two clocks that a person should know of
 
 
 class SyncDirection(StrEnum):
@@ -49,6 +54,7 @@ class Refusal(StrEnum):
     PRIMARY_FAILING = "primary-failing"
     SHRUNK = "source-shrank"
     NOT_ADOPTED = "not-adopted"
+    UNSAFE = "unsafe-files"
     FAILED = "failed"  # a step failed
 
 
@@ -69,6 +75,7 @@ class Running:
     since: float
     direction: SyncDirection
     phase: Phase
+    until: float | None = None  # from then on it no longer holds up a flip
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ class Problem:
 class SyncState:
     """The record of one service. In a time, ``None`` means that the event never happened."""
 
-    equal_at: float | None = None  # start of the last good run: both servers had the same data then
+    equal_at: float | None = None  # start of the last good run's export: both servers had the same data then
     direction: SyncDirection = SyncDirection.FORWARD  # of that run
     took: float = 0.0  # seconds of that run
     changed: bool = False  # whether that run found differences
@@ -92,7 +99,10 @@ class SyncState:
     differed_bytes: int = 0
     sent: int = 0  # bytes on the wire
     size: Size | None = None  # of the source server's data
-    synced_back: float | None = None  # start of the last good run in reverse
+    synced_back: float | None = None  # start of the export of the last good run in reverse
+    synced_back_end: float | None = None  # end of that run
+    skew: float = 0.0  # seconds by which the source server's clock was ahead of the controller's
+    note: str = ""  # what a good run could not copy, for people
     running: Running | None = None
     problem: Problem | None = None
     damaged: str | None = None  # why the record cannot be read
@@ -103,60 +113,115 @@ class SyncState:
             return None
         return max(0.0, now - self.equal_at)
 
-    @property
-    def blocks(self) -> bool:
+    def blocks(self, now: float) -> bool:
         """Whether a flip must wait (``Facts.sync_running``) because a run is changing the data of the flip's target.
 
         A forward run fills a staging directory until its switch; the standby stays consistent and may take over. A
-        reverse run changes the primary, the target of a fail-back, so it blocks from start to end.
+        reverse run changes the primary, the target of a fail-back, so it blocks from its start. A switch blocks for
+        ``SyncSpec.after_timeout`` at most, even if ``after`` hangs.
         """
         running = self.running
-        return running is not None and (running.direction is SyncDirection.REVERSE or running.phase is Phase.SWITCH)
+        if running is None or (running.until is not None and now >= running.until):
+            return False
+        return running.direction is SyncDirection.REVERSE or running.phase is Phase.SWITCH
 
     def brought_back(self, since: float | None, now: float, valid: float) -> bool:
         """Whether the primary has the data written to the standby since the flip at ``since``.
 
-        Clients may write again after a reverse run, so it counts for ``valid`` seconds (``Situation.synced_back``).
+        The export must have begun after the flip. Clients may write again afterwards, so the run counts for ``valid``
+        seconds from its end (``Situation.synced_back``).
         """
         at = self.synced_back
-        return at is not None and (since is None or at >= since) and now - valid <= at <= now + CLOCK_SLACK
+        if at is None or (since is not None and at < since):
+            return False
+        end = at if self.synced_back_end is None else self.synced_back_end
+        return now - valid <= end <= now + CLOCK_SLACK
 
 
-def parse(text: str) -> SyncState:
-    """The record that ``text`` holds as JSON. Raises ValueError."""
-    raw = json.loads(text)
-    if not isinstance(raw, dict):
-        raise ValueError("not an object")
+def parse(text: str, now: float = math.inf) -> SyncState:
+    """The record that ``text`` holds as JSON. Raises ValueError for a wrong type, and for a time after ``now``."""
     try:
-        running, problem, size = raw.get("running"), raw.get("problem"), raw.get("size")
-        return SyncState(
-            equal_at=_number(raw, "equal_at"),
-            direction=SyncDirection(raw.get("direction", SyncDirection.FORWARD)),
-            took=float(raw.get("took", 0.0)),
-            changed=bool(raw.get("changed", False)),
-            differed_files=int(raw.get("differed_files", 0)),
-            differed_bytes=int(raw.get("differed_bytes", 0)),
-            sent=int(raw.get("sent", 0)),
-            size=None if size is None else Size(**size),
-            synced_back=_number(raw, "synced_back"),
-            running=None
-            if running is None
-            else Running(
-                int(running["pid"]),
-                float(running["since"]),
-                SyncDirection(running["direction"]),
-                Phase(running["phase"]),
-            ),
-            problem=None
-            if problem is None
-            else Problem(float(problem["at"]), Refusal(problem["reason"]), str(problem["text"])),
-        )
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"not a sync record: {error}") from None
+        return _record(_Table("", json.loads(text), now + CLOCK_SLACK))
+    except (RecursionError, OverflowError):
+        raise ValueError("not a sync record: a number or its nesting has no end") from None
 
 
-def _number(raw: Mapping[str, Any], key: str) -> float | None:
-    return None if raw.get(key) is None else float(raw[key])
+class _Table:
+    """An object of a record; each getter checks the type of one value and raises ValueError."""
+
+    def __init__(self, name: str, raw: object, latest: float) -> None:
+        if not isinstance(raw, dict):
+            raise ValueError(f"{name or 'it'} is no object")
+        self._name, self._raw, self._latest = name and f"{name}.", raw, latest
+
+    def number(self, key: str) -> float | None:
+        value = self._raw.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{self._name}{key} is no number")
+        return float(value)
+
+    def time(self, key: str) -> float | None:
+        value = self.number(key)
+        if value is not None and value > self._latest:
+            ahead = duration(value - self._latest + CLOCK_SLACK)
+            raise ValueError(f"{self._name}{key} is {ahead} in the future: compare the controller's clock with it")
+        return value
+
+    def count(self, key: str) -> int | None:
+        value = self.number(key)
+        if value is not None and (value < 0 or not value.is_integer()):
+            raise ValueError(f"{self._name}{key} is no count")
+        return None if value is None else int(value)
+
+    def flag(self, key: str) -> bool:
+        value = self._raw.get(key, False)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self._name}{key} is neither true nor false")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._raw.get(key, default)
+        if not isinstance(value, str):
+            raise ValueError(f"{self._name}{key} is no text")
+        return value
+
+    def must(self, key: str, getter: Callable[[str], T | None]) -> T:
+        value = getter(key)
+        if value is None:
+            raise ValueError(f"{self._name}{key} is missing")
+        return value
+
+    def table(self, key: str, made: Callable[[_Table], T]) -> T | None:
+        raw = self._raw.get(key)
+        return None if raw is None else made(_Table(f"{self._name}{key}", raw, self._latest))
+
+
+def _record(raw: _Table) -> SyncState:
+    return SyncState(
+        equal_at=raw.time("equal_at"),
+        direction=SyncDirection(raw.text("direction", SyncDirection.FORWARD)),
+        took=raw.number("took") or 0.0,
+        changed=raw.flag("changed"),
+        differed_files=raw.count("differed_files") or 0,
+        differed_bytes=raw.count("differed_bytes") or 0,
+        sent=raw.count("sent") or 0,
+        size=raw.table("size", lambda t: Size(t.must("files", t.count), t.must("bytes", t.count), t.count("entries"))),
+        synced_back=raw.time("synced_back"),
+        synced_back_end=raw.time("synced_back_end"),
+        skew=raw.number("skew") or 0.0,
+        note=raw.text("note", ""),
+        running=raw.table("running", _running),
+        problem=raw.table(
+            "problem", lambda t: Problem(t.must("at", t.time), Refusal(t.text("reason")), t.text("text"))
+        ),
+    )
+
+
+def _running(raw: _Table) -> Running:
+    direction, phase = SyncDirection(raw.text("direction")), Phase(raw.text("phase"))
+    return Running(raw.must("pid", raw.count), raw.must("since", raw.time), direction, phase, raw.number("until"))
 
 
 def dump(state: SyncState) -> str:
@@ -175,7 +240,7 @@ def read(state_dir: Path, name: str) -> SyncState:
     """The record of a service; an empty one if no run was recorded. Never raises: errors are in ``damaged``."""
     path = directory(state_dir) / f"{name}.json"
     try:
-        state = parse(_text(path))
+        state = parse(_text(path), time.time())
     except FileNotFoundError:
         return SyncState()
     except OSError as error:
@@ -216,7 +281,7 @@ def known(state_dir: Path, service: Service, facts: Facts, now: float) -> Facts:
     if service.sync is None:
         return facts
     record = read(state_dir, service.name)
-    return replace(facts, sync_age=record.age(now), sync_running=record.blocks)
+    return replace(facts, sync_age=record.age(now), sync_running=record.blocks(now))
 
 
 def limits(service: Service) -> tuple[float, float]:
@@ -239,7 +304,15 @@ def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State
     if age is None:
         return State.CRITICAL, "the standby's data was never in step"
     level = State.CRITICAL if age > crit else State.WARNING if age > warn else State.OK
-    return level, f"the standby's data was in step {duration(age)} ago"
+    return level, "; ".join([f"the standby's data was in step {duration(age)} ago", *_remarks(state)])
+
+
+def _remarks(state: SyncState) -> list[str]:
+    """What a person should know of a good run."""
+    source = "primary" if state.direction is SyncDirection.FORWARD else "standby"
+    ahead = "ahead of" if state.skew > 0 else "behind"
+    skew = f"the {source}'s clock is {duration(abs(state.skew))} {ahead} the controller's"
+    return [*([skew] if abs(state.skew) > SKEW else []), *([state.note] if state.note else [])]
 
 
 def perfdata(state: SyncState, now: float, warn: float, crit: float) -> str:

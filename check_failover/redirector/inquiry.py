@@ -100,7 +100,7 @@ def synced(controller: Controller, service: Service, facts: Facts) -> Facts:
 
 def synced_back(controller: Controller, service: Service, since: float | None) -> bool | None:
     """Whether the standby's changes ``since`` the flip are on the primary; None where that is no question."""
-    if service.sync is None or service.sync.sync_back != "required" or service.sync.method != "rsync":
+    if service.sync is None or service.sync.sync_back != "required":
         return None
     record = syncstate.read(controller.state_dir, service.name)
     return record.brought_back(since, time.time(), service.sync.sync_back_valid)

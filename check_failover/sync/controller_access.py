@@ -38,6 +38,9 @@ class ControllerAccess(Protocol):
     def acquire(self) -> SyncState:
         """Take the lock and return the record; SyncRefusedError (RUNNING) while another run holds the lock."""
 
+    def now(self) -> float:
+        """Unix time by the controller's clock; all times in the record are by that clock."""
+
     def standing(self) -> Standing:
         """Which server serves now, and whether the primary is failing."""
 
@@ -108,6 +111,9 @@ class LocalAccess:
         except OSError as error:
             raise SyncStepError(f"{path}: {error.strerror}: run as the user that owns it") from None
         return syncstate.read(self._state_dir, self._service.name)
+
+    def now(self) -> float:
+        return time.time()
 
     def standing(self) -> Standing:
         name, controller = self._service.name, self._config.controller
@@ -193,34 +199,46 @@ class RemoteAccess:
         self._host = hosts.host(spec, "controller")
         command = ["failover-sync", "--serve-home", service.name]
         self._process: subprocess.Popen[bytes] = hosts.start(self._host.argv(command, 86400))
+        self._ahead = 0.0  # seconds by which the controller's clock is ahead of this machine's
 
     def _ask(self, op: str, state: SyncState | None = None) -> Mapping[str, Any]:
-        process = self._process
-        to, back, errors = hosts.pipe(process.stdin), hosts.pipe(process.stdout), hosts.pipe(process.stderr)
         request = {"op": op} | ({} if state is None else {"state": json.loads(syncstate.dump(state))})
-        try:
-            to.write(json.dumps(request).encode() + b"\n")
-            to.flush()
-            line = back.readline()  # returns when the connection ends at the latest (ServerAliveInterval)
-        except OSError:
-            line = b""
+        line = hosts.exchange(self._process, json.dumps(request).encode() + b"\n", _REPLY_LIMIT)
         if not line:
-            hosts.kill(process)
-            raise SyncStepError(f"{self._host}: no answer: {hosts.last_line(errors.read()) or 'connection lost'}")
-        reply: Mapping[str, Any] = json.loads(line)
-        if "refused" in reply:
-            raise SyncRefusedError(Refusal(reply["refused"]), str(reply["text"]))
-        if "error" in reply:
-            raise SyncStepError(f"{self._host}: {reply['error']}")
-        return reply
+            silent = self._process.poll() is None
+            said = hosts.complaint(self._process)
+            hosts.kill(self._process)
+            why = said or (f"none within {_REPLY_LIMIT:.0f} s" if silent else "connection lost")
+            raise SyncStepError(f"{self._host}: no answer: {why}")
+        try:
+            reply = json.loads(line)
+            if "refused" in reply:
+                raise SyncRefusedError(Refusal(reply["refused"]), str(reply["text"]))
+            if "error" in reply:
+                raise SyncStepError(f"{self._host}: {reply['error']}")
+            return dict(reply)
+        except (ValueError, KeyError, TypeError):
+            raise SyncStepError(f"{self._host}: cannot understand its answer; is it the same version?") from None
 
     def acquire(self) -> SyncState:
-        return syncstate.parse(json.dumps(self._ask("acquire")["state"]))
+        began = time.time()
+        reply = self._ask("acquire")
+        try:
+            self._ahead = float(reply["now"]) - (began + time.time()) / 2
+            return syncstate.parse(json.dumps(reply["state"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SyncStepError(f"{self._host}: cannot understand its record: {error}") from None
+
+    def now(self) -> float:
+        return time.time() + self._ahead
 
     def standing(self) -> Standing:
         raw = self._ask("standing")
-        target = None if raw["target"] is None else Target(raw["target"])
-        return Standing(target, raw["since"], bool(raw["failing"]), str(raw["text"]))
+        try:
+            target = None if raw["target"] is None else Target(raw["target"])
+            return Standing(target, raw["since"], bool(raw["failing"]), str(raw["text"]))
+        except (ValueError, KeyError) as error:
+            raise SyncStepError(f"{self._host}: cannot understand which server serves: {error}") from None
 
     def record(self, state: SyncState) -> None:
         self._ask("record", state)
@@ -233,9 +251,9 @@ class RemoteAccess:
             pass
 
 
-def serve(access: LocalAccess, readline: Callable[[], str], write: Callable[[str], None]) -> None:
+def serve(access: LocalAccess, readline: Callable[[int], str], write: Callable[[str], None]) -> None:
     """The controller's end of RemoteAccess: answer requests until the other end closes the connection."""
-    while line := readline():
+    while line := readline(syncstate.LIMIT):
         try:
             write(json.dumps(_answer(access, json.loads(line))) + "\n")
         except SyncRefusedError as error:
@@ -249,7 +267,7 @@ def serve(access: LocalAccess, readline: Callable[[], str], write: Callable[[str
 def _answer(access: LocalAccess, request: Mapping[str, Any]) -> Mapping[str, Any]:
     op = request["op"]
     if op == "acquire":
-        return {"state": json.loads(syncstate.dump(access.acquire()))}
+        return {"state": json.loads(syncstate.dump(access.acquire())), "now": access.now()}
     if op == "standing":
         standing = access.standing()
         return {

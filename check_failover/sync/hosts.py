@@ -1,5 +1,8 @@
 """Runs a step on this machine or over ssh, with a time limit; a failure is one line of text.
 
+Each step ends on both machines: here its process group is ended, there ``timeout`` ends it, because a shared
+connection (ssh_config(5): ControlMaster) and its pipes stay open when our ssh is gone. What a step prints has a limit.
+
 ssh always passes one string to a shell on the remote host. ``shlex`` quotes each argument for that shell, so a command
 is the same argument list on both machines. Keys, ports and known hosts belong into ``ssh_config``. ssh refuses unknown
 hosts and never prompts (ssh_config(5): StrictHostKeyChecking, BatchMode).
@@ -8,11 +11,13 @@ hosts and never prompts (ssh_config(5): StrictHostKeyChecking, BatchMode).
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import selectors
 import shlex
 import signal
 import subprocess
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -35,10 +40,16 @@ _SSH_OPTIONS = (
 _SETPRIV = "/usr/bin/setpriv"  # util-linux: the child gets SIGTERM when this process dies, even by SIGKILL
 _SHORT = 60.0  # seconds for a step of remote.sh that only renames
 _LONG = 3600.0  # seconds for a step that removes old copies
+_OUTPUT = 1 << 20  # bytes of stdout, of stderr, or of one line, that are read
+_GRACE = 1.0  # seconds in which the pipes of a program that ended are read; a shared connection keeps them open
 
 
 class SyncStepError(Exception):
     """A step failed: one line that says what, where and what to do."""
+
+
+class StoppedError(Exception):
+    """SIGTERM or SIGINT came. It is no failure of a step: no step follows that would repair something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +67,7 @@ class Host:
         """The local command that runs ``argv`` on this host; a remote host ends it after ``limit`` seconds."""
         if self.target is None:
             return list(argv)
-        far = ["timeout", "-k", "10", f"{limit:.0f}", *argv]  # without our ssh nothing else would end it
-        return [*self.ssh, self.target, shlex.join(far)]
+        return [*self.ssh, self.target, shlex.join([*far_end(limit), *argv])]
 
 
 def host(spec: SyncSpec, role: str) -> Host:
@@ -77,21 +87,31 @@ def ssh_argv(spec: SyncSpec) -> tuple[str, ...]:
     return (SSH, "-a", "-x", *options, *(("-F", spec.ssh_config) if spec.ssh_config else ()))
 
 
+def far_end(limit: float) -> list[str]:
+    """The command that ends another one on its machine after ``limit`` seconds (timeout(1): 0 would mean never)."""
+    return ["timeout", "-k", "10", str(max(1, math.ceil(limit)))]
+
+
 def run(on: Host, argv: Sequence[str], limit: float, stdin: str = "") -> str:
     """Run a command to its end and return its stdout. Raises SyncStepError."""
-    process = start(on.argv(argv, limit))
     what = f"{on}: {os.path.basename(argv[0])}"  # noqa: PTH119, a name, not a path of this machine
-    with ended(process):
-        try:
-            out, err = process.communicate(stdin.encode(), timeout=limit + (15 if on.target else 0))
-        except subprocess.TimeoutExpired:
-            raise SyncStepError(f"{what}: not done within {limit:.0f} s") from None
-    if process.returncode == 255 and on.target:
+    out = bytearray()
+
+    def take(piece: bytes) -> None:
+        out.extend(piece)
+        if len(out) > _OUTPUT:
+            raise SyncStepError(f"{what}: printed more than {_OUTPUT >> 20} MiB")
+
+    try:
+        code, err = follow(what, on.argv(argv, limit), limit + (15 if on.target else 0), take, stdin.encode())
+    except _LateError:
+        raise SyncStepError(f"{what}: not done within {limit:.0f} s") from None
+    if code == 255 and on.target:
         raise SyncStepError(f"{on}: cannot reach it: {last_line(err) or 'ssh: exit 255'}")
-    if process.returncode == 124 and on.target:
+    if code == 124 and on.target:
         raise SyncStepError(f"{what}: not done within {limit:.0f} s")
-    if process.returncode:
-        raise SyncStepError(f"{what}: exit {process.returncode}: {last_line(err) or last_line(out) or 'no message'}")
+    if code:
+        raise SyncStepError(f"{what}: exit {code}: {last_line(err) or last_line(bytes(out)) or 'no message'}")
     return out.decode(errors="replace")
 
 
@@ -116,6 +136,7 @@ def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,  # closing a buffered pipe would wait for its reader
             env=os.environ | {"LC_ALL": "C"},
             start_new_session=True,
         )
@@ -147,46 +168,109 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def kill(process: subprocess.Popen[bytes]) -> None:
     """Send SIGTERM to the process group (rsync keeps its partial file then), SIGKILL after two seconds."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(2.0)
-            return
+        end = time.monotonic() + 2.0
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            while time.monotonic() < end:
+                process.poll()
+                os.killpg(process.pid, 0)  # its children may outlive it
+                time.sleep(0.02)
+            continue
+        process.poll()
+        return
 
 
-def stream(argv: Sequence[str], limit: float, line: Callable[[str], None]) -> tuple[int, str]:
-    """Run a program and call ``line`` for each line of its stdout (``\\r`` ends a line too).
+class _LateError(SyncStepError):
+    """A program did not end in time."""
 
-    Returns exit code and stderr. Raises SyncStepError when the program takes longer than ``limit`` seconds.
+
+def follow(
+    what: str, argv: Sequence[str], limit: float, take: Callable[[bytes], None], stdin: bytes = b""
+) -> tuple[int, str]:
+    """Run a program to its end; ``take`` gets its stdout piece by piece. Returns exit code and stderr.
+
+    Raises SyncStepError when it takes longer than ``limit`` seconds or prints too much to stderr.
     """
     process = start(argv)
-    errors: list[bytes] = []
-    late = threading.Event()
-
-    def stop() -> None:
-        late.set()
-        kill(process)
-
-    timer = threading.Timer(limit, stop)
-    with ended(process):
-        pipe(process.stdin).close()
-        out, err = pipe(process.stdout).fileno(), pipe(process.stderr)
-        reader = threading.Thread(target=lambda: errors.append(err.read()), daemon=True)
-        reader.start()
-        timer.start()
+    errors = bytearray()
+    until = time.monotonic() + limit
+    with ended(process), selectors.DefaultSelector() as selector:
+        for end in (process.stdin, process.stdout, process.stderr):
+            os.set_blocking(pipe(end).fileno(), False)
+            selector.register(pipe(end), selectors.EVENT_WRITE if end is process.stdin else selectors.EVENT_READ)
+        while selector.get_map() and time.monotonic() < until:
+            if process.poll() is not None:
+                until = min(until, time.monotonic() + _GRACE)
+            for key, _ in selector.select(0.2):
+                if key.fileobj is process.stdin:
+                    stdin = _fed(key.fd, stdin)
+                    if stdin:
+                        continue
+                elif piece := os.read(key.fd, 65536):
+                    (take if key.fileobj is process.stdout else errors.extend)(piece)
+                    if len(errors) > _OUTPUT:
+                        raise SyncStepError(f"{what}: printed more than {_OUTPUT >> 20} MiB of errors")
+                    continue
+                selector.unregister(key.fileobj)
+                if key.fileobj is process.stdin:
+                    pipe(process.stdin).close()
         try:
-            buffer = b""
-            while chunk := os.read(out, 65536):
-                *lines, buffer = (buffer + chunk).replace(b"\r", b"\n").split(b"\n")
-                for item in lines:
-                    line(item.decode(errors="replace"))
-            process.wait()
-            reader.join(5.0)
-        finally:
-            timer.cancel()
-    if late.is_set():
-        raise SyncStepError(f"{argv[0]}: not done within {limit:.0f} s")
-    return process.returncode, b"".join(errors).decode(errors="replace")
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise _LateError(f"{what}: not done within {limit:.0f} s") from None
+    return process.returncode, errors.decode(errors="replace")
+
+
+def _fed(fd: int, data: bytes) -> bytes:
+    """Write to a program's stdin what fits; returns what is left, nothing if the program does not read it."""
+    try:
+        return data[os.write(fd, data) :] if data else b""
+    except BrokenPipeError:
+        return b""
+
+
+def stream(what: str, argv: Sequence[str], limit: float, line: Callable[[str], None]) -> tuple[int, str]:
+    """Run a program and call ``line`` for each line of its stdout (``\\r`` ends a line too).
+
+    Returns exit code and stderr. Raises SyncStepError as ``follow`` does, and for a line without an end.
+    """
+    buffer = b""
+
+    def take(piece: bytes) -> None:
+        nonlocal buffer
+        *lines, buffer = (buffer + piece).replace(b"\r", b"\n").split(b"\n")
+        if len(buffer) > _OUTPUT:
+            raise SyncStepError(f"{what}: printed a line of more than {_OUTPUT >> 20} MiB")
+        for item in lines:
+            line(item.decode(errors="replace"))
+
+    return follow(what, argv, limit, take)
+
+
+def exchange(process: subprocess.Popen[bytes], request: bytes, limit: float) -> bytes:
+    """Send a line to a program and return the line that it answers; empty if none came within ``limit`` seconds."""
+    out, answer, until = pipe(process.stdout).fileno(), b"", time.monotonic() + limit
+    with contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
+        os.set_blocking(out, False)
+        selector.register(out, selectors.EVENT_READ)
+        while request:
+            request = request[os.write(pipe(process.stdin).fileno(), request) :]
+        while not answer.endswith(b"\n") and len(answer) <= _OUTPUT:
+            if not selector.select(max(0.0, until - time.monotonic())) or not (piece := os.read(out, 65536)):
+                return b""
+            answer += piece
+        return answer
+    return b""
+
+
+def complaint(process: subprocess.Popen[bytes]) -> str:
+    """The last line that a program wrote to stderr so far."""
+    fd = pipe(process.stderr).fileno()
+    os.set_blocking(fd, False)
+    with contextlib.suppress(OSError):
+        return last_line(os.read(fd, 65536))
+    return ""
 
 
 def last_line(text: bytes | str) -> str:

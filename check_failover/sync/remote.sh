@@ -7,7 +7,8 @@
 #   PATH.sync/v-000011-77c0           the previous copy
 #   PATH.sync/staging-000013-09be     rsync fills it; no service reads it
 #   PATH.sync/pending                 name of the previous copy, from the switch until the service accepted the new copy
-#   PATH.sync/lock                    process id of the step that is changing something here
+#   PATH.sync/lock                    link named after the process id of the step that is changing something here; a
+#                                     link needs no block of a full disk
 set -eu
 umask 022
 verb=$1 path=$2
@@ -24,22 +25,23 @@ works() { # whether the process $1 is a step of failover-sync; after a reboot an
 alone() { # take the lock: a step of a killed run may still be running, and two steps must not run at once
     mkdir -p "$place"
     tries=0
-    until (set -C && echo $$ >"$place/lock") 2>/dev/null; do
-        holder=$(cat "$place/lock" 2>/dev/null || :)
+    until why=$(ln -s $$ "$place/lock" 2>&1); do
+        tries=$((tries + 1))
+        holder=$(readlink "$place/lock" || cat "$place/lock" 2>/dev/null || :)
+        [ -w "$place" ] || fail "$place: no write permission"
         if [ -n "$holder" ] && works "$holder"; then
-            tries=$((tries + 1))
             [ "$tries" -le 40 ] || fail "an earlier step (process $holder) is still running"
             sleep 1
-        elif [ -s "$place/lock" ] || [ "$tries" -gt 2 ]; then
+        elif [ "$tries" -le 3 ]; then
             rm -f "$place/lock"
         else
-            [ -w "$place" ] || fail "$place: no write permission"
-            tries=$((tries + 1))
-            sleep 1
+            fail "$place/lock: cannot create it: $why"
         fi
     done
     trap 'rm -f "$place/lock"' EXIT
 }
+
+free() { df -Pk "$place" | awk 'NR == 2 { print $4 }'; } # KiB that are free where the copies are
 
 current() { # print the name of the serving copy, or nothing if there is none
     [ -L "$path" ] || return 0
@@ -69,9 +71,27 @@ inspect)
         echo "foreign $path"
     fi
     if [ -s "$place/pending" ]; then echo "pending $(cat "$place/pending")"; fi
+    echo "now $(date +%s.%N)" # BSD's date prints "N" for the fraction
+    known=$(${3:-rsync} --version 2>/dev/null | tr '\n' ' ') # $3: what to run as rsync, in words
+    case $known in *"no ACLs"*) ;; *" ACLs"*) echo "acls yes" ;; esac
+    case $known in *"no xattrs"*) ;; *" xattrs"*) echo "xattrs yes" ;; esac
     ;;
 
-prepare) # make a staging directory with the suffix $3; keep the newest unfinished one, whose files rsync can reuse
+served) # after a killed run: the copy that the service works on, which is the one that it wrote to last
+    # a file that only one copy has (-links 1) belongs to the service; without a write finishing the switch loses nothing
+    old=$(cat "$place/pending") new=$(current)
+    if [ -z "$new" ] || [ ! -d "$place/$old" ] || [ "$old" = "$new" ]; then
+        echo "served new"
+    else
+        find "$place/$old/" "$place/$new/" -type f -links 1 -newer "$place/pending" | {
+            last=$place/pending
+            while IFS= read -r file; do if [ "$file" -nt "$last" ]; then last=$file; fi; done
+            case $last in "$place/$old/"*) echo "served old" ;; *) echo "served new" ;; esac
+        }
+    fi
+    ;;
+
+prepare) # make a staging directory with the suffix $3 for $4 bytes; keep the newest unfinished one for rsync to reuse
     [ -d "${path%/*}/" ] || fail "${path%/*}: no such directory: create it once by hand"
     alone
     keep=
@@ -79,6 +99,16 @@ prepare) # make a staging directory with the suffix $3; keep the newest unfinish
     for old in "$place"/staging-*; do
         if [ -d "$old" ] && [ "$old" != "$keep" ]; then rm -rf -- "$old"; fi
     done
+    wanted=$(($4 / 1024))
+    if [ -n "$keep" ]; then # where space is short, an unfinished copy takes the space that the new one needs
+        size=$(du -sk "$keep" | cut -f 1)
+        if [ "$(free)" -lt "$size" ] || [ "$(free)" -le "$wanted" ]; then
+            rm -rf -- "$keep"
+            keep=
+        fi
+    fi
+    have=$(free)
+    [ "$have" -gt "$wanted" ] || fail "$have KiB are free, the new copy needs $wanted KiB: make space"
     last=0
     for old in "$place"/staging-* "$place"/v-*; do
         number=${old#"$place"/*-}
@@ -123,6 +153,7 @@ back) # the service rejected the new copy: the previous copy serves again
 
 discard)
     alone
+    echo "free $(free)"
     for old in "$place"/staging-*; do if [ -d "$old" ]; then rm -rf -- "$old"; fi; done
     ;;
 

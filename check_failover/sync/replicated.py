@@ -1,7 +1,9 @@
 """Servers that replicate by themselves (``method = "syncrepl"``): a run compares and records, and copies nothing.
 
 The data counts as equal at the start of a run if the receiving server has every contextCSN that the source server had
-then. So sync age, refusals and the fail-back checklist work as they do for copied data.
+then. So sync age, refusals and the fail-back checklist work as they do for copied data: while the standby serves, each
+run of the timer compares in reverse, and a fail-back waits until the primary had the standby's contextCSN within
+``sync_back_valid`` (``sync_back = "unnecessary"``: it does not wait).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ def compare(
 ) -> SyncState:
     """The new record. Raises SyncRefusedError when the source lost entries, SyncStepError when the servers differ."""
     source = Target.PRIMARY if direction is SyncDirection.FORWARD else Target.STANDBY
+    began = time.monotonic()
     try:
         found = replication.compare(service, source, limit)
     except (replication.QueryError, ProbeError) as error:
@@ -45,7 +48,7 @@ def compare(
         state,
         equal_at=started,
         direction=direction,
-        took=time.time() - started,
+        took=time.monotonic() - began,
         changed=False,
         differed_files=0,
         differed_bytes=0,
@@ -53,4 +56,6 @@ def compare(
         size=None if have is None else Size(0, 0, have),
         problem=None,
     )
-    return replace(equal, synced_back=started) if direction is SyncDirection.REVERSE else equal
+    if direction is SyncDirection.FORWARD:
+        return equal
+    return replace(equal, synced_back=started, synced_back_end=started + equal.took)

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from check_failover.model import SyncSpec
-from check_failover.sync.hosts import Host, SyncStepError, clean, stream
+from check_failover.sync.hosts import Host, SyncStepError, clean, far_end, stream
 
 RSYNC = next((p for p in ("/usr/bin/rsync", "/usr/local/bin/rsync") if Path(p).exists()), "/usr/bin/rsync")
 _IO_TIMEOUT = 60  # seconds without any data
+NO_SPACE = "No space left on device"
+_LATER = 5  # seconds by which the far end outlasts this one, which then has the better message
 _PARTIAL, _VANISHED = 23, 24  # rsync(1), EXIT VALUES: not all transferred; source files vanished during the transfer
 _PROGRESS = re.compile(r"\s*[\d,.]+[KMGT]?\s+(\d+%)\s+(\S+)")
 _CUT = re.compile(r"read errors mapping .*(No data available|\(61\))|file has vanished|WARNING: .* failed verification")
@@ -86,6 +88,20 @@ def _number(text: str) -> int:
     return int(re.sub(r"\D", "", text))
 
 
+@dataclass(frozen=True, slots=True)
+class Keeps:
+    """What rsync keeps of a file beside owner, mode and time. ``fake``: as attributes of users, at this end."""
+
+    acls: bool = False
+    xattrs: bool = False
+    fake: bool = False
+
+    def options(self) -> list[str]:
+        """rsync's options."""
+        kept = [(self.acls, "--acls"), (self.xattrs, "--xattrs"), (self.fake, "--fake-super")]
+        return [option for on, option in kept if on]
+
+
 def copy(
     source: Place,
     destination: Place,
@@ -95,21 +111,24 @@ def copy(
     dry: bool = False,
     basis: Sequence[str] = (),
     partial: str | None = None,
-    own_owners: bool = True,
+    keeps: Keeps = Keeps(),
+    report: TransferReport | None = None,
+    form: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> TransferReport:
     """Make ``destination`` equal to ``source``; with ``dry`` only report what differs. Raises SyncStepError.
 
-    ``basis``: directories at the destination whose equal files are hard-linked. ``own_owners`` False: rsync stores
-    owners and modes in extended attributes, because this process may not set them (``--fake-super``).
+    ``basis``: directories at the destination whose equal files are hard-linked. ``report``: the report to
+    fill; ``form``: the format of rsync's lines, instead of ``--itemize-changes``.
     """
     if source.host.target and destination.host.target:
         raise ValueError("rsync has one local end")
-    report = TransferReport()
+    report = report or TransferReport()
     argv = _argv(source, destination, spec, checksum, dry)
+    argv += [f"--out-format={form}", "--devices", "--specials"] if form else ["--itemize-changes"]
     argv += [f"--link-dest={path}" for path in basis]
     argv += [f"--partial-dir={partial}"] if partial else []
-    argv += [] if own_owners else ["--fake-super"]
+    argv += keeps.options()
     argv += ["--info=progress2"] if progress and not dry else []
 
     def line(text: str) -> None:
@@ -118,17 +137,18 @@ def copy(
         else:
             report.line(text)
 
-    code, err = stream([*argv, "--", str(source), str(destination)], spec.timeout, line)
+    what = f"rsync {source.host.role} to {destination.host.role}"
+    code, err = stream(what, [*argv, "--", str(source), str(destination)], spec.timeout, line)
     report.unsteady = code == _VANISHED or (code == _PARTIAL and _only_unsteady(err))
     if code and not report.unsteady:
         far = source.host if source.host.target else destination.host
-        raise SyncStepError(f"rsync {source.host.role} to {destination.host.role}: {_why(err, code, far)}")
+        raise SyncStepError(f"{what}: {_why(err, code, far)}")
     return report
 
 
 def _argv(source: Place, destination: Place, spec: SyncSpec, checksum: bool, dry: bool) -> list[str]:
-    argv = [RSYNC, "-aH", "--numeric-ids", "--no-devices", "--no-specials", "--delete", "--stats"]
-    argv += ["--no-human-readable", "--itemize-changes", f"--timeout={_IO_TIMEOUT}"]
+    argv = [RSYNC, "-aHS", "--numeric-ids", "--delete", "--stats", "--no-human-readable", f"--timeout={_IO_TIMEOUT}"]
+    argv += [] if spec.unsafe == "keep" else ["--no-devices", "--no-specials"]
     argv += ["--checksum"] if checksum else []
     argv += ["--dry-run"] if dry else []
     argv += [f"--bwlimit={spec.bandwidth // 1024}"] if spec.bandwidth else []
@@ -136,7 +156,7 @@ def _argv(source: Place, destination: Place, spec: SyncSpec, checksum: bool, dry
     far = source.host if source.host.target else destination.host
     if far.target:
         argv += ["-e", " ".join(far.ssh)]
-        argv += [f"--rsync-path={spec.rsync_path}"] if spec.rsync_path else []
+        argv += [f"--rsync-path={' '.join(far_end(spec.timeout + _LATER))} {spec.rsync_path or 'rsync'}"]
     else:
         argv += ["--no-whole-file"]  # transfer differences on one machine too: a large file stays cheap
     return argv
@@ -153,4 +173,6 @@ def _why(err: str, code: int, far: Host) -> str:
     first = clean(lines[0]) if lines else "no message"
     if code == 255 or (code == 12 and "rsync:" not in first.split("[")[0]):
         return f"cannot reach {far}: {first}"
+    if "Operation not supported" in first and ("xattr" in first or "acl" in first):
+        first += "; a file system on that side stores no ACLs or extended attributes: mount it with them"
     return f"{first} (exit {code})"

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -19,16 +20,12 @@ from check_failover import __version__, syncstate
 from check_failover.checks.plugin import Parser
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.model import Service, State, SyncSpec, Target
-from check_failover.sync import hosts, steps
+from check_failover.sync import hosts, steps, survey
 from check_failover.sync.controller_access import ControllerAccess, LocalAccess, become_owner, open_access, serve
 from check_failover.sync.guard import SyncRefusedError
-from check_failover.sync.hosts import SyncStepError
-from check_failover.sync.steps import Job
+from check_failover.sync.hosts import StoppedError, SyncStepError
+from check_failover.sync.job import Job
 from check_failover.syncstate import Phase, Problem, Refusal, Running, SyncDirection, SyncState
-
-
-class StoppedError(SyncStepError):
-    """SIGTERM or SIGINT came."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,7 +53,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code is a plugin's."""
+    """Run the program; the exit code is a plugin's.
+
+    Python's own exit code for a fault in this program is 1, a WARNING that the systemd unit takes for success.
+    """
     args = parser().parse_args(argv)
     try:
         config = load(args.config)
@@ -64,12 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if service.sync is None:
             raise ConfigError(f"{config.path}: service {args.name!r} has no [service.sync]")
         return _dispatch(args, config, service, service.sync)
-    except (ConfigError, SyncStepError) as error:
+    except (ConfigError, SyncStepError, StoppedError) as error:
         print(f"UNKNOWN: {error}")
         return State.UNKNOWN
     except SyncRefusedError as error:
         print(f"WARNING: {error.text}")
         return State.WARNING
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        what = hosts.clean(f"{type(error).__name__}: {error}")
+        print(f"UNKNOWN: fault in failover-sync: {what} ({os.path.basename(at.filename)}:{at.lineno})")  # noqa: PTH119
+        return State.UNKNOWN
 
 
 def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: SyncSpec) -> int:
@@ -90,24 +95,24 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
     with _stoppable(), contextlib.closing(open_access(config, service)) as controller:
         job = _job(args, config, service, spec, controller)
         state = run(job)
-    level, text = syncstate.judge(state, time.time(), *syncstate.limits(service))
+        now = controller.now()
+    level, text = syncstate.judge(state, now, *syncstate.limits(service))
     if state.problem is not None:  # the run was refused: warn the caller, even if "NAME sync" is OK for Nagios
         level, text = max(level, State.WARNING), f"{text} [{state.problem.reason}]"
     else:
         text += f"; {state.differed_files} files differed, {state.sent} bytes sent, {state.took:.1f} s"
-    print(
-        f"{level.name}: {service.name}: {text} | {syncstate.perfdata(state, time.time(), *syncstate.limits(service))}"
-    )
+    print(f"{level.name}: {service.name}: {text} | {syncstate.perfdata(state, now, *syncstate.limits(service))}")
     return level
 
 
 def run(job: Job) -> SyncState:
     """One run with its record, which includes a refusal or failure. Raises if the record cannot be written."""
-    started = time.time()
     state = job.access.acquire()
+    started = job.access.now()
 
     def enter(phase: Phase) -> None:
-        job.access.record(replace(state, running=Running(os.getpid(), started, job.direction, phase)))
+        until = job.access.now() + job.spec.after_timeout if phase is Phase.SWITCH else None
+        job.access.record(replace(state, running=Running(os.getpid(), started, job.direction, phase, until)))
 
     job.enter = enter
     try:
@@ -117,9 +122,9 @@ def run(job: Job) -> SyncState:
         if error.reason is Refusal.TARGET_PRIMARY:  # an operator's mistake, not a problem of the data
             job.access.record(replace(state, running=None))
             raise
-        state = replace(state, problem=Problem(time.time(), error.reason, error.text))
-    except SyncStepError as error:
-        state = replace(state, problem=Problem(time.time(), Refusal.FAILED, str(error)))
+        state = replace(state, problem=Problem(job.access.now(), error.reason, error.text))
+    except (SyncStepError, StoppedError) as error:
+        state = replace(state, problem=Problem(job.access.now(), Refusal.FAILED, str(error)))
     state = replace(state, running=None, damaged=None)
     job.access.record(state)
     try:
@@ -150,8 +155,8 @@ def _job(args: argparse.Namespace, config: Config, service: Service, spec: SyncS
 
 
 def _dry_run(job: Job, as_json: bool) -> int:
-    found = steps.inspect(job)
-    files, size, total = steps.differences(job, found.get("current"))
+    found = survey.inspect(job)
+    files, size, total = steps.differences(job, found[job.receiver].get("current"))
     if as_json:
         print(json.dumps({"files": total, "differed_files": files, "differed_bytes": size}))
     else:

@@ -77,7 +77,6 @@ def test_names_and_kinds_of_files_arrive_as_they_are(syncing: Syncing) -> None:
     (syncing.primary / "empty").mkdir()
     (syncing.primary / "link").symlink_to("a b")
     (syncing.primary / "-rf").chmod(0o600)
-    os.mkfifo(syncing.primary / "fifo")
     ok(syncing.sync())
     assert contents(syncing.standby) == contents_without_fifo(syncing.primary)
     assert (syncing.standby / "link").readlink() == Path("a b")

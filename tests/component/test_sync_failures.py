@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -176,10 +177,10 @@ def test_killed_between_switch_and_after_the_next_run_finishes(syncing: Syncing)
     started = slow(syncing, "after")
     run = subprocess.Popen(syncing.argv(), stdout=subprocess.DEVNULL)
     poll(started.exists, 30, "after")
-    assert syncing.state().blocks
+    assert syncing.state().blocks(time.time())
     run.send_signal(signal.SIGKILL)
     run.wait()
-    assert not syncing.state().blocks
+    assert not syncing.state().blocks(time.time())
     assert contents(syncing.standby) == contents(syncing.primary)
     assert "pending" in syncing.versions("standby")
     syncing.configure(f'after = ["/usr/bin/touch", "{syncing.place}/after"]')

@@ -69,7 +69,7 @@ def test_a_flip_in_the_middle_of_a_run_ends_it_before_the_switch(syncing: Syncin
     run = subprocess.Popen(syncing.argv(), stdout=subprocess.PIPE, text=True)
     poll((syncing.place / "staged").exists, 30, "staged")
     assert syncing.state().running is not None
-    assert not syncing.state().blocks  # a fail-over may come: the standby is whole
+    assert not syncing.state().blocks(time.time())  # a fail-over may come: the standby is whole
     syncing.target = "standby"
     go.touch()
     out, _ = run.communicate(timeout=30)

@@ -123,7 +123,7 @@ def test_a_run_is_believed_only_while_it_holds_its_lock(tmp_path: Path) -> None:
 )
 def test_a_transfer_does_not_forbid_a_fail_over(direction: SyncDirection, phase: Phase, blocks: bool) -> None:
     """The standby is whole while its staging directory fills; only the switch itself holds a flip up."""
-    assert SyncState(running=Running(1, 0.0, direction, phase)).blocks is blocks
+    assert SyncState(running=Running(1, 0.0, direction, phase)).blocks(0.0) is blocks
 
 
 @pytest.mark.parametrize(
