@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from check_failover.syncstate import Refusal
+from check_failover.syncstate import Refusal, SyncDirection
 from tests.lab.netns import poll
 from tests.lab.sshd import ADDRESSES, Servers
 from tests.lab.syncing import Syncing, ok, refused, script, servers_fixture, syncing_fixture  # noqa: F401
@@ -357,3 +357,20 @@ def test_servers_that_replicate_are_compared_only(syncing: Syncing, directory: S
     refused(syncing, syncing.sync(), Refusal.FAILED, "the standby is behind: contextCSN ")
     directory.delete("primary", 40)
     refused(syncing, syncing.sync(), Refusal.SHRUNK, "the primary shrank to 14 of 53 entries")
+
+
+def test_a_fail_back_of_replicating_servers_waits_for_the_standbys_changes(syncing: Syncing, directory: Slapds) -> None:
+    """While the standby serves the timer compares in reverse: the record knows whether the primary has all of it."""
+    replicating(syncing, directory)
+    directory.replicate(True)
+    poll(lambda: directory.people("standby") == directory.people("primary"), 15, "replication")
+    ok(syncing.sync())
+    syncing.target, syncing.since = "standby", time.time()
+    ok(syncing.sync())
+    state = syncing.state()
+    assert state.direction is SyncDirection.REVERSE
+    assert state.brought_back(syncing.since, time.time(), 900)
+    directory.stop("primary")
+    syncing.since = time.time()
+    refused(syncing, syncing.sync(), Refusal.TARGET_STANDBY, "the standby serves")
+    assert not syncing.state().brought_back(syncing.since, time.time(), 900)

@@ -1,0 +1,149 @@
+"""A run killed between its switch and ``after`` leaves ``pending`` on a server that may give data to the next run."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from check_failover.syncstate import Refusal
+from tests.lab.netns import poll
+from tests.lab.syncing import (  # noqa: F401
+    Syncing,
+    contents,
+    fill,
+    ok,
+    refused,
+    script,
+    servers_fixture,
+    syncing_fixture,
+)
+
+pytestmark = pytest.mark.component
+
+# A service that, like slapd, works on the copy that it opened until it is restarted. What clients write goes to its db,
+# and the export is taken from db of the copy that the link names. ``verify`` puts db into the staged copy.
+KEYS = """
+exclude = ["/db"]
+before = ["{before}", "{{current}}", "{{source}}"]
+verify = ["{verify}", "{{staged}}"]
+after = ["{after}", "{{current}}"]
+"""
+
+
+class Database:
+    """The service on both servers, as scripts of this test."""
+
+    def __init__(self, syncing: Syncing) -> None:
+        self.syncing, place = syncing, syncing.place
+        self.hang, self.restarts = place / "hang", place / "restarts"
+        before = script(place / "before", 'cat "$1"/db/* >"$2/export"')
+        verify = script(place / "verify", 'mkdir "$1/db" && cp "$1/export" "$1/db/entries"')
+        after = script(
+            place / "after",
+            f'echo "$1" >>{self.restarts}\n[ ! -e {self.hang} ] || {{ touch {self.hang}.seen; exec sleep 60; }}',
+        )
+        self.keys = KEYS.format(before=before, verify=verify, after=after)
+        syncing.configure(self.keys)
+        fill(syncing.primary, {"db/entries": "first\n"})
+
+    def adopt(self) -> None:
+        """Both servers have the same data, in copies that a link names."""
+        ok(self.syncing.sync())
+        ok(self.syncing.sync("--adopt"))
+
+    def kill_after_the_switch(self, *options: str) -> Path:
+        """A run that is killed while the service should restart; returns the copy that the service still works on."""
+        receiver = self.syncing.primary if options else self.syncing.standby
+        old = receiver.resolve()
+        self.hang.touch()
+        process = subprocess.Popen(self.syncing.argv(*options), stdout=subprocess.DEVNULL)
+        poll(Path(f"{self.hang}.seen").exists, 30, "after")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        self.hang.unlink()
+        Path(f"{self.hang}.seen").unlink()
+        self.restarts.unlink()
+        assert receiver.resolve() != old
+        return old
+
+    def write(self, copy: Path, text: str) -> None:
+        """A client's entry, in the copy that the service works on."""
+        with (copy / "db/entries").open("a") as file:
+            file.write(f"{text}\n")
+
+
+@pytest.fixture
+def database(syncing: Syncing) -> Database:
+    """The service, with the same data on both servers."""
+    made = Database(syncing)
+    made.adopt()
+    return made
+
+
+def test_entries_of_the_standby_behind_a_killed_switch_come_back(database: Database) -> None:
+    """Killed on the way to the standby, fail-over, entries in the copy that its service has open: reverse has them."""
+    syncing = database.syncing
+    database.write(syncing.primary, "second")
+    served = database.kill_after_the_switch()
+    syncing.target, syncing.since = "standby", time.time()
+    database.write(served, "taken in by the standby")
+    ok(syncing.sync("--reverse"))
+    assert "taken in by the standby" in (syncing.primary / "db/entries").read_text()
+    assert "pending" not in syncing.versions("standby")
+    assert syncing.standby.resolve() == served
+
+
+def test_entries_of_the_primary_behind_a_killed_switch_reach_the_standby(database: Database) -> None:
+    """Killed on the way back, fail-back, entries in the copy that the primary has open: forward has them."""
+    syncing = database.syncing
+    syncing.target, syncing.since = "standby", time.time()
+    database.write(syncing.standby, "on the standby")
+    served = database.kill_after_the_switch("--reverse")
+    syncing.target, syncing.since = "primary", time.time()
+    database.write(served, "taken in by the primary")
+    ok(syncing.sync())
+    assert "taken in by the primary" in (syncing.standby / "db/entries").read_text()
+    assert "pending" not in syncing.versions("primary")
+
+
+def test_a_giver_without_writes_serves_what_its_link_names_before_its_export(database: Database) -> None:
+    """Nothing is lost by finishing: ``after`` runs on the giving server first, and the age counts from the export."""
+    syncing = database.syncing
+    syncing.target, syncing.since = "standby", time.time()
+    database.write(syncing.standby, "on the standby")
+    database.kill_after_the_switch("--reverse")
+    syncing.target, syncing.since = "primary", time.time()
+    ok(syncing.sync())
+    assert len(database.restarts.read_text().splitlines()) >= 2  # the giver, then the receiver
+    assert "pending" not in syncing.versions("primary")
+    assert "on the standby" in (syncing.standby / "db/entries").read_text()
+
+
+def test_the_age_counts_from_the_export(database: Database) -> None:
+    """What was repaired before it is not part of the data's age."""
+    syncing = database.syncing
+    database.write(syncing.primary, "second")
+    database.kill_after_the_switch()
+    script(syncing.place / "after", f"sleep 2\necho run >>{database.restarts}")
+    ok(syncing.sync())
+    state = syncing.state()
+    assert state.equal_at is not None
+    assert state.equal_at >= database.restarts.stat().st_mtime
+
+
+def test_a_giver_that_accepts_neither_copy_gives_nothing(database: Database) -> None:
+    """Nobody knows then what its clients see; the receiving server keeps what it has."""
+    syncing = database.syncing
+    syncing.target, syncing.since = "standby", time.time()
+    database.write(syncing.standby, "on the standby")
+    database.kill_after_the_switch("--reverse")
+    syncing.target, syncing.since = "primary", time.time()
+    good = contents(syncing.standby)
+    script(syncing.place / "after", "exit 4")
+    text = "switching back failed too, check the primary (root@127.0.0.1): primary (root@127.0.0.1): after: exit 4"
+    refused(syncing, syncing.sync(), Refusal.FAILED, text)
+    assert contents(syncing.standby) == good
