@@ -98,9 +98,15 @@ def synced(controller: Controller, service: Service, facts: Facts) -> Facts:
     return syncstate.known(controller.state_dir, service, facts, time.time())
 
 
-def synced_back(controller: Controller, service: Service, since: float | None) -> bool | None:
-    """Whether the standby's changes ``since`` the flip are on the primary; None where that is no question."""
+def synced_back(controller: Controller, service: Service, since: float | None, *, planned: bool) -> bool | None:
+    """Whether the standby's changes ``since`` the flip are on the primary; None where that is no question.
+
+    Only a ``planned`` fail-back waits for servers that replicate by themselves: they cannot be compared while the
+    standby fails, and replication brings its changes later.
+    """
     if service.sync is None or service.sync.sync_back != "required":
+        return None
+    if service.sync.method == "syncrepl" and not planned:
         return None
     record = syncstate.read(controller.state_dir, service.name)
     return record.brought_back(since, time.time(), service.sync.sync_back_valid)

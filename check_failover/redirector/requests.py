@@ -181,13 +181,13 @@ class RedirectorRequests:
 
     def _with_primary(self, order: Order, primary_ok: bool | None, health: dict[str, Any]) -> Order:
         """The order with what its checklist asks about the primary."""
-        since = self._steering.since(order.service.name)
+        since, planned = self._steering.since(order.service.name), order.verb != "fail-over"
         return replace(
             order,
             primary_ok=primary_ok,
             primary_passes=int(health.get("passes") or 0),
             primary_good_for=float(health.get("good_for") or 0.0),
-            synced_back=inquiry.synced_back(self._controller, order.service, since),
+            synced_back=inquiry.synced_back(self._controller, order.service, since, planned=planned),
         )
 
     # ------------------------------------------------------------ every few seconds
