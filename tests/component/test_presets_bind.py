@@ -155,7 +155,7 @@ def configure(syncing: Syncing, helper: Path = preset.PRESETS / "failover-bind",
     srv = syncing.servers.srv
     options = "".join(f"'{word}', " for word in ("-c", f"{srv}/named.conf", "-r", f"{srv}/rndc.conf"))
     changes = {f"'{verb}', ": f"'{verb}', {options}" for verb in ("export", "load", "switch")}
-    changes |= {"/var/lib/bind/sync": str(srv), "bind:bind": "root:root", str(preset.PRESETS): str(helper.parent)}
+    changes |= {"/var/lib/bind/sync": str(srv), "bind:bind": "root:root", preset.SBIN: str(helper.parent)}
     syncing.configure(preset.keys("bind", changes | more), source=f"{srv}/export")
 
 

@@ -20,7 +20,7 @@ def keys(name: str, changes: dict[str, str], leave: tuple[str, ...] = ()) -> str
         if key in ("primary", "standby", "from", *leave):
             continue
         text = repr(value) if not isinstance(value, bool) else str(value).lower()
-        for old, new in (changes | {SBIN: str(PRESETS)}).items():
+        for old, new in (changes | {SBIN: changes.get(SBIN, str(PRESETS))}).items():
             text = text.replace(old, new)
         lines.append(f"{key} = {text}")
     return "\n".join(lines)
