@@ -89,14 +89,14 @@ class Servers(Daemon):
     def small(self, who: str, path: str, size: str) -> None:
         """Mount a file system of that size at a path below ``srv``; it ends with that server."""
         (self.place / who / path).mkdir(exist_ok=True)
-        at = ["/usr/bin/nsenter", "--mount", "--target", str(self._processes[list(self.addresses).index(who)].pid)]
-        mount = ["/usr/bin/mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.srv / path)]
-        subprocess.run([*at, *mount], check=True)
+        said = self.on(who, f"mount -t tmpfs -o size={size} tmpfs {self.srv / path}")
+        assert not said, said
 
     def on(self, who: str, command: str) -> str:
         """What a shell command prints in that server's file systems."""
-        at = ["/usr/bin/nsenter", "--mount", "--target", str(self._processes[list(self.addresses).index(who)].pid)]
-        done = subprocess.run([*at, "/bin/sh", "-c", command], text=True, capture_output=True, check=False)
+        pid = self._sshds[list(self.addresses).index(who)].pid
+        argv = ["/usr/bin/nsenter", "--mount", "--target", str(pid), "/bin/sh", "-c", command]
+        done = subprocess.run(argv, text=True, capture_output=True, check=False)
         return done.stdout + done.stderr
 
     def authorise(self, line: str) -> None:
