@@ -1,4 +1,4 @@
-"""What a daemon's privilege must not reach: the programs that it starts."""
+"""Keeps a daemon's capabilities from the programs that it starts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4  # prctl(2)
 
 
 def drop_ambient() -> None:
-    """Empty this thread's ambient set, which is what an unprivileged program would inherit (capabilities(7))."""
+    """Empty this thread's ambient set, which an unprivileged program would inherit (capabilities(7))."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)

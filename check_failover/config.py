@@ -1,8 +1,8 @@
 """Load the config (Linux: /etc/check_failover/config.toml): parse, validate, freeze.
 
-Every fault is one ``ConfigError`` line: file, path to the key, what is wrong and what the key means. ``config_shape``
-does the shape; what a schema cannot say (addresses, doubles, families) is checked here. jsonschema costs 150 ms and
-11 MiB, so only programs that read the config import this module; the event handler does not.
+An error is one ``ConfigError`` line: file, path to the key, what is wrong and what the key means. ``config_shape``
+applies the JSON schema; this module checks the rest (addresses, duplicates, address families). jsonschema costs 150 ms
+and 11 MiB, so only programs that read the config import this module; the event handler does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from check_failover.places import HERE
 
 DEFAULT_PATH = HERE["config"]
 
-CORE_DEADLINE = 5.0  # seconds, of a core on another machine
+CORE_DEADLINE = 5.0  # seconds, for a core on another machine
 
 
 class ConfigError(Exception):
@@ -31,7 +31,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Controller:
-    """``[controller]``. Users and groups are names; they are looked up where they are used."""
+    """``[controller]``. Users and groups are names; the program that uses one looks it up."""
 
     redirect: str = "nftables"
     client_interfaces: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Controller:
     pair_user: str = "failover-pair"
     peer: str | None = None  # the other controller, for ssh
     peer_ssh_config: Path | None = None
-    ipfilter: Mapping[str, Any] = field(default_factory=dict)  # what differs from the platform's own places
+    ipfilter: Mapping[str, Any] = field(default_factory=dict)  # paths that differ from the platform's defaults
 
     @property
     def redirector_socket(self) -> Path:
@@ -56,7 +56,7 @@ class Controller:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A validated config. ``monitoring`` and ``sms`` are the options of the transport and the gateway they name."""
+    """A validated config. ``monitoring`` and ``sms`` contain the options of the transport and of the gateway."""
 
     path: Path
     controller: Controller
@@ -65,7 +65,7 @@ class Config:
     sms: Mapping[str, Any] | None
 
     def service(self, name: str) -> Service:
-        """The service of that name. Raises ConfigError naming those that exist."""
+        """The service of that name. Raises ConfigError with the names of the configured services."""
         for service in self.services:
             if service.name == name:
                 return service
@@ -96,7 +96,7 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
 
 
 def _finite(text: str) -> float:
-    """TOML knows nan and inf; no limit of ours holds against them."""
+    """A TOML float. TOML allows nan and inf, which would pass every limit, so they raise ValueError."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text}: times and shares must be finite numbers")
@@ -110,7 +110,7 @@ def _freeze(path: Path, raw: dict[str, Any]) -> Config:
         if key in controller:
             controller[key] = Path(controller[key])
     services = tuple(_service(path, index, table) for index, table in enumerate(raw["service"]))
-    _refuse_doubles(path, services)
+    _refuse_duplicates(path, services)
     if controller.get("redirect") == "ipfilter":
         _refuse_deadlines(path, services)
     return Config(
@@ -125,7 +125,7 @@ def _freeze(path: Path, raw: dict[str, Any]) -> Config:
 
 
 def _monitoring(path: Path, table: dict[str, Any]) -> dict[str, Any]:
-    """With the defaults."""
+    """``[monitoring]`` with the defaults filled in."""
     options = {
         "transport": "command_file",
         "command_file": HERE["command_file"],
@@ -193,7 +193,7 @@ def _test_client(where: str, text: str | None, taken: tuple[Endpoint, ...]) -> s
         raise ConfigError(f"{where}.test_client: want one IPv{address.family} address without a port, not {text}")
     if client.address in [endpoint.address for endpoint in taken]:
         raise ConfigError(
-            f"{where}.test_client: {text} is a server's or the service's own address; give one of nobody's"
+            f"{where}.test_client: {text} is a server's or the service's own address; give one that no machine uses"
         )
     return client.address
 
@@ -206,7 +206,7 @@ def _check(table: dict[str, Any], protocol: str) -> CheckSpec:
 
 
 def _sync(where: str, table: dict[str, Any], primary: Endpoint, standby: Endpoint) -> SyncSpec:
-    """``[service.sync]``; the servers' own addresses are their ssh targets where nothing else is said."""
+    """``[service.sync]``; a server's ssh target is its address by default."""
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     source = values.pop("from", "").rstrip("/")
     copy = values.pop("to", source).rstrip("/")
@@ -222,7 +222,7 @@ def _sync(where: str, table: dict[str, Any], primary: Endpoint, standby: Endpoin
 
 
 def _policy(table: dict[str, Any]) -> Policy:
-    """The policy; without a ``[service.sync]`` nobody measures the sync age, so it is no criterion then."""
+    """The policy. Without ``[service.sync]`` the sync age is never measured, so it is no criterion then."""
     known = {f.name for f in fields(Policy)}
     values = {key: value for key, value in table.get("policy", {}).items() if key in known}
     if "sync" not in table:
@@ -258,7 +258,7 @@ def _refuse_deadlines(path: Path, services: tuple[Service, ...]) -> None:
             )
 
 
-def _refuse_doubles(path: Path, services: tuple[Service, ...]) -> None:
+def _refuse_duplicates(path: Path, services: tuple[Service, ...]) -> None:
     names: dict[str, int] = {}
     addresses: dict[tuple[str, Endpoint], int] = {}
     for index, service in enumerate(services):

@@ -1,4 +1,4 @@
-"""The config's shape: tables, keys and values as config.schema.json has them, each fault told as one line."""
+"""Checks the config's tables, keys and values by config.schema.json; an error is one line."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
-_LONG = 60  # characters of a table that help nobody in an error
+_LONG = 60  # characters; an error message does not show a longer value
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema beside this module (draft 2020-12). "form" is ours: a pattern in words."""
+    """The JSON schema beside this module (draft 2020-12). "form" is our own key: a pattern in words."""
     text = resources.files("check_failover").joinpath("config.schema.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
 
 def problem(raw: dict[str, Any]) -> str | None:
-    """What is wrong with a config, with the path to the key and what the key means; None: nothing."""
+    """The first error of a config: path to the key, what is wrong, what the key means. None: no error."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
     rules = schema()
     errors = list(Draft202012Validator(rules).iter_errors(raw))
-    # Keys of a check whose own rules fail count as unevaluated too: what is really wrong with them comes first.
+    # If a check's own rules fail, its keys count as unevaluated too: the real errors come first.
     error = best_match([e for e in errors if e.validator != "unevaluatedProperties"] or errors)
     if error is None:
         return None
     meaning = _meaning(rules, error.absolute_schema_path)
-    return f"{error.json_path}: {_wrong(rules, error)}" + (f" ({meaning})" if meaning else "")
+    return f"{error.json_path}: {_explain(rules, error)}" + (f" ({meaning})" if meaning else "")
 
 
-def _wrong(rules: dict[str, Any], error: ValidationError) -> str:
-    """jsonschema's words, where they are for people."""
+def _explain(rules: dict[str, Any], error: ValidationError) -> str:
+    """jsonschema's message, or a clearer one for unknown keys, patterns and long values."""
     unknown = re.match(
         r"(?:Additional|Unevaluated) properties are not allowed \((.*) (?:was|were) unexpected\)", error.message
     )
@@ -54,7 +54,7 @@ def _wrong(rules: dict[str, Any], error: ValidationError) -> str:
 
 
 def _keys(rules: dict[str, Any], node: dict[str, Any], table: Mapping[str, Any]) -> set[str]:
-    """The keys that a table may have: of its own rules and of those for its ``type``, ``gateway`` or ``transport``."""
+    """The keys that a table may have: its own and those for its ``type``, ``gateway`` or ``transport``."""
     if "$ref" in node:
         node = node | rules["$defs"][node["$ref"].removeprefix("#/$defs/")]
     found = set(node.get("properties", {}))
@@ -66,7 +66,7 @@ def _keys(rules: dict[str, Any], node: dict[str, Any], table: Mapping[str, Any])
 
 
 def _meaning(rules: dict[str, Any], steps: Iterable[str | int]) -> str | None:
-    """The description nearest to the failing rule, looked for along its way through the schema."""
+    """The description nearest to the failing rule on its path through the schema."""
     node: Any = rules
     meaning: str | None = None
     for step in steps:

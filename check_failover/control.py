@@ -1,9 +1,9 @@
-"""The language of the daemons' Unix sockets: one JSON object per line each way, fixed verbs, and the kernel says
-who speaks (SO_PEERCRED and its like).
+"""The protocol of the daemons' control sockets (Unix sockets): one JSON object per line each way and fixed verbs. The
+kernel identifies the client (SO_PEERCRED or its equivalent).
 
 A request is ``{"verb": "fail-over", "service": "ldap", ...}``; a reply is ``{"ok": true, ...}`` or
-``{"ok": false, "error": "one line"}``. A connection carries one request, except ``subscribe``: there the server goes
-on writing events. The redirector's verbs:
+``{"ok": false, "error": "one line"}``. A connection carries one request. After ``subscribe`` the server keeps the
+connection open and writes events. The redirector's verbs:
 
 ==========  ==========================================  =========================================================
 verb        request                                     reply
@@ -13,27 +13,27 @@ status      --                                          ``services``: name -> se
 fail-over   service, perfdata | facts, by, manual       ``flipped``, ``reason``, ``text``, ``id``
 drain       service, by, manual, deadline               the same; ``deadline``: seconds, null: the policy's
 fail-back   service, by, deadline                       the same
-downtime    host, description, begin, by                ``text``: a downtime began or ended (description: of a service)
+downtime    host, description, begin, by                ``text``: a downtime began or ended (description: the service's)
 recovered   service, by                                 the core withdraws its order (a recovery)
 facts       service, facts                              fresh facts for an order that is pending
 hold        service, by, reason                         ``text``
 release     service, by                                 ``text``
 forget      service, client, port                       ``forgotten``: no unanswered conntrack entry is left (rescue);
-                                                        ``reason``: why nothing of the service may be rescued now
-drill       service, client, seconds, by                ``id``, ``client``, ``in_use``: the primary answered it lately
-drilled     service, id, part, problem                  ``text``: the core ran its handler or notification (drill)
+                                                        ``reason``: why a rescue is forbidden for this service now
+drill       service, client, seconds, by                ``id``, ``client``, ``in_use``: the primary answered it recently
+drilled     service, id, part, problem                  ``text``: the core ran this part (handler or notification)
 drill-end   service, id, failed, by                     ``text``
 history     limit                                       ``entries``: the last ``records.JournalEntry``
-state       --                                          ``state``: name -> what is saved of a service
+state       --                                          ``state``: name -> a service's saved state
 follow      state (of the other controller)             ``followed``: names of the services that changed
 subscribe   --                                          ``targets``, then events ``{"event": "flip", ...}``
 ==========  ==========================================  =========================================================
 
-The sniffer's: ``status``, ``probe`` (service, target -> ``passed``, ``seconds``, ``text``) and ``drill`` (service, id,
-step -> ``taken``: the core took the drill's result; ``step``: ``begin``, ``passed``, or the step that failed).
+The sniffer's verbs: ``status``, ``probe`` (service, target -> ``passed``, ``seconds``, ``text``) and ``drill``
+(service, id, step -> ``taken``: the core took the result; ``step``: ``begin``, ``passed``, or the step that failed).
 
-This module is the client's end and imports little, because the event handler starts anew for each event; ``listening``
-is the daemons' end.
+This module is the client side. It imports little, because the event handler starts anew for each event. The server side
+is ``listening``.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ MAX_LINE = 65536  # bytes of one request or reply line; history is cut to fit
 
 
 class ControlError(Exception):
-    """The other end is not there, said no, or talks nonsense: one line."""
+    """The daemon is unreachable, refused the request or sent an invalid message: one line."""
 
 
 class UnreachableError(ControlError):
-    """Nobody answered: asking again may help, as it does not where a living daemon said no."""
+    """The daemon did not answer: a second attempt may help, other than after a refusal."""
 
 
 def ask(path: str | Path, request: Mapping[str, Any], timeout: float = 5.0) -> Message:
-    """Send one request, return its reply. Raises ControlError when there is none or it is a refusal of the protocol."""
+    """Send one request and return its reply. Raises ControlError if there is no reply or ``ok`` is not true."""
     with _connect(path, timeout) as sock:
         _send(sock, request, path)
         return _checked(_read_line(sock, path), path)
@@ -105,7 +105,7 @@ def subscribe(path: str | Path, timeout: float = 5.0) -> tuple[socket.socket, Me
 
 
 def split_lines(buffer: bytearray) -> Iterator[Message]:
-    """Take the complete lines out of ``buffer``; a line that is not a JSON object raises ControlError."""
+    """Remove the complete lines from ``buffer`` and yield them; a line that is no JSON object raises ControlError."""
     while (end := buffer.find(b"\n")) >= 0:
         line = bytes(buffer[:end])
         del buffer[: end + 1]
@@ -113,7 +113,7 @@ def split_lines(buffer: bytearray) -> Iterator[Message]:
 
 
 def parse(line: bytes) -> Message:
-    """One line to a message. Raises ControlError."""
+    """Decode one line. Raises ControlError."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -145,7 +145,7 @@ def _send(sock: socket.socket, request: Mapping[str, Any], path: str | Path) -> 
 
 
 def _read_line(sock: socket.socket, path: str | Path, exact: bool = False) -> bytes:
-    """One line. ``exact`` reads byte by byte so that nothing behind it is swallowed."""
+    """One line. ``exact`` reads byte by byte, so that the events after the line stay in the socket."""
     buffer = bytearray()
     while not buffer.endswith(b"\n"):
         try:

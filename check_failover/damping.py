@@ -1,11 +1,11 @@
-"""Damping of the automatic fail-back: how often may a service come and go before a person has to look.
+"""Damping of the automatic fail-back: after too many fail-overs, only an operator may fail back.
 
-After RFC 2439 (BGP route flap damping, section 4.2): each fail-over adds a penalty that halves with every half-life;
-one that lifts it to ``SUPPRESS`` or above locks. So a second fail-over within one half-life of the first locks the
-service on the standby. Other than in the RFC nothing unlocks by itself: a primary that comes and goes with the patience
-of its half-life would go on for ever. A person who fails back has looked: lock and penalty are gone.
+After RFC 2439 (BGP route flap damping, section 4.2): each fail-over adds a penalty, which halves with every half-life.
+A penalty of ``SUPPRESS`` or more locks the service. So a second fail-over within one half-life locks the service on the
+standby. Unlike the RFC, time alone never unlocks: otherwise a primary that fails once per half-life would flap for
+ever. A manual fail-back clears lock and penalty.
 
-Pure. ``now`` is the wall clock, because it must survive a restart; a clock that went back decays nothing.
+Pure. ``now`` is the wall clock, because it must survive a restart; if the clock goes back, the penalty does not decay.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LONGEST_PROOF = 300.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Damping:
-    """The penalty as it was at ``at``, and whether it ever went too high since a person last failed back."""
+    """The penalty at the time ``at``, and whether it has reached ``SUPPRESS`` since the last manual fail-back."""
 
     penalty: float = 0.0
     at: float = 0.0
@@ -32,14 +32,14 @@ def decayed(damping: Damping, now: float, half_life: float) -> float:
 
 
 def proof(penalty: float, seconds: float) -> float:
-    """For how long the other server must have passed its probes before the next automatic flip, in seconds.
+    """For how many seconds the other server must have passed its probes before the next automatic flip.
 
-    Nothing up to ``SUPPRESS``; then ``seconds`` for each penalty of a flip above the first, at most ``LONGEST_PROOF``.
+    0 up to ``SUPPRESS``; then ``seconds`` per ``PENALTY`` above the first, at most ``LONGEST_PROOF``.
     """
     return 0.0 if penalty < SUPPRESS else min(LONGEST_PROOF, seconds * (penalty / PENALTY - 1.0))
 
 
 def failed_over(damping: Damping, now: float, half_life: float) -> Damping:
-    """After one more fail-over that no person ordered."""
+    """The damping after one more automatic fail-over."""
     penalty = decayed(damping, now, half_life) + PENALTY
     return Damping(penalty, now, damping.locked or penalty >= SUPPRESS)

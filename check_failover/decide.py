@@ -1,8 +1,8 @@
 """Whether to flip: (facts, policy, situation) -> decision with a named reason.
 
-Pure. The two tables below *are* the policy: rows are tried from the top, the first that holds is the answer; when none
-holds the flip is right. A person's order (``manual``) passes overridable rows: a person has looked.
-UNKNOWN facts never move traffic: each row that needs a fact nobody looked up refuses.
+Pure. The tables below are the policy. ``decide`` tries the rows from the top; the first row that applies refuses the
+flip, and if no row applies, the flip is allowed. An operator's order (``manual``) skips overridable rows. UNKNOWN facts
+never move traffic: a row refuses if a fact that it needs is unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from check_failover.model import Detector, Facts, Hold, Policy, Target
 
 
 class Reason(StrEnum):
-    """Why a flip was made or refused. The words stand in journals, texts and tests: never rename one."""
+    """Why a flip was made or refused. Journals, texts and tests contain these words: never rename one."""
 
     FLIP = "flip"
     ALREADY = "already-there"
@@ -41,7 +41,7 @@ class Reason(StrEnum):
     FLAPPING = "flapping"
 
 
-# A refusal that later facts may lift: the core's order stays pending until they do or the core withdraws it.
+# Refusals that later facts may lift: the core's order stays pending until then, or until the core withdraws it.
 RETRYABLE = frozenset(
     {
         Reason.HOLD,
@@ -62,27 +62,27 @@ RETRYABLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What the redirector itself knows at this moment. Seconds."""
+    """What the redirector knows at this moment. Times in seconds."""
 
     target: Target
     hold: Hold | None = None
     since_flip: float | None = None  # None: never flipped
-    manual: bool = False  # a person asked
+    manual: bool = False  # an operator ordered it
     primary_ok: bool | None = None  # fail-back: the last probe of the primary
     primary_passes: int = 0  # fail-back: probes passed in a row
-    primary_good_for: float = 0.0  # fail-back: since when they pass
-    synced_back: bool | None = None  # fail-back: None where the service has no data to bring back
-    why: str = ""  # what asked, where it is neither a fault nor a person
-    moved_by_person: bool = False  # automatic fail-back: a person brought the traffic to the standby
-    locked: bool = False  # automatic fail-back: after too many fail-overs (see damping)
-    downtime: bool = False  # fail-back: one of the primary's has begun and not ended
+    primary_good_for: float = 0.0  # fail-back: for how long the primary has passed its probes
+    synced_back: bool | None = None  # fail-back: None if the service has no data to bring back
+    why: str = ""  # the cause of the order, if it is neither a fault nor an operator
+    moved_by_person: bool = False  # automatic fail-back: an operator moved the traffic to the standby
+    locked: bool = False  # automatic fail-back: locked after too many fail-overs (see damping)
+    downtime: bool = False  # fail-back: the primary is in downtime
     penalty: float = 0.0  # of the automatic flips so far (see damping)
-    standby_good_for: float = 0.0  # fail-over: since when the standby passes its probes
+    standby_good_for: float = 0.0  # fail-over: for how long the standby has passed its probes
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``flip`` says whether; ``reason`` names why; ``text`` is the line for a person."""
+    """``flip``: whether to flip; ``reason``: why; ``text``: the reason as one line for the operator."""
 
     flip: bool
     reason: Reason
@@ -98,7 +98,7 @@ def _held(_f: Facts, _p: Policy, s: Situation) -> str | None:
 
 def _not_confirmed(f: Facts, _p: Policy, _s: Situation) -> str | None:
     if f.detector is Detector.CORE and f.probes == f.probes_failed:
-        return None  # its own attempts (max_check_attempts) were the confirmation; a passed probe would outdo them
+        return None  # the core's own attempts (max_check_attempts) confirmed it; a passed probe would contradict them
     if f.probes == 0:
         return f"no probe of the {f.server} was made"
     needed = 2
@@ -144,7 +144,7 @@ def _unproven(_f: Facts, p: Policy, s: Situation) -> str | None:
 
 
 def _flapping(good_for: float, p: Policy, s: Situation, server: Target) -> str | None:
-    """After several automatic flips the other server must have passed its probes for longer and longer."""
+    """After several automatic flips, the other server must have passed its probes for a growing time."""
     needed = proof(s.penalty, p.fail_back_seconds)
     if good_for >= needed:
         return None
@@ -164,7 +164,7 @@ def _not_allowed(_f: Facts, p: Policy, _s: Situation) -> str | None:
 
 
 def _changes_left_behind(_f: Facts, p: Policy, s: Situation) -> str | None:
-    """What clients wrote to the standby would be missing on the primary."""
+    """The primary lacks the data that clients wrote to the standby."""
     if p.last_resort == "always" or s.synced_back is not False:
         return None
     return "the standby's changes were not brought back (last_resort = safe); by hand: failoverctl fail-back"
@@ -206,7 +206,7 @@ _PRIMARY_UNKNOWN: Row = (
     lambda _f, _p, s: "no probe of the primary was made" if s.primary_ok is None else None,
 )
 
-# What an automatic flip needs whichever server failed: nothing forbids it, and the fault is proven.
+# Conditions for an automatic flip in either direction: nothing forbids it, and the fault is proven.
 _PROVEN_FAULT: tuple[Row, ...] = (
     _HOLD,
     _SHADOW,
@@ -216,8 +216,8 @@ _PROVEN_FAULT: tuple[Row, ...] = (
     (Reason.TRAFFIC_ANSWERED, True, _answered),
 )
 
-# (reason, overridable, why it holds or None). A manual order skips overridable rows: a person has looked.
-# No hold-down: a fault that is proven, while the other server is well, does not wait; flapping is damped instead.
+# (reason, overridable, why the row applies or None). An operator's order skips overridable rows.
+# No hold-down: a proven fault must not wait while the other server is healthy; damping limits flapping instead.
 FAIL_OVER: tuple[Row, ...] = (
     _ON_STANDBY,
     *_PROVEN_FAULT,
@@ -228,7 +228,7 @@ FAIL_OVER: tuple[Row, ...] = (
     (Reason.FLAPPING, True, lambda _f, p, s: _flapping(s.standby_good_for, p, s, Target.STANDBY)),
 )
 
-# The standby serves and fails, the primary is well again: a fail-over in the other direction.
+# The standby serves and fails, and the primary is healthy again: a fail-over in the other direction.
 LAST_RESORT: tuple[Row, ...] = (
     _ON_PRIMARY,
     *_PROVEN_FAULT,
@@ -242,7 +242,7 @@ LAST_RESORT: tuple[Row, ...] = (
     (Reason.FLAPPING, True, lambda _f, p, s: _flapping(s.primary_good_for, p, s, Target.PRIMARY)),
 )
 
-# Planned work: the primary is well, so nothing hurries, and what a fail-over would put up with is a reason to wait.
+# Planned work: the primary is healthy, so a drain can wait where a fail-over would accept a disadvantage.
 DRAIN: tuple[Row, ...] = (
     _ON_STANDBY,
     _HOLD,
@@ -254,7 +254,7 @@ DRAIN: tuple[Row, ...] = (
     (Reason.HOLD_DOWN, False, _hold_down),
 )
 
-# One connection that nobody answers, served by the standby without a flip (the sniffer's rescue): its data counts, too.
+# The sniffer's rescue: the standby serves one unanswered connection without a flip, so its data must be fresh enough.
 RESCUE: tuple[Row, ...] = (
     _ON_STANDBY,
     _HOLD,
@@ -279,7 +279,7 @@ FAIL_BACK: tuple[Row, ...] = (
     (Reason.DOWNTIME, True, _primary_in_downtime),
 )
 
-# By itself (``auto_fail_back``): what a person would be refused, and what only a person may undo.
+# Automatic fail-back (``auto_fail_back``): the conditions of a manual one, and those that only an operator may lift.
 AUTO_FAIL_BACK: tuple[Row, ...] = (
     (Reason.SHADOW, False, _SHADOW[2]),
     (
@@ -297,7 +297,7 @@ AUTO_FAIL_BACK: tuple[Row, ...] = (
     *FAIL_BACK,
 )
 
-# What a row of the fail-back checklist says when it is met.
+# The text of a row of the fail-back checklist when its condition is met.
 MET: dict[Reason, str] = {
     Reason.HOLD: "not held",
     Reason.PRIMARY_UNKNOWN: "the primary was probed",
@@ -311,7 +311,7 @@ MET: dict[Reason, str] = {
 
 
 def decide(table: tuple[Row, ...], facts: Facts, policy: Policy, situation: Situation) -> Decision:
-    """Run one table. The first row that holds refuses; none: flip."""
+    """Evaluate one table. The first row that applies refuses; if no row applies, flip."""
     for reason, overridable, holds in table:
         if overridable and situation.manual:
             continue
@@ -341,7 +341,7 @@ def _failed(facts: Facts) -> str:
 def checklist(
     table: tuple[Row, ...], facts: Facts, policy: Policy, situation: Situation
 ) -> list[tuple[Reason, str | None]]:
-    """Every row with what it would say now (None: passed). For ``failoverctl status`` and the fail-back service."""
+    """Every row's reason with its refusal (None: met). For ``failoverctl status`` and the fail-back service."""
     return [(reason, holds(facts, policy, situation)) for reason, _overridable, holds in table]
 
 

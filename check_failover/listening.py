@@ -1,7 +1,7 @@
-"""The daemons' end of a control socket; what is said on it: ``control``.
+"""The server side of a control socket; ``control`` describes the protocol.
 
-Threads, not an event loop: a handful of short requests, each with a deadline; what may not run twice holds the
-owner's lock.
+Each connection has a thread. That suffices for a few short requests, each with a deadline. A handler that must not run
+twice at once takes its own lock.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Handler: TypeAlias = Callable[[Message, Peer], Message]
 Authorise: TypeAlias = Callable[[str, Peer], str | None]  # (verb, peer) -> None, or why not
 
 SERVER_DEADLINE = 5.0  # seconds a client may take to send its request line
-MAX_CLIENTS = 128  # connections of one user, subscriptions among them: nobody takes the places of the others
+MAX_CLIENTS = 128  # connections per user, subscriptions included: one user cannot lock out the others
 log = logging.getLogger(__name__)
 
 
 class RequestRefusedError(Exception):
-    """Raised by a server's handler to answer ``{"ok": false, "error": text}``."""
+    """A handler raises it; the server answers ``{"ok": false, "error": text}``."""
 
 
 class Server:
     """A listening control socket.
 
-    ``handle`` runs in the connection's thread, after ``authorise`` agreed; it may raise RefusedError. ``hello`` is the
-    first line of a subscription; it is called under the server's lock, so that no event falls between it and the first
-    event, and must take no lock of its own. ``publish`` writes an event to every subscriber and drops those that do
-    not keep up. A connection belongs to its thread, which closes it; the others only shut it down.
+    ``handle`` runs in the connection's thread, after ``authorise`` returned None; it may raise RequestRefusedError.
+    ``hello`` makes the first line of a subscription. The server calls it under its lock, so that a subscriber misses no
+    event; ``hello`` must take no lock itself. ``publish`` writes an event to every subscriber and disconnects a
+    subscriber with a full buffer. Only a connection's own thread closes it; other threads shut it down.
     """
 
     def __init__(
@@ -67,27 +67,27 @@ class Server:
         """Stop serving and remove the socket from the file system."""
         self._closing = True
         self.path.unlink(missing_ok=True)
-        # Only shutdown wakes a thread that waits in accept(2); left there, it would serve whoever gets the descriptor.
-        with contextlib.suppress(OSError):  # FreeBSD wakes the thread and says ENOTCONN all the same
+        # Only shutdown wakes a thread in accept(2). If it stayed there, it would accept on a reused descriptor.
+        with contextlib.suppress(OSError):  # FreeBSD wakes the thread, but returns ENOTCONN
             self._sock.shutdown(socket.SHUT_RDWR)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(SERVER_DEADLINE)
         self._sock.close()
         with self._lock:
             for sock in list(self._subscribers):
-                self._cut(sock)
+                self._disconnect(sock)
 
     def publish(self, event: Message) -> None:
-        """Send an event line to all subscribers; one whose buffer is full is cut off and will subscribe again."""
+        """Send an event line to all subscribers. One with a full buffer is disconnected and will subscribe again."""
         line = json.dumps(event).encode() + b"\n"
         with self._lock:
             for sock in list(self._subscribers):
                 try:
                     sock.sendall(line)
-                except OSError:  # gone, or its buffer is full: half a line is worse than none
-                    self._cut(sock)
+                except OSError:  # the subscriber is gone or its buffer is full: it must not get half a line
+                    self._disconnect(sock)
 
-    def _cut(self, sock: socket.socket) -> None:
+    def _disconnect(self, sock: socket.socket) -> None:
         self._subscribers.remove(sock)
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
@@ -99,31 +99,31 @@ class Server:
             except OSError:
                 if self._closing:
                     return
-                threading.Event().wait(0.05)  # out of descriptors: let the running ones finish
+                threading.Event().wait(0.05)  # out of descriptors: wait until open connections end
                 continue
-            uid = self._admitted(sock)
+            uid = self._admit(sock)
             if uid is None:
                 sock.close()
                 continue
             try:
                 threading.Thread(target=self._serve, args=(sock, uid), daemon=True).start()
-            except RuntimeError:  # no room for one more thread: this client asks again, the daemon goes on
+            except RuntimeError:  # no thread can start: the client will ask again, the daemon goes on
                 log.exception("control socket %s", self.path.name)
-                self._left(sock, uid)
+                self._release(sock, uid)
 
-    def _admitted(self, sock: socket.socket) -> int | None:
-        """Whose connection this is; None: of somebody who has enough of them."""
+    def _admit(self, sock: socket.socket) -> int | None:
+        """The user of a new connection; None: this user has ``MAX_CLIENTS`` connections already."""
         try:
             uid = peer_of(sock).uid
         except (ControlError, OSError):
-            uid = -1  # gone already, or ``_answer`` says why nobody is let in
+            uid = -1  # the client is gone, or ``_answer`` will report the error
         with self._lock:
             if self._clients[uid] >= MAX_CLIENTS:
                 return None
             self._clients[uid] += 1
         return uid
 
-    def _left(self, sock: socket.socket, uid: int) -> None:
+    def _release(self, sock: socket.socket, uid: int) -> None:
         with self._lock:
             self._clients[uid] -= 1
             if sock in self._subscribers:
@@ -139,12 +139,12 @@ class Server:
             else:
                 sock.sendall(json.dumps(reply).encode() + b"\n")
         except OSError:
-            pass  # the client went away: nobody to tell
+            pass  # the client is gone
         finally:
-            self._left(sock, uid)
+            self._release(sock, uid)
 
     def _subscribe(self, sock: socket.socket, hello: Callable[[], Message]) -> None:
-        """Until the subscriber goes, which has nothing more to say, or is cut off."""
+        """Serve until the subscriber closes the connection, sends anything, or is disconnected."""
         with self._lock:
             sock.sendall(json.dumps({"ok": True, **hello()}).encode() + b"\n")
             sock.setblocking(False)
@@ -158,20 +158,20 @@ class Server:
             message = parse(_request_line(sock))
             verb = message.get("verb")
             if not isinstance(verb, str) or verb not in self.verbs:
-                return _no("bogus message: unknown verb"), False
+                return _error_reply("bogus message: unknown verb"), False
             peer = peer_of(sock)
             why = self.authorise(verb, peer)
             if why is not None:
                 log.warning("%s refused to uid %d: %s", verb, peer.uid, why)
-                return _no(f"{verb}: {why}"), False
+                return _error_reply(f"{verb}: {why}"), False
             if verb == "subscribe" and self.hello is not None:
                 return {}, True
             return {"ok": True, **self.handle(message, peer)}, False
         except (ControlError, RequestRefusedError) as error:
-            return _no(str(error)), False
-        except Exception as error:  # a fault of our own must not leave the caller without an answer
+            return _error_reply(str(error)), False
+        except Exception as error:  # after an internal error the client still gets an answer
             log.exception("control socket %s", self.path.name)
-            return _no(f"internal error: {type(error).__name__}: see the daemon's log"), False
+            return _error_reply(f"internal error: {type(error).__name__}: see the daemon's log"), False
 
 
 def _request_line(sock: socket.socket) -> bytes:
@@ -191,7 +191,7 @@ def _request_line(sock: socket.socket) -> bytes:
     return bytes(buffer)
 
 
-def _no(text: str) -> Message:
+def _error_reply(text: str) -> Message:
     return {"ok": False, "error": text}
 
 
@@ -203,7 +203,7 @@ def _remove(path: Path) -> None:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Bind, taking over a dead predecessor's socket but never a living one's. Raises ControlError."""
+    """Bind and listen. Replaces the socket of a dead daemon, never of a running one. Raises ControlError."""
     if path.exists():
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         probe.settimeout(1.0)
@@ -218,7 +218,7 @@ def _listen(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(str(path))
-        path.chmod(0o660)  # the directory's group may talk; SO_PEERCRED decides about what
+        path.chmod(0o660)  # the directory's group may connect; each verb is authorised by SO_PEERCRED
         sock.listen(MAX_CLIENTS)
     except OSError as error:
         sock.close()

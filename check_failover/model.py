@@ -1,6 +1,6 @@
-"""The records and enums that cross rooms. Standard library only, no I/O; time is always an argument.
+"""The records and enums that several packages share. Standard library only, no I/O; time is always an argument.
 
-Times are seconds: ``now`` is the monotonic clock, ``*_at`` of records that are written to disk or sent to a core is
+Times are seconds. ``now`` is the monotonic clock; ``*_at`` in a record that is written to disk or sent to a core is
 the wall clock (Unix time). Sizes are bytes.
 """
 
@@ -14,8 +14,8 @@ from enum import IntEnum, StrEnum
 
 # Packet marks between the sniffer, which sends packets on for clients, and the redirector's rules.
 MARK_POKE = 0x2CF00001  # not tracked
-MARK_REPLAY = 0x2CF00002  # to wherever the target is now
-MARK_RESCUE = 0x2CF00003  # to the standby, wherever the target is
+MARK_REPLAY = 0x2CF00002  # to the current target
+MARK_RESCUE = 0x2CF00003  # to the standby, even if the target is the primary
 
 
 class Target(StrEnum):
@@ -46,21 +46,21 @@ class Detector(StrEnum):
     UNANSWERED_REQUEST = "unanswered-request"
     RETRANSMISSION = "retransmission"
     ERROR_SHARE = "error-share"
-    SILENCE = "silence"  # no demand for long: one look, not a failure
+    SILENCE = "silence"  # no demand for a long time: one probe, not a failure
     CORE = "core"  # the core's own active check went HARD CRITICAL; no stage 1 was involved
 
     @property
     def lossy(self) -> bool:
-        """Whether one failed probe may be chance, so that two of three are wanted instead of two of two."""
+        """Whether one failed probe may be chance, so that two of three must fail instead of two of two."""
         return self in (Detector.RETRANSMISSION, Detector.ERROR_SHARE)
 
     @property
     def number(self) -> int:
-        """What stands for it in perfdata, which holds numbers only."""
+        """Its number in perfdata, which can only contain numbers."""
         return _DETECTOR_NUMBERS[self]
 
 
-# Other versions and the sites' databases have them: a new detector gets a new number, none is ever changed.
+# Other versions and the sites' databases use these numbers: a new detector gets a new number; never change one.
 _DETECTOR_NUMBERS = {
     Detector.REFUSED: 0,
     Detector.UNANSWERED_SYN: 1,
@@ -95,13 +95,13 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """Stage 1's output: reason enough for a probe, not yet for a verdict."""
+    """Stage 1's output: enough reason for a probe, not enough for a verdict."""
 
     service: str
     detector: Detector
     now: float
     text: str  # "12 of 12 requests without reply for 0.31 s"
-    since: float | None = None  # when the trouble began, where that is earlier than ``now``
+    since: float | None = None  # when the trouble began, if earlier than ``now``
 
     def __str__(self) -> str:
         return f"{self.service}: suspicion, {self.detector}: {self.text}"
@@ -114,12 +114,12 @@ class Probe:
     passed: bool
     seconds: float
     text: str  # one line, already free of control characters and "|"
-    refused: bool = False  # the server said no at once: no need to wait for a timeout
+    refused: bool = False  # the server refused the connection: no need to wait for a timeout
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficStats:
-    """What stage 1 knows of a service's traffic over its last window; rates per second, gaps in seconds."""
+    """A service's traffic as stage 1 measured it over its last window. Rates per second, times in seconds."""
 
     request_rate: float = 0.0
     reply_rate: float = 0.0
@@ -132,28 +132,28 @@ class TrafficStats:
     replies: int = 0
     rescued: int = 0
     drops: int = 0
-    share: int = 1  # one of so many connections is watched; the rates are those of all
+    share: int = 1  # the sniffer watches one connection in ``share``; the rates are extrapolated to all
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known about a fault of ``server`` when a flip is asked for. ``None``: it was not looked at."""
+    """What is known about a fault of ``server`` when a flip is requested. ``None``: unknown."""
 
     detector: Detector | None = None
     probes: int = 0  # probes of the serving server since the suspicion
     probes_failed: int = 0
-    requests: int = 0  # asked since the suspicion
-    replies: int = 0  # of these, answered usefully
+    requests: int = 0  # seen since the suspicion
+    replies: int = 0  # useful replies to these requests
     standby_ok: bool | None = None
     blind: bool = False
     sync_age: float | None = None
     sync_running: bool = False
     downtime: bool = False
-    server: Target = Target.PRIMARY  # the one that serves and is at fault
-    evidence: int | None = None  # names what the sniffer kept of this verdict: its Unix time in milliseconds
+    server: Target = Target.PRIMARY  # the serving server, which has the fault
+    evidence: int | None = None  # the name of the sniffer's evidence for this verdict: Unix time in milliseconds
 
     def perfdata(self) -> str:
-        """The facts as perfdata, in labels without spaces so that Nagios's macro cleaning leaves them whole."""
+        """The facts as perfdata. Labels have no spaces, so that Nagios's macro cleaning does not change them."""
         pairs: dict[str, str] = {
             "detector": "" if self.detector is None else str(self.detector.number),
             "probes": str(self.probes),
@@ -171,7 +171,7 @@ class Facts:
 
     @staticmethod
     def parse(perfdata: str) -> Facts:
-        """Facts from a service's perfdata; what is missing or is somebody else's label is left unknown."""
+        """The facts in a service's perfdata. A missing label means unknown; other programs' labels are ignored."""
         pairs = dict(part.split("=", 1) for part in perfdata.split() if "=" in part)
         numbers: dict[str, float] = {}
         for label, value in pairs.items():
@@ -199,7 +199,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """An operator forbids any flip of a service."""
+    """An operator's order that forbids any flip of a service."""
 
     by: str
     at: float
@@ -225,17 +225,17 @@ class Policy:
 
     hold_down: float = 60.0
     max_sync_age: float | None = None  # None: sync age is no criterion
-    sync: str = "refuse"  # refuse | warn: what stale data means for a fail-over
-    min_useful: float = 0.5  # share of requests answered that vetoes a fail-over
+    sync: str = "refuse"  # refuse | warn: the effect of stale data on a fail-over
+    min_useful: float = 0.5  # a larger share of answered requests vetoes a fail-over
     downtime: str = "inhibit"  # drain | ignore | inhibit
     rescue: bool = True
     last_resort: str = "safe"  # safe | always | never: back to the primary when the standby fails
     shadow: bool = False  # decide and report, never flip
     fail_back_passes: int = 3  # probes of the primary in a row
-    fail_back_seconds: float = 10.0  # over at least this time
-    auto_fail_back: bool = False  # without a person, damped (see damping)
+    fail_back_seconds: float = 10.0  # minimum time that those probes must span
+    auto_fail_back: bool = False  # fail back without an operator's order, damped (see damping)
     damping_half_life: float = 86400.0
-    drain_deadline: float | None = None  # when a drain without its own deadline cuts what is left; None: never
+    drain_deadline: float | None = None  # a drain cuts open connections after this time; None: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,34 +249,34 @@ class CheckSpec:
 
 @dataclass(frozen=True, slots=True)
 class SyncSpec:
-    """How a service's data is kept in step (``[service.sync]``). Commands are argument lists, never shell lines.
+    """How failover-sync copies a service's data (``[service.sync]``). Commands are argument lists, never shell lines.
 
-    ``source_path`` (key ``from``) is what is read on the server that gives, ``copy_path`` (key ``to``) is what its
-    counterpart serves: a symbolic link that failover-sync switches. Both hold for both directions.
+    ``source_path`` (key ``from``) is the path read on the source server. ``copy_path`` (key ``to``) is the path served
+    by the receiving server: a symbolic link that failover-sync switches. Both apply in both directions.
     """
 
-    method: str = "rsync"  # rsync | syncrepl (the servers replicate by themselves: compare only)
+    method: str = "rsync"  # rsync | syncrepl (the servers replicate themselves: failover-sync only compares)
     primary: str = "local"  # user@host for ssh, or "local"
     standby: str = "local"
-    controller: str = "local"  # where sockets and state are
+    controller: str = "local"  # the machine with the daemons' sockets and state
     source_path: str = ""
     copy_path: str = ""
     ssh_config: str | None = None
-    rsync_path: str | None = None  # what to run as rsync on the servers, e.g. "sudo rsync"
+    rsync_path: str | None = None  # rsync's command on the servers, e.g. "sudo rsync"
     exclude: tuple[str, ...] = ()
     bandwidth: int = 0  # bytes per second; 0: no limit
-    before: tuple[str, ...] = ()  # on the giving server
-    count: tuple[str, ...] = ()  # on the giving server: prints the number of entries
+    before: tuple[str, ...] = ()  # on the source server
+    count: tuple[str, ...] = ()  # on the source server: prints the number of entries
     verify: tuple[str, ...] = ()  # on the receiving server, before the switch
     after: tuple[str, ...] = ()  # on the receiving server, after the switch
-    timeout: float = 3600.0  # limit of one step
-    after_timeout: float = 30.0  # limit of ``after``, and how long a forward run may hold up a fail-over
+    timeout: float = 3600.0  # limit for each step
+    after_timeout: float = 30.0  # limit of ``after``; a forward run delays a fail-over at most this long
     unsafe: str = "refuse"  # refuse | keep: root's setuid programs, devices, sockets, links that leave the tree
     checksum: bool = True  # compare contents, not only size and time
-    max_shrink: float = 0.5  # share of files, bytes or entries that may be gone since the last good run
-    keep: int = 2  # copies kept on the receiving server, the serving one included
+    max_shrink: float = 0.5  # share of files, bytes or entries that may be missing since the last good run
+    keep: int = 2  # copies kept on the receiving server, including the served one
     sync_back: str = "required"  # required | unnecessary: whether a fail-back waits for failover-sync --reverse
-    sync_back_valid: float = 900.0  # how long a reverse run counts
+    sync_back_valid: float = 900.0  # how long a reverse run stays valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,16 +291,16 @@ class Service:
     standby: Endpoint
     check: CheckSpec
     policy: Policy = field(default_factory=Policy)
-    source_nat: str | None = None  # the controller's address towards the servers, where their way back needs it
+    source_nat: str | None = None  # source address for packets to the servers, if their replies need it
     sync: SyncSpec | None = None
-    primary_host: str | None = None  # the core's host object of the primary itself, for its downtimes
-    test_client: str | None = None  # the address that a drill sends to the standby
-    dialect: str | None = None  # sniffer.dialects: how requests and replies are told apart; None: by check type
+    primary_host: str | None = None  # the core's host object for the primary server, for its downtimes
+    test_client: str | None = None  # the client address that a drill redirects to the standby
+    dialect: str | None = None  # a key of sniffer.stage1.dialects; None: chosen by the check's type
     writes: str = "replicated"  # primary | replicated | none: where clients' writes go
 
     def server(self, target: Target) -> Endpoint:
         return self.primary if target is Target.PRIMARY else self.standby
 
     def endpoint(self, name: str) -> Endpoint:
-        """What plugins call ``--target``: ``primary``, ``standby``, or ``service`` for the service address."""
+        """The endpoint that a plugin's ``--target`` names: ``primary``, ``standby`` or ``service``."""
         return self.address if name == "service" else self.server(Target(name))

@@ -1,6 +1,6 @@
-"""What a daemon writes for the system that runs it: readiness (sd_notify(3)) and the log on stderr.
+"""A daemon's messages to the service manager: readiness (sd_notify(3)) and the log on stderr.
 
-In the journal each line carries its priority (sd-daemon(3)), so that ``journalctl -p warning`` shows refusals and
+In systemd's journal each line carries its priority (sd-daemon(3)), so that ``journalctl -p warning`` shows refusals and
 failures; the journal adds time and program. Elsewhere each line has time, program and level.
 """
 
@@ -17,7 +17,7 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 
 
 def notify(state: str) -> None:
-    """Send e.g. ``READY=1``; nothing happens where systemd does not ask."""
+    """Send e.g. ``READY=1``; does nothing if systemd does not expect it."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -28,7 +28,7 @@ def notify(state: str) -> None:
 
 
 def log_to_stderr(program: str, *, debug: bool = False) -> None:
-    """Log to stderr from now on. ``debug``: our own lines of that level too, not those of the libraries."""
+    """Log to stderr from now on. ``debug`` includes our own debug messages, not those of the libraries."""
     handler = logging.StreamHandler(sys.stderr)
     form = f"%(asctime)s.%(msecs)03d {program}: %(levelname)s: %(message)s"
     handler.setFormatter(_Journal() if _in_journal() else logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
@@ -44,7 +44,7 @@ def fail(program: str, error: Exception) -> NoReturn:
 
 
 class _Journal(logging.Formatter):
-    """Each line of a message, also of a traceback, is an entry of its own and needs its own priority."""
+    """The journal makes an entry of each line, even within a traceback, so each line gets a priority."""
 
     def format(self, record: logging.LogRecord) -> str:
         priority = _PRIORITIES.get(record.levelno, _PRIORITIES[logging.INFO])

@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket, as the kernel says: SO_PEERCRED, and what other systems have like it."""
+"""The credentials of a Unix socket's peer, from the kernel: SO_PEERCRED, and its equivalents on other systems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_BYTES = 1024  # Python's getsockopt refuses a longer buffer; 256 groups
 
 
 class Peer:
-    """Who is at the other end, as the kernel says: process, user and all its groups."""
+    """The process that connected, its user and all its groups, as the kernel reports them."""
 
     __slots__ = ("gids", "pid", "uid")
 
@@ -25,7 +25,7 @@ class Peer:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """Credentials of the process that connected, supplementary groups included. Raises ControlError where unknown."""
+    """Credentials of the process that connected, with supplementary groups. Raises ControlError if unknown."""
     try:
         return _PEER_OF[sys.platform.rstrip("0123456789")](sock)
     except KeyError:
@@ -51,13 +51,13 @@ def _peer_freebsd(sock: socket.socket) -> Peer:
 
 
 def _peer_netbsd(sock: socket.socket) -> Peer:
-    """LOCAL_PEEREID (NetBSD unix(4)): struct unpcbid; supplementary groups are not told, so they are looked up."""
+    """LOCAL_PEEREID (NetBSD unix(4)): struct unpcbid, without supplementary groups, so they are looked up."""
     pid, uid, gid = struct.unpack("3i", sock.getsockopt(_SOL_LOCAL, _LOCAL_PEEREID, 12))
     return Peer(pid, uid, _groups_of(uid, gid) | {gid})
 
 
 def _groups_of(uid: int, gid: int) -> frozenset[int]:
-    """A user's groups as the databases know them."""
+    """A user's groups, from the user database."""
     try:
         return frozenset(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
     except KeyError:

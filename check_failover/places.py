@@ -1,6 +1,6 @@
-"""Where things are on each system, where neither config nor command line says otherwise.
+"""Each platform's default paths, for which neither config nor command line gives another.
 
-Imports nothing that the event handler would have to wait for.
+Imports little, because the event handler starts anew for each event.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BSD = {
     "state_dir": "/var/db/check_failover",
     "command_file": "/var/spool/nagios/rw/nagios.cmd",  # FreeBSD's port
 }
-# how sys.platform begins -> what -> its place
+# prefix of sys.platform -> what -> its path
 PLACES = {
     "linux": LINUX,
     "freebsd": BSD
@@ -52,12 +52,12 @@ PLACES = {
 
 
 def row_of(rows: Mapping[str, Row], platform: str, otherwise: str) -> Row:
-    """A platform's row of a table by how ``sys.platform`` begins (freebsd14, netbsd10); another's where it has none."""
+    """The row whose key begins ``platform`` (freebsd14, netbsd10), or the row ``otherwise`` if there is none."""
     return next((row for name, row in rows.items() if platform.startswith(name)), rows[otherwise])
 
 
 def places(platform: str = sys.platform) -> dict[str, str]:
-    """The platform's; Linux's for one that is not known."""
+    """The platform's default paths; Linux's for an unknown platform."""
     return row_of(PLACES, platform, "linux")
 
 

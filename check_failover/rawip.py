@@ -1,4 +1,4 @@
-"""IP packets by hand: the Internet checksum, and putting right the checksums of a captured packet. Pure.
+"""The Internet checksum, and correction of a captured packet's checksums. Pure.
 
 Captured packets often carry partial checksums, because the sender's network card was to finish them; they must be
 recomputed before such a packet is sent again. scapy would do it in 25 ms, this takes microseconds.
@@ -25,7 +25,7 @@ def checksum(data: bytes) -> int:
 
 
 def finish(packet: bytes) -> bytes | None:
-    """A whole TCP or UDP packet, beginning at its IP header, with right checksums; None for anything else or less."""
+    """A complete TCP or UDP packet from its IP header on, with correct checksums; None for any other input."""
     if len(packet) < 20:
         return None
     if packet[0] >> 4 == 4:

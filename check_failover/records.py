@@ -1,12 +1,12 @@
-"""What the redirector tells others of itself, and the one place that turns records into JSON and JSON into records.
+"""The redirector's records for other processes, and their conversion to JSON and back.
 
-``JournalEntry`` is a line of the journal, ``ServiceStatus`` how a service stands. Both cross processes and versions, so
-reading is strict and total: each value must have its field's type and lie in its limits, a key that no field has is
-ignored, a field with a default may be missing, and all that can go wrong is ``RecordError``. No I/O.
+``JournalEntry`` is a line of the journal; ``ServiceStatus`` is a service's state now. Other processes and other
+versions read both, so reading is strict: each value must have its field's type and be within its limits. Unknown keys
+are ignored, a field with a default may be missing, and the only exception is ``RecordError``. No I/O.
 
-An annotation is all that a field needs: ``str``, ``int``, ``float`` (finite), ``bool``, an enum, another record, a
-tuple, a mapping from names, any of them or ``None``; ``Annotated[float, low, high]`` has limits. A field's name is its
-key in JSON, without the underscore at its end that a Python keyword needs.
+A field's annotation controls reading: ``str``, ``int``, ``float`` (finite), ``bool``, an enum, another record, a tuple,
+a mapping from names, or one of these or ``None``; ``Annotated[float, low, high]`` has limits. A field's name is its
+key in JSON, without a trailing underscore (``from_``).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Reader: TypeAlias = Callable[[object], Any]
 Moment: TypeAlias = Annotated[float, 0.0, 253402300799.0]  # Unix time, until the end of the year 9999
 Count: TypeAlias = Annotated[int, 0, 1 << 63]
 Seconds: TypeAlias = Annotated[float, 0.0, 1e9]
-Number: TypeAlias = Annotated[int, 0, (1 << 32) - 1]  # of a process or a user
+Number: TypeAlias = Annotated[int, 0, (1 << 32) - 1]  # a process or user ID
 
 
 class RecordError(ValueError):
-    """JSON that is not the record it should be: one line that says which value."""
+    """JSON that does not match the record: one line that names the value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The process that gave an order, as the kernel names it."""
+    """The process that gave an order, as the kernel reports it."""
 
     pid: Number
     uid: Number
@@ -43,7 +43,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class DrillPart:
-    """The core ran this part of a drill. ``problem``: why it would not have done its work."""
+    """The core ran this part of a drill. ``problem``: why the part would fail in a real incident."""
 
     at: Moment
     uid: Number
@@ -55,14 +55,14 @@ DrillParts: TypeAlias = Mapping[str, DrillPart]
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One attempt, or what else happened to a service. ``reason`` is a decision's, ``error``, or the verb again."""
+    """One attempt to flip, or another event. ``reason``: the decision's, ``error``, or the verb again."""
 
     id: str
     at: Moment
     service: str
     verb: str
     by: str
-    line: str  # all of it in one line
+    line: str  # the whole entry in one line
     peer: Caller | None = None
     from_: Target | None = None
     to: Target | None = None
@@ -70,18 +70,18 @@ class JournalEntry:
     reason: str | None = None
     text: str = ""
     facts: Facts | None = None
-    moved: Seconds | None = None  # until the kernel's rule had moved
-    forgotten: Count | None = None  # connections, see ``redirector.Redirect``
+    moved: Seconds | None = None  # until the kernel had the new rule
+    forgotten: Count | None = None  # connections, see ``redirector.Redirect``; so are left and freed
     left: Count | None = None
     freed: Count | None = None
     error: str | None = None
-    took: Seconds | None = None  # all of it
-    parts: DrillParts | None = None  # of a drill
+    took: Seconds | None = None  # the whole attempt
+    parts: DrillParts | None = None  # drills only
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Packets that demand an answer, and answers, of a service since the rules were loaded (the NAT's own counters)."""
+    """A service's packets that demand an answer, and its answers, since the rules were loaded (the NAT's counters)."""
 
     asked: Count
     answered: Count
@@ -89,7 +89,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class DrainStatus:
-    """A drain that goes on; ``left``: open connections, None: they could not be counted."""
+    """A drain in progress; ``left``: open connections, None: they could not be counted."""
 
     old: Target
     at: Moment
@@ -99,7 +99,7 @@ class DrainStatus:
 
 @dataclass(frozen=True, slots=True)
 class DrillStatus:
-    """A drill that goes on; ``served``: the standby has answered its client (None: the redirect is left out)."""
+    """A drill in progress. ``client`` None: the drill leaves out the redirect. ``served``: the standby has answered."""
 
     id: str
     client: str | None
@@ -111,7 +111,7 @@ class DrillStatus:
 
 @dataclass(frozen=True, slots=True)
 class AutoFailBack:
-    """How the automatic fail-back stands."""
+    """The state of the automatic fail-back."""
 
     penalty: float
     locked: bool
@@ -120,13 +120,13 @@ class AutoFailBack:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """How a service stands. ``kernel``: the target as read from the kernel's rule, None: neither server."""
+    """A service's state now. ``kernel``: the target read from the kernel's rule, None: neither server."""
 
     target: Target
     kernel: Target | None
     since: Moment | None = None
     hold: Hold | None = None
-    pending: str | None = None  # the reason that the core's order waits for
+    pending: str | None = None  # the refusal that must be lifted before the core's order is executed
     drain: DrainStatus | None = None
     downtime: tuple[str, ...] = ()
     auto_fail_back: AutoFailBack | None = None
@@ -137,10 +137,10 @@ class ServiceStatus:
     address: str = ""
     primary: str = ""
     standby: str = ""
-    fail_back: tuple[tuple[str, str | None], ...] = ()  # the checklist: reason, and why it is open (None: it is met)
+    fail_back: tuple[tuple[str, str | None], ...] = ()  # the checklist: reason, refusal (None: the condition is met)
     last: JournalEntry | None = None
-    flip: JournalEntry | None = None  # the last that moved it
-    peer_silent: Count | None = None  # seconds without a word from the other controller of a pair
+    flip: JournalEntry | None = None  # the last entry with a flip
+    peer_silent: Count | None = None  # seconds since the pair's other controller was last heard
     state: State = State.UNKNOWN  # of "NAME redirect", with its text and further lines
     text: str = ""
     story: tuple[str, ...] = ()
@@ -151,7 +151,7 @@ class ServiceStatus:
 
 
 def to_json(record: ServiceStatus | JournalEntry) -> dict[str, Any]:
-    """A record as what ``json`` takes."""
+    """A record as a dict for ``json``."""
     if isinstance(record, JournalEntry):
         return _entry_json(record)
     found = asdict(record)
@@ -161,7 +161,7 @@ def to_json(record: ServiceStatus | JournalEntry) -> dict[str, Any]:
 
 
 _ALWAYS = ("id", "at", "service", "verb", "by", "peer", "from_", "to", "flipped", "reason", "text", "line", "facts")
-_SOMETIMES = ("moved", "forgotten", "left", "freed", "error", "took", "parts")  # missing where they say nothing
+_SOMETIMES = ("moved", "forgotten", "left", "freed", "error", "took", "parts")  # left out if None
 
 
 def _entry_json(entry: JournalEntry) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def from_json(kind: type[T], raw: object) -> T:
 
 
 def journal_entries(raw: object) -> list[JournalEntry]:
-    """Those of a list that can be read: a line that another hand or version damaged must not hide the others."""
+    """The valid entries of a list: one that is damaged or from another version must not hide the others."""
     found = []
     for one in raw if isinstance(raw, list) else ():
         try:
@@ -191,7 +191,7 @@ def journal_entries(raw: object) -> list[JournalEntry]:
 
 
 def service_statuses(reply: Mapping[str, Any]) -> dict[str, ServiceStatus]:
-    """Each service's of the redirector's reply to ``status``. Raises RecordError."""
+    """Each service's status in the redirector's reply to ``status``. Raises RecordError."""
     try:
         found: dict[str, ServiceStatus] = _reader(Mapping[str, ServiceStatus])(reply.get("services"))
     except RecordError as error:
@@ -200,8 +200,8 @@ def service_statuses(reply: Mapping[str, Any]) -> dict[str, ServiceStatus]:
 
 
 @cache
-def _reader(kind: Any) -> Reader:  # noqa: ANN401 - whatever may annotate a field
-    """What reads a value of that type."""
+def _reader(kind: Any) -> Reader:  # noqa: ANN401 - any type that annotates a field
+    """The function that reads a value of that type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (types.UnionType, Union):
         (inner,) = (_reader(one) for one in arguments if one is not types.NoneType)
@@ -223,36 +223,36 @@ def _reader(kind: Any) -> Reader:  # noqa: ANN401 - whatever may annotate a fiel
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise _no("a text", value)
+        raise _mismatch("a text", value)
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _no("a text in Unicode", value) from None
+        raise _mismatch("a text in Unicode", value) from None
     return value
 
 
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise _no("true or false", value)
+        raise _mismatch("true or false", value)
     return value
 
 
 def _whole(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _no("a whole number", value)
+        raise _mismatch("a whole number", value)
     return value
 
 
 def _finite(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or not math.isfinite(value):
-        raise _no("a finite number", value)
+        raise _mismatch("a finite number", value)
     return value
 
 
 _PLAIN: dict[Any, Reader] = {str: _text, bool: _flag, int: _whole, float: _finite}
 
 
-def _no(wanted: str, value: object) -> RecordError:
+def _mismatch(wanted: str, value: object) -> RecordError:
     return RecordError(f": want {wanted}, not {value!r}"[:200])
 
 
@@ -260,14 +260,14 @@ def _limited(inner: Reader, low: float, high: float) -> Reader:
     def read(value: object) -> float:
         found: float = inner(value)
         if not low <= found <= high:
-            raise _no(f"{low} to {high}", value)
+            raise _mismatch(f"{low} to {high}", value)
         return found
 
     return read
 
 
 def _at(place: object, read: Callable[[object], T], value: object) -> T:
-    """Read it; what is wrong is said with its place."""
+    """Read one value; an error names its place."""
     try:
         return read(value)
     except RecordError as error:
@@ -277,7 +277,7 @@ def _at(place: object, read: Callable[[object], T], value: object) -> T:
 def _list_reader(inner: Reader) -> Reader:
     def read(value: object) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            raise _no("a list", value)
+            raise _mismatch("a list", value)
         return tuple(_at(number, inner, one) for number, one in enumerate(value))
 
     return read
@@ -286,7 +286,7 @@ def _list_reader(inner: Reader) -> Reader:
 def _row_reader(inner: list[Reader]) -> Reader:
     def read(value: object) -> tuple[Any, ...]:
         if not isinstance(value, list) or len(value) != len(inner):
-            raise _no(f"a list of {len(inner)}", value)
+            raise _mismatch(f"a list of {len(inner)}", value)
         return tuple(
             _at(number, read_one, one) for number, (read_one, one) in enumerate(zip(inner, value, strict=True))
         )
@@ -297,7 +297,7 @@ def _row_reader(inner: list[Reader]) -> Reader:
 def _mapping_reader(inner: Reader) -> Reader:
     def read(value: object) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise _no("an object", value)
+            raise _mismatch("an object", value)
         return {_text(key): _at(key, inner, one) for key, one in value.items()}
 
     return read
@@ -308,7 +308,7 @@ def _enum_reader(kind: type[Enum]) -> Reader:
 
     def read(value: object) -> Enum:
         if isinstance(value, bool) or not isinstance(value, str | int) or value not in known:
-            raise _no(f"one of {', '.join(map(str, known))}", value)
+            raise _mismatch(f"one of {', '.join(map(str, known))}", value)
         return known[value]
 
     return read
@@ -321,7 +321,7 @@ def _record_reader(kind: Any) -> Reader:  # noqa: ANN401
 
     def read(value: object) -> object:
         if not isinstance(value, dict):
-            raise _no("an object", value)
+            raise _mismatch("an object", value)
         missing = [key for key in needed if key not in value]
         if missing:
             raise RecordError(f".{missing[0]}: missing")

@@ -1,9 +1,9 @@
-"""What people are told of an incident, line by line: the further lines of services, and what ``failoverctl`` prints.
+"""An incident in lines of text: the further lines of services in the core, and part of ``failoverctl``'s output.
 
-What was seen and probed comes from the sniffer's evidence of a verdict, what was done from an entry of the journal.
-Pure but for the time zone. The further lines are bounded: with first line and perfdata they stay below what the
-narrowest way to a core carries (``transports.wording.SIZE``; Nagios itself takes 8 KiB), so that the last line, how to
-go back, is never the one that is cut off.
+The sniffer's evidence shows what it saw and probed; an entry of the journal shows what the redirector did. Pure, except
+for the time zone. The further lines are bounded: with first line and perfdata they stay below the limit of the
+narrowest transport (``transports.wording.SIZE``; Nagios itself takes 8 KiB). So no transport cuts off the last line,
+which gives the command for the fail-back.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from check_failover.model import Facts
     from check_failover.records import JournalEntry
 
-LINES, LINE = 14, 160  # of one service's further lines: how many, and bytes of each
+MAX_LINES, MAX_LINE_BYTES = 14, 160  # of one service's further lines
 
-# What a flip did for clients, as the journal has it.
+# A flip's repairs for clients: the journal's key -> text.
 _REPAIRS = {
     "freed": "open connections reset: {}",
     "forgotten": "forgotten, in the making or closed: {}",
@@ -37,14 +37,14 @@ def moment(at: object) -> str:
 
 
 def further(lines: Iterable[str]) -> str:
-    """Lines as a result's further lines: bounded, none of them empty, without the ``|`` that would begin perfdata."""
+    """Lines as a result's further lines: bounded, without empty lines and without ``|``, which begins perfdata."""
     kept = [" ".join(line.replace("|", "/").split()) for line in lines]
-    kept = [line.encode()[:LINE].decode(errors="ignore") for line in kept if line]
-    return "\n".join(kept if len(kept) <= LINES else [*kept[: LINES - 2], "...", kept[-1]])
+    kept = [line.encode()[:MAX_LINE_BYTES].decode(errors="ignore") for line in kept if line]
+    return "\n".join(kept if len(kept) <= MAX_LINES else [*kept[: MAX_LINES - 2], "...", kept[-1]])
 
 
 def seen(evidence: Mapping[str, Any]) -> list[str]:
-    """What the sniffer saw, and each probe, of one verdict."""
+    """One verdict's evidence: what the sniffer saw, and each probe."""
     suspicion = evidence["suspicion"]
     lines = [
         f"suspicion: {suspicion['detector']}: {suspicion['text']}",
@@ -57,19 +57,19 @@ def seen(evidence: Mapping[str, Any]) -> list[str]:
 
 
 def refusal(entry: JournalEntry, age: str = "") -> str:
-    """A refused order in one line; ``age``: of the standby's data, said early."""
+    """A refused order in one line; ``age``: text with the age of the standby's data."""
     return f"{entry.verb} refused, {entry.reason}{age}: {entry.text}"
 
 
 def headline(entry: JournalEntry) -> str:
-    """An entry of the journal in one line, a refusal with its reason."""
+    """A journal entry in one line; a refusal includes its reason."""
     if not entry.flipped and entry.reason not in (None, "error", entry.verb):
         return refusal(entry)
     return entry.line
 
 
 def done(entry: JournalEntry) -> list[str]:
-    """What was ordered, on which facts, and what became of it."""
+    """The order, its facts and its outcome."""
     lines = [f"{moment(entry.at)} {headline(entry)}"]
     took = "" if entry.took is None else f", took {1000 * entry.took:.0f} ms"
     repairs = [text.format(getattr(entry, name)) for name, text in _REPAIRS.items() if getattr(entry, name)]
@@ -81,13 +81,13 @@ def done(entry: JournalEntry) -> list[str]:
 
 
 def page_name(entry: JournalEntry) -> str | None:
-    """File name of the incident's page (``failoverctl reports``); None for what is none: neither moved nor refused."""
+    """File name of the incident's page (``failoverctl reports``); None if the entry is neither a flip nor a refusal."""
     incident = entry.flipped or (entry.verb == "fail-over" and entry.reason != "already-there")
     return f"{entry.id}.html" if incident else None
 
 
 def _facts(facts: Facts) -> list[str]:
-    """What the decision was made on; nothing of what nobody looked at."""
+    """The known facts behind the decision."""
     lines = []
     if facts.requests:
         unanswered = facts.requests - facts.replies

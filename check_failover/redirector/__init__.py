@@ -1,7 +1,6 @@
-"""Who steers: the only wing that touches NAT.
+"""failover-redirector: the only package that touches NAT.
 
-A redirect is built from the config and does what ``Redirect`` says. A new one is one file
-and one line in ``REDIRECTS``.
+A redirect is built from the config and implements ``Redirect``. A new one is one module and one line in ``REDIRECTS``.
 """
 
 from __future__ import annotations
@@ -15,67 +14,68 @@ from check_failover.records import Activity
 
 
 class RedirectError(Exception):
-    """The kernel or its tool did not do it: one line that says what, where and what to do."""
+    """The kernel or its tool failed: one line that says what, where and what to do."""
 
 
 class Redirect(Protocol):
-    """One way to redirect. Each method raises RedirectError when it failed, and the old state stands then."""
+    """One kind of redirect. A method that fails raises RedirectError and leaves the old state."""
 
-    cuts: bool  # whether it can ``cut``
-    drills: bool  # whether it can ``send_to_standby``
+    cuts: bool  # whether ``cut`` works
+    drills: bool  # whether ``send_to_standby`` works
 
     def install(self, targets: Mapping[str, Target]) -> None:
-        """Bring the kernel's rules to exactly these targets (service name -> target), at boot or after a damage.
+        """Set the kernel's rules to exactly these targets (service name -> target), at boot or after damage.
 
-        Idempotent: right rules are left untouched, so that a restart neither flips nor interrupts.
+        Idempotent: correct rules stay untouched, so a restart neither flips nor interrupts.
         """
 
     def current(self, service: Service) -> Target | None:
-        """The target as the kernel has it; None: no such rule, or one that points to neither server."""
+        """The target in the kernel's rule; None: there is no rule, or it points to neither server."""
 
     def whole(self) -> bool:
-        """Whether everything else of ours is in the kernel: what ``current`` does not look at."""
+        """Whether the kernel has all our other rules, which ``current`` does not check."""
 
     def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
-        """Flip in one step, never without a rule. With ``drain`` open connections stay where they are."""
+        """Flip in one transaction, so that a rule exists at any time. With ``drain``, open connections stay."""
 
     def forget_unanswered(self, service: Service, old: Target) -> int:
-        """Forget connections in the making towards the ``old`` server, so that their next packet goes to the new one.
+        """Forget half-open connections to the ``old`` server, so that their next packet goes to the new one.
 
-        Called right after ``set``, before the sniffer hears of the flip and sends first packets on. Returns how many.
+        Called right after ``set``, before the sniffer gets the event and replays first packets. Returns how many.
         """
 
     def free_stranded(self, service: Service, old: Target) -> int:
-        """Free the clients with open connections to ``old``, after ``forget_unanswered``. Returns how many."""
+        """Reset clients' open connections to ``old``, after ``forget_unanswered``. Returns how many."""
 
     def sweep(self, service: Service, old: Target) -> int:
-        """Forget what is left towards ``old``, once the freed clients had time to hear of it. Returns how many.
+        """Forget the remaining connections to ``old``, once the resets had time to arrive. Returns how many.
 
-        A client that uses a port again would otherwise be sent to ``old`` as part of its former connection.
+        Otherwise a client that reuses a port would be sent to ``old`` as part of its former connection.
         """
 
     def open_connections(self, service: Service, server: Target) -> int:
-        """Connections that clients still have to that server (UDP: flows that the kernel still remembers)."""
+        """The number of clients' open connections to that server (UDP: flows that the kernel still remembers)."""
 
     def cut(self, service: Service, old: Target) -> int:
-        """End a drain: what a flip does to the old server's connections, now. Returns how many clients were freed."""
+        """End a drain: treat the old server's connections as a fail-over does. Returns how many were reset."""
 
     def withhold(self, service: Service, on: bool) -> None:
-        """Whether refusals of new connections are kept from clients while it is undecided. No-op where impossible."""
+        """Withhold refusals of new connections from clients while a fault is undecided. No-op if unsupported."""
 
     def activity(self, service: Service) -> Activity:
         """Counters for ``check_failover_traffic`` without the sniffer."""
 
     def forget(self, service: Service, client: str, port: int) -> bool:
-        """Clear the way for a new try of that client (rescue); False when its connection has been answered."""
+        """Forget a client's unanswered connection for a rescue; False if the server has answered it."""
 
     def send_to_standby(self, service: Service, client: str | None, seconds: float) -> None:
-        """For a drill: new connections of this one client go to the standby until the time is over, which the kernel
-        sees to itself. None: nobody's any more. Never called where ``drills`` is False.
+        """Drill: send this client's new connections to the standby until the kernel's timeout; None: end it now.
+
+        Never called if ``drills`` is False.
         """
 
     def answered(self, service: Service, client: str) -> frozenset[tuple[Target, int]]:
-        """Server and client's port of this client's connections that were answered and are still remembered."""
+        """Server and client port of this client's answered connections that the kernel still remembers."""
 
 
 def _nftables(config: Config) -> Redirect:

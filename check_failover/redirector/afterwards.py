@@ -1,6 +1,6 @@
-"""What an answer does not wait for: passive results are composed and sent here, one after the other, in order.
+"""Composes and sends passive results in a background thread, in order, so that no answer waits for them.
 
-Composing one asks the sniffer, which may hang; whoever gave the order has the answer by then.
+A job asks the sniffer, which may hang; the redirector has answered the order before that.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Hashable
 from check_failover.redirector import RedirectError
 
 log = logging.getLogger(__name__)
-LIMIT = 1000  # jobs that wait; one more is left out, and the next look reports how things stand
-LAST_WORD = 5.0  # seconds that a stopping redirector gives the jobs that wait
+LIMIT = 1000  # waiting jobs; further ones are dropped, and the next periodic result shows the state
+LAST_WORD = 5.0  # seconds that a stopping redirector gives the waiting jobs
 
 
 class Afterwards:
-    """One thread. ``closing`` tells a job that the program ends and nothing slow may be asked any more."""
+    """One thread. ``closing``: the program is ending, so a job must not ask anything slow."""
 
     def __init__(self) -> None:
         self.closing = False
@@ -28,7 +28,7 @@ class Afterwards:
         self._thread.start()
 
     def submit(self, job: Callable[[], None], only: Hashable = None) -> None:
-        """Never blocks. ``only``: a name; while a job of that name waits another one is left out."""
+        """Never blocks. ``only``: a name; while a job of that name waits, another one is dropped."""
         if only is not None and only in self._waiting:
             return
         try:
@@ -40,7 +40,7 @@ class Afterwards:
             log.error("%d passive results wait: one is left out, the journal has what was done", LIMIT)
 
     def close(self) -> None:
-        """Finish what waits, for ``LAST_WORD`` seconds at most. Nothing may be submitted any more."""
+        """Finish the waiting jobs, for ``LAST_WORD`` seconds at most. No job may be submitted afterwards."""
         self.closing = True
         try:
             self._jobs.put(None, timeout=LAST_WORD)

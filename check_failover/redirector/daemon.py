@@ -1,8 +1,8 @@
-"""failover-redirector: the only program that touches NAT. Restores the targets, then answers its socket's verbs.
+"""failover-redirector: the only program that touches NAT. Restores the targets, then serves its control socket.
 
-A resident program and not sudo: fixed verbs only, one writer, milliseconds instead of a Python start, and the target
-restored at boot before the first packet is forwarded. SO_PEERCRED decides who may say what (``rights``). On SIGTERM the
-rules stay: a stopped redirector must not take the service with it.
+A daemon has advantages over sudo: fixed verbs, one writer, no Python start for each order, and at boot it restores the
+target before the first packet is forwarded. ``rights`` authorises clients by SO_PEERCRED. On SIGTERM the rules stay,
+because a stopped redirector must not interrupt the service.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from check_failover.redirector.steering import Steering
 
 log = logging.getLogger("failover-redirector")
 
-HEAL_EVERY = 2.0  # seconds between two looks at the kernel's rules
+HEAL_EVERY = 2.0  # seconds between two reads of the kernel's rules
 
 
 def run(config: Config, stop: threading.Event) -> None:
-    """Serve until ``stop``. Raises RedirectError or ControlError when it cannot begin."""
+    """Serve until ``stop``. Raises RedirectError or ControlError if it cannot start."""
     published: list[Server] = []
     redirect = REDIRECTS[config.controller.redirect](config)
     steering = Steering(config, redirect, lambda e: published[0].publish(e))

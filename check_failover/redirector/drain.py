@@ -1,8 +1,8 @@
-"""How a drain ends. Pure.
+"""The end of a drain. Pure.
 
-A drain is planned work: new connections go to the new target, open ones finish where they are. It ends when none is
-left, or when those that are left are cut, as a fail-over does with all: at the drain's deadline, or because the server
-that they are on died meanwhile, and waiting for it would leave them stranded.
+A drain is planned work: new connections go to the new target, open ones finish on the old server. It ends when no open
+connection is left. The redirector cuts the rest, as in a fail-over, at the drain's deadline or when the old server
+fails, because the connections would be stranded then.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from check_failover.redirector.state import Drain
 
 
 def ending(drain: Drain, left: int, *, old_failed: bool, now: float) -> str | None:
-    """Why the drain is over, in words; None while it goes on. ``now`` is the wall clock, ``left`` open connections."""
+    """Why the drain is over; None while it goes on. ``now``: the wall clock; ``left``: number of open connections."""
     if left == 0:
         return f"no connection is left on the {drain.old}"
     if drain.deadline is not None and now >= drain.deadline:

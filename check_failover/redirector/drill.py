@@ -1,8 +1,8 @@
-"""Drills: one client is sent to the standby to try the whole chain; everybody else stays where they are.
+"""Drills: the redirect sends one client to the standby to test the whole chain; all other clients stay.
 
-Kept in memory only: the kernel itself forgets the client when its time is over (a set element with a timeout), so
-nothing of a drill can stay, whoever is killed. A drill never touches a target: the core's handler and its notification
-command report here, and what they hear is "drill".
+Kept in memory only. The kernel itself removes the client when the time is over (a set element with a timeout), so a
+drill leaves nothing behind, even if a process is killed. A drill never changes a target: the core's event handler and
+notification command report here, and the redirector only records that.
 """
 
 from __future__ import annotations
@@ -21,23 +21,30 @@ from check_failover.redirector import Redirect
 from check_failover.redirector.steering import Steering
 
 LONGEST = 600.0  # seconds
-PARTS = ("handler", "notification")  # what the core runs in a drill
+PARTS = ("handler", "notification")  # the programs that the core runs in a drill
 
 
 @dataclass(slots=True)
 class DrillRecord:
-    """One drill that goes on. ``parts``: what the core ran so far."""
+    """A drill in progress. ``parts``: the programs that the core has run so far."""
 
     id: str
-    client: str | None  # None: the redirect cannot send one client elsewhere, only the rest is tried
+    client: str | None  # None: this redirect cannot redirect a single client, the drill tests the rest
     by: str
     until: float  # Unix time
-    known: frozenset[tuple[Target, int]]  # connections of the client before: they prove nothing
+    known: frozenset[tuple[Target, int]]  # the client's earlier connections, which prove nothing
     parts: dict[str, DrillPart] = field(default_factory=dict)
 
 
 class Drills:
-    """One at a time for each service; safe to call from several threads."""
+    """At most one drill per service. Thread-safe.
+
+    state    call                                     next
+    -------  ---------------------------------------  -----------------------------------
+    idle     ``begin``                                running
+    running  ``report``: the core ran a part          running
+    running  ``end``, or ``advance`` past ``until``   idle; the kernel forgets the client
+    """
 
     def __init__(self, redirect: Redirect, steering: Steering) -> None:
         self._redirect, self._steering = redirect, steering
@@ -45,7 +52,7 @@ class Drills:
         self._running: dict[str, DrillRecord] = {}
 
     def begin(self, service: Service, message: Message, by: str) -> Message:
-        """Send the client to the standby for so many seconds. Raises RefusedError, RedirectError."""
+        """Redirect the client to the standby for that many seconds. Raises RequestRefusedError, RedirectError."""
         client, seconds = _client(service, message.get("client")), _seconds(message.get("seconds"))
         with self._lock:
             if service.name in self._running:
@@ -66,7 +73,7 @@ class Drills:
         return {"id": entry.id, "client": client, "in_use": any(target is Target.PRIMARY for target, _ in known)}
 
     def report(self, service: Service, message: Message, peer: Peer) -> Message:
-        """The core ran its handler or its notification command. Raises RefusedError."""
+        """The core ran its event handler or its notification command. Raises RequestRefusedError."""
         part, said = message.get("part"), message.get("id")
         with self._lock:
             drill = self._running.get(service.name)
@@ -77,7 +84,7 @@ class Drills:
         return {"text": f"drill {drill.id}: heard; a drill moves nothing"}
 
     def end(self, service: Service, message: Message, by: str) -> Message:
-        """Its program has finished. Raises RefusedError."""
+        """``failoverctl drill`` has finished. Raises RequestRefusedError."""
         failed = message.get("failed")
         with self._lock:
             drill = self._running.get(service.name)
@@ -89,7 +96,7 @@ class Drills:
         return {"text": text}
 
     def advance(self, service: Service) -> None:
-        """End one whose program was killed; called every few seconds. Raises RedirectError."""
+        """End a drill whose ``failoverctl`` was killed; called every few seconds. Raises RedirectError."""
         with self._lock:
             drill = self._running.get(service.name)
             if drill is not None and time.time() > drill.until:
@@ -98,7 +105,7 @@ class Drills:
                 self._steering.note(service.name, "drill-end", "redirector", text, parts=dict(drill.parts))
 
     def status(self, service: Service) -> DrillStatus | None:
-        """How far a drill is. Raises RedirectError."""
+        """The state of a running drill. Raises RedirectError."""
         drill = self._running.get(service.name)
         if drill is None:
             return None

@@ -1,4 +1,4 @@
-"""What the redirector finds out before it decides: the sniffer has the probes, and no privilege to lose."""
+"""The redirector's questions to the sniffer before a decision. The sniffer probes, because it has fewer privileges."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from check_failover.control import ControlError
 from check_failover.model import Detector, Facts, Service, Target
 from check_failover.records import RecordError, from_json
 
-RECENT = 1.0  # seconds from the verdict to the order: usually some hundredths
+RECENT = 1.0  # seconds from the verdict to the order; usually below 0.1
 
 log = logging.getLogger(__name__)
 
 
 def probe(controller: Controller, service: Service, target: Target) -> bool | None:
-    """Whether that server passes a probe now. None: nobody could look."""
+    """Whether that server passes a probe now. None: the sniffer could not probe."""
     try:
         reply = control.ask(
             controller.sniffer_socket,
@@ -33,7 +33,7 @@ def probe(controller: Controller, service: Service, target: Target) -> bool | No
 
 
 def health(controller: Controller, service: Service, target: Target) -> dict[str, Any]:
-    """What the sniffer knows of a server from the probes it made; empty when it is away."""
+    """The sniffer's latest probe results of a server; empty if the sniffer does not answer."""
     found = _sniffer(controller, service).get(target, {})
     return found if isinstance(found, dict) else {}
 
@@ -41,13 +41,13 @@ def health(controller: Controller, service: Service, target: Target) -> dict[str
 def with_missing_facts(
     controller: Controller, service: Service, verb: str, facts: Facts, *, manual: bool, since: float | None
 ) -> Facts:
-    """Facts of an order, with what the sniffer knows or probes for what nobody looked at.
+    """The facts of an order, completed with the sniffer's verdict or probes.
 
-    An order without facts is looked into before it is believed: CRITICAL from a freshness check that could not run, or
-    from a core on another machine, whose way back carries fixed words only. So is one whose facts are older than the
-    last flip (``since``): a result that was kept while the core was away, and comes when all is long over. And so is
-    one that was long on its way, because the core or the redirector was stopped; its own facts stand where the sniffer
-    is away meanwhile.
+    The sniffer must confirm an order whose facts are
+
+    - missing: CRITICAL from a freshness check that could not run, or from a core whose NRPE can carry fixed words only;
+    - older than the last flip (``since``): the transport kept the result while the core was away;
+    - older than ``RECENT``: core or redirector were stopped meanwhile. If the sniffer is away, these facts stay valid.
     """
     if verb == "fail-over" and not manual:
         measured = None if facts.evidence is None else facts.evidence / 1000
@@ -55,14 +55,14 @@ def with_missing_facts(
         before = measured is not None and since is not None and measured < since
         late = measured is not None and abs(time.time() - measured) > RECENT
         if unknown or before or (late and _sniffer(controller, service)):
-            facts = _found_out(controller, service, facts)
+            facts = _ask_for_facts(controller, service, facts)
     if facts.standby_ok is None:
         facts = replace(facts, standby_ok=probe(controller, service, Target.STANDBY))
     return facts
 
 
-def _found_out(controller: Controller, service: Service, facts: Facts) -> Facts:
-    """The verdict that stands on the primary now; without one, two probes of it."""
+def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Facts:
+    """The sniffer's present verdict on the primary; without one, two probes of it."""
     known = _sniffer(controller, service)
     found = Facts(downtime=facts.downtime, blind=bool(known.get("blind")))
     if found.blind:
@@ -84,7 +84,7 @@ def _found_out(controller: Controller, service: Service, facts: Facts) -> Facts:
 
 
 def _sniffer(controller: Controller, service: Service) -> dict[str, Any]:
-    """The sniffer's status of a service (see ``control``); empty when it is away."""
+    """The sniffer's status of a service (see ``control``); empty if the sniffer does not answer."""
     try:
         reply = control.ask(controller.sniffer_socket, {"verb": "status"}, timeout=2.0)
     except ControlError:
@@ -94,15 +94,15 @@ def _sniffer(controller: Controller, service: Service) -> dict[str, Any]:
 
 
 def synced(controller: Controller, service: Service, facts: Facts) -> Facts:
-    """The facts with the sync record as it is now: nobody can make the data look fresher."""
+    """The facts with the sync record as it is now, so that an order cannot claim fresher data."""
     return syncstate.known(controller.state_dir, service, facts, time.time())
 
 
 def synced_back(controller: Controller, service: Service, since: float | None, *, planned: bool) -> bool | None:
-    """Whether the standby's changes ``since`` the flip are on the primary; None where that is no question.
+    """Whether the primary has the standby's changes ``since`` the flip; None: the fail-back need not wait for them.
 
-    Only a ``planned`` fail-back waits for servers that replicate by themselves: they cannot be compared while the
-    standby fails, and replication brings its changes later.
+    Only a ``planned`` fail-back waits for servers that replicate themselves: failover-sync cannot compare them while
+    the standby fails, and replication brings the changes later.
     """
     if service.sync is None or service.sync.sync_back != "required":
         return None

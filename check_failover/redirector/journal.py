@@ -1,7 +1,7 @@
 """The audit journal: one JSON line for each attempt to flip, refusals included, flushed to disk before the answer.
 
-A line that a power cut left half written is skipped when reading and closed with a newline before the next is written.
-At ``LIMIT`` bytes the file is renamed to ``.1``, so the journal never fills the disk.
+After a power cut the last line may be incomplete: ``read`` skips it, and ``write`` ends it with a newline first. At
+``LIMIT`` bytes the file is renamed to ``.1``, so the journal never fills the disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class JournalError(Exception):
 
 
 class Journal:
-    """Appends and reads; the caller holds the lock that orders attempts."""
+    """Appends and reads entries; the caller holds the lock that serialises attempts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,7 +42,7 @@ class Journal:
             ) from None
 
     def read(self, limit: int) -> list[JournalEntry]:
-        """The last entries, oldest first; damaged lines are left out. No journal yet: none."""
+        """The last entries, oldest first, without damaged lines; empty if there is no journal yet."""
         entries: list[JournalEntry] = []
         for path in (self._path.with_suffix(self._path.suffix + ".1"), self._path):
             try:

@@ -1,6 +1,6 @@
-"""What is wanted of a service, what the tables say to it, and what it makes of the service's state. Pure.
+"""An order, its decision by the tables of ``decide``, and the service's state after it. Pure.
 
-``age`` is seconds since the service was last moved (None: never); ``now`` is the wall clock, as in the state.
+``age``: seconds since the service's last flip (None: never); ``now``: the wall clock, as in the state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TABLES = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Who wants what. ``primary_*`` and ``synced_back``: what the fail-back's checklist asks (``decide.FAIL_BACK``)."""
+    """An order to flip. ``primary_*`` and ``synced_back`` are facts for the table ``decide.FAIL_BACK``."""
 
     service: Service
     verb: str  # a key of TABLES
@@ -43,8 +43,8 @@ class Order:
     facts: Facts
     manual: bool = False
     drain: bool = False
-    deadline: float | None = None  # drain: seconds until what is left is cut
-    why: str = ""  # where it is neither a fault nor a person that asks
+    deadline: float | None = None  # drain: seconds until the remaining connections are cut
+    why: str = ""  # the cause, if it is neither a fault nor an operator
     peer: Caller | None = None
     primary_ok: bool | None = None
     primary_passes: int = 0
@@ -54,7 +54,7 @@ class Order:
 
 
 def situation(order: Order, state: ServiceState, age: float | None, now: float) -> Situation:
-    """What the redirector itself knows when ``order`` comes."""
+    """The redirector's own knowledge when it decides ``order``."""
     return Situation(
         target=state.target,
         hold=state.hold,
@@ -74,20 +74,20 @@ def situation(order: Order, state: ServiceState, age: float | None, now: float) 
 
 
 def table(order: Order) -> tuple[Row, ...]:
-    """The table that decides: a fail-over away from the standby has one of its own."""
+    """The order's table. A fail-over from the standby to the primary has its own one."""
     if order.verb == "fail-over" and order.facts.server is Target.STANDBY and not order.manual:
         return LAST_RESORT
     return TABLES[order.verb]
 
 
 def decided(order: Order, state: ServiceState, age: float | None, now: float) -> Decision:
-    """Whether to do it, by the table of its verb."""
+    """The decision by the order's table."""
     return decide(table(order), order.facts, order.service.policy, situation(order, state, age, now))
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """An order, all it was decided on, and the decision: one line for a person, made only where it is shown."""
+    """An order, its facts and its decision as one line for the debug log, formatted only if logged."""
 
     order: Order
     state: ServiceState
@@ -105,7 +105,7 @@ class Explained:
 
 
 def after(before: ServiceState, order: Order, now: float) -> ServiceState:
-    """What a flip makes of a service's state."""
+    """The service's state after the flip."""
     policy, damping = order.service.policy, before.damping
     if order.verb == "fail-over" and not order.manual:
         damping = failed_over(damping, now, policy.damping_half_life)

@@ -1,9 +1,9 @@
-"""What the core hears from the redirector: passive results "NAME redirect" and "NAME fail-back".
+"""The redirector's passive results for the core: "NAME redirect" and "NAME fail-back".
 
-"redirect" tells the outcome of each attempt (the problem itself is told by "NAME primary", whose notification leaves
-before the handler runs). "fail-back" is OK while the target is the primary, UNKNOWN while it is the standby and a
-fail-back would be refused (the reason stands in its text), WARNING once it would be done: "ready to fail back". A
-person who submits OK for it orders the fail-back. CRITICAL pages: the automatic fail-back has locked.
+"redirect" reports the outcome of each attempt. ("NAME primary" reports the fault itself; its notification leaves before
+the event handler runs.) "fail-back" is OK while the target is the primary. While the target is the standby, it is
+UNKNOWN if a fail-back would be refused (its text has the reason), WARNING once a fail-back would be done ("ready to
+fail back"), CRITICAL if the automatic fail-back has locked. An operator who submits OK for it orders the fail-back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEARTBEAT = 60.0  # seconds between two results of an unchanged state
 
 
 class CoreReports:
-    """Hands results to the core; never blocks, keeps what the core does not take."""
+    """Sends results to the core. Never blocks; keeps the results that the core does not accept."""
 
     def __init__(self, config: Config) -> None:
         transport = TRANSPORTS[config.monitoring["transport"]](config.monitoring)
@@ -32,8 +32,8 @@ class CoreReports:
         self._last: dict[str, tuple[float, object]] = {}
 
     def attempt(self, service: Service, entry: JournalEntry, status: ServiceStatus) -> None:
-        """An attempt was made: its outcome, then the state it left. ``status`` may be younger than the attempt."""
-        if entry.flipped and status.target != entry.to:  # moved again meanwhile, whose own result follows
+        """Report an attempt's outcome, then the state. ``status`` may be more recent than the attempt."""
+        if entry.flipped and status.target != entry.to:  # another flip followed; its own result comes next
             state = State.WARNING if entry.to == Target.STANDBY else State.OK
             self._send(service, "redirect", state, outcome(service, entry), status)
             return
@@ -49,17 +49,17 @@ class CoreReports:
             self._send(service, "fail-back", state, text, status)
 
     def look(self, service: Service, status: ServiceStatus) -> None:
-        """Called every few seconds: reports when something changed, or as a heartbeat."""
-        now = _glance(status)
+        """Called every few seconds: reports a change, or a heartbeat."""
+        now = _fingerprint(status)
         at, before = self._last.get(service.name, (float("-inf"), None))
         if now != before or time.monotonic() - at >= HEARTBEAT:
             self.state(service, status)
 
     def state(self, service: Service, status: ServiceStatus, line: str | None = None) -> None:
-        """How things stand, for both services."""
+        """Report the state of both services."""
         state, text = redirect_state(status)
         back, why = fail_back_state(status)
-        self._last[service.name] = (time.monotonic(), _glance(status))
+        self._last[service.name] = (time.monotonic(), _fingerprint(status))
         self._send(service, "redirect", state, line or text, status)
         self._send(service, "fail-back", back, why, status)
 
@@ -74,14 +74,14 @@ class CoreReports:
         self._outbox.submit(PassiveResult(service.host, name, state, text, time.time(), details, perfdata))
 
 
-def _glance(status: ServiceStatus) -> tuple[object, ...]:
-    """What makes a new result when it changes."""
+def _fingerprint(status: ServiceStatus) -> tuple[object, ...]:
+    """The parts of a status whose change needs a new result."""
     missing = tuple(reason for reason, why in status.fail_back if why is not None)
     return redirect_state(status)[0], status.pending, status.target, missing, status.drain is None
 
 
 def outcome(service: Service, entry: JournalEntry) -> str:
-    """One line for an attempt; the data's age stands early, where a text cut to one message still has it."""
+    """One line for an attempt. The data's age stands early, so that a text cut to one SMS still contains it."""
     age = _data_age(service, entry)
     if entry.flipped:
         return f"{entry.verb} done, now on the {entry.to}{age}: {entry.text}"
@@ -89,7 +89,7 @@ def outcome(service: Service, entry: JournalEntry) -> str:
 
 
 def _data_age(service: Service, entry: JournalEntry) -> str:
-    """How old the data is that clients read, or would; whoever is paged must know it. Empty without a sync."""
+    """The age of the data that clients read, or would read, from the standby. Empty without a sync."""
     if service.sync is None or entry.to != Target.STANDBY:
         return ""
     age = None if entry.facts is None else entry.facts.sync_age
@@ -97,14 +97,14 @@ def _data_age(service: Service, entry: JournalEntry) -> str:
 
 
 def _checklist(service: Service, status: ServiceStatus) -> list[str]:
-    """Item by item, and how to go back; nothing on the primary."""
+    """The checklist's items and the fail-back's command; empty if the target is the primary."""
     if status.target == Target.PRIMARY:
         return []
     return [*items(status.fail_back), story.way_back(service.name)]
 
 
 def detail_lines(service: Service, status: ServiceStatus, report_url: str | None = None) -> list[str]:
-    """The further lines of "NAME redirect": what was done last, on which facts, its page, what can be done now."""
+    """The further lines of "NAME redirect": the last attempt, its facts, its page, and what can be done now."""
     on_standby = status.target == Target.STANDBY
     entry = (status.flip if on_standby else None) or status.last
     lines = [f"{service.protocol} {service.address}: primary {service.primary}, standby {service.standby}"]
@@ -121,7 +121,7 @@ def detail_lines(service: Service, status: ServiceStatus, report_url: str | None
 
 
 def fail_back_state(status: ServiceStatus) -> tuple[State, str]:
-    """State and text of "NAME fail-back": the first item of the checklist that is not met."""
+    """State and text of "NAME fail-back"; the text names the checklist's first item that is not met."""
     if status.target == Target.PRIMARY:
         return State.OK, "on the primary, nothing to fail back"
     automatic = status.auto_fail_back
@@ -155,7 +155,7 @@ def _redirect_state(status: ServiceStatus) -> tuple[State, str]:
 
 
 def draining(status: ServiceStatus) -> str:
-    """The end of a line while connections finish on the other server; empty when none do."""
+    """The end of a line during a drain: the number of connections on the old server; empty without a drain."""
     drain = status.drain
     if drain is None:
         return ""

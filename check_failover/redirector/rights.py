@@ -1,4 +1,4 @@
-"""Who may say what on the redirector's socket. SO_PEERCRED tells who speaks; root may say everything."""
+"""The verbs that each user may use on the redirector's socket. SO_PEERCRED gives the user; root may use all verbs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from check_failover.peer import Peer
 
 _EVERYONE, _CORE, _SNIFFER, _PAIR, _OPERATORS = "everyone", "core", "sniffer", "pair", "operators"
 
-# verb -> who may say it
+# verb -> the roles that may use it
 RIGHTS: dict[str, frozenset[str]] = {
     "status": frozenset({_EVERYONE}),
     "history": frozenset({_EVERYONE}),
@@ -33,7 +33,7 @@ RIGHTS: dict[str, frozenset[str]] = {
 
 
 def refused(controller: Controller, verb: str, peer: Peer) -> str | None:
-    """Why ``peer`` may not say ``verb``; None when it may."""
+    """Why ``peer`` may not use ``verb``; None if it may."""
     if peer.uid == 0 or RIGHTS[verb] & {_EVERYONE, *_roles(controller, peer)}:
         return None
     names = {
@@ -47,7 +47,7 @@ def refused(controller: Controller, verb: str, peer: Peer) -> str | None:
 
 
 def by_hand(controller: Controller, peer: Peer) -> bool:
-    """Whether ``peer`` may give orders as a person, which pass over what the facts say."""
+    """Whether ``peer`` may give an operator's orders, which skip overridable rows (see ``decide``)."""
     return peer.uid == 0 or _OPERATORS in _roles(controller, peer)
 
 

@@ -1,4 +1,4 @@
-"""How a service stands: what the redirector answers to ``status``. Asks the kernel for rule, counters, connections."""
+"""A service's status, which the redirector answers to ``status``. Reads rule, counters, connections from the kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from check_failover.redirector.store import StateStore
 
 
 def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceStatus:
-    """See ``records``. ``fail_back``: an order to fail back, with what is known of the primary."""
+    """See ``records``. ``fail_back``: an order to fail back, with the known facts about the primary."""
     service, state = fail_back.service, store.state[fail_back.service.name]
     kernel = redirect.current(service)
     activity = None
@@ -57,7 +57,7 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
 
 
 def _automatic(service: Service, state: ServiceState, now: float) -> AutoFailBack | None:
-    """How the automatic fail-back stands; None where it is off."""
+    """The state of the automatic fail-back; None if it is off."""
     policy = service.policy
     if not policy.auto_fail_back:
         return None

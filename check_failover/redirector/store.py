@@ -1,4 +1,4 @@
-"""What the redirector remembers of each service: its state on disk, its journal, and its present problems.
+"""The redirector's memory of each service: its state on disk, its journal, and its present problems.
 
 Each problem has a kind (``state``, ``kernel``, ``journal`` ...). It stays until something of that kind succeeds again.
 "NAME redirect" shows the first one.
@@ -24,24 +24,36 @@ log = logging.getLogger(__name__)
 
 
 class StateStore:
-    """State, journal and problems of all services. The caller holds the lock that orders attempts."""
+    """State, journal and problems of all services. The caller holds the lock that serialises attempts.
+
+    A service's state on disk (the disk may refuse each write):
+
+    state     call                                            next       the disk refuses
+    --------  ----------------------------------------------  ---------  ---------------------
+    settled   ``intend``, before the kernel's rule changes    intended   settled, StateError
+    intended  the rule changed: ``mark_moved``, ``settle``    settled    unsettled, a problem
+    intended  the rule did not change: ``withdraw``           settled    unsettled, a problem
+    intended  the process ends: ``load`` returns the service  intended
+    settled   ``save``, ``adopt``: no flip                    settled    settled, StateError
+    unsettled ``retry_writes``                                settled    unsettled, a problem
+    """
 
     def __init__(self, state_dir: Path, names: Iterable[str]) -> None:
         self._directory = state_dir / "target"
         self._journal = Journal(state_dir / "journal.jsonl")
         self.state: dict[str, ServiceState] = {}
-        self.problems: dict[str, dict[str, str]] = {name: {} for name in names}  # service -> kind -> the line
-        self.last_entry: dict[str, JournalEntry] = {}  # the newest of each service
-        self.last_flip: dict[str, JournalEntry] = {}  # the newest that moved it
-        self._kept: deque[JournalEntry] = deque(maxlen=1000)  # entries that the journal does not have yet
-        self._unsettled: set[str] = set()  # services whose present state is not on the disk
-        self._moved: dict[str, float] = {}  # when it was last moved, on a clock that does not jump
+        self.problems: dict[str, dict[str, str]] = {name: {} for name in names}  # service -> kind -> text
+        self.last_entry: dict[str, JournalEntry] = {}  # service -> its newest entry
+        self.last_flip: dict[str, JournalEntry] = {}  # service -> its newest entry with a flip
+        self._unwritten: deque[JournalEntry] = deque(maxlen=1000)  # entries that are not in the file yet
+        self._unsettled: set[str] = set()  # services whose state is not on disk
+        self._moved: dict[str, float] = {}  # service -> its last flip on the monotonic clock
         self._numbers = itertools.count(1)
 
     def load(self, kernel: Callable[[str], Target | None]) -> list[str]:
-        """What an earlier process left; ``kernel`` tells a service's target where its file is damaged.
+        """Load the saved states; ``kernel`` returns a service's target if its state file is damaged.
 
-        Returns the services that it was moving when it ended. Raises StateError where there can be no state at all.
+        Returns the services whose flip the earlier process did not finish. Raises StateError without a directory.
         """
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -70,24 +82,24 @@ class StateStore:
         return unfinished
 
     def since_move(self, name: str) -> float | None:
-        """Seconds since a service was last moved, whatever was done to the wall clock meanwhile; None: never.
+        """Seconds since a service's last flip, by the monotonic clock; None: never.
 
-        Only a restart has to believe the wall clock, and one that went back says "just now" then.
+        After a restart the count begins with the wall clock's difference; if that is negative, with 0.
         """
         return time.monotonic() - self._moved[name] if name in self._moved else None
 
     def drain_now(self, name: str, drain: Drain) -> float:
-        """The time on the clock of that drain: from its begin on it does not jump."""
+        """The present time for that drain: its begin in wall clock time plus the monotonic clock's seconds since."""
         return drain.at + (self.since_move(name) or 0.0)
 
     # ------------------------------------------------------------ state
 
     def intend(self, name: str, state: ServiceState) -> None:
-        """Write the state that a flip is about to bring about. Raises StateError; the old state stands then."""
+        """Write the state after a flip, before the flip. Raises StateError; then the old state stays."""
         intend(self._directory, name, state)
 
     def withdraw(self, name: str) -> None:
-        """Remove what a failed flip intended. Where the disk refuses that, it is a problem: a restart would flip."""
+        """Remove a failed flip's intent. If the disk refuses, report a problem, because a restart would flip."""
         try:
             if name in self._unsettled:
                 intend(self._directory, name, self.state[name])
@@ -97,12 +109,12 @@ class StateStore:
             self._write_failed(name, error)
 
     def mark_moved(self, name: str, state: ServiceState) -> None:
-        """The flip was done: ``settle`` must follow."""
+        """Record that the kernel's rule changed; ``settle`` must follow."""
         self.state[name] = state
         self._moved[name] = time.monotonic()
 
     def settle(self, name: str) -> None:
-        """Make the present state last on the disk. Where the disk refuses, it is a problem until ``retry_writes``."""
+        """Make the state durable; if the disk refuses, report a problem until a later write succeeds."""
         try:
             settle(self._directory, name)
         except StateError as error:
@@ -111,11 +123,11 @@ class StateStore:
             self._write_succeeded(name)
 
     def save(self, name: str, state: ServiceState) -> None:
-        """Write a change that moves nothing. Raises StateError; the old state stands then."""
+        """Write a change other than a flip. Raises StateError; then the old state stays."""
         self.adopt(name, replace(state, changes=self.state[name].changes + 1))
 
     def adopt(self, name: str, state: ServiceState) -> None:
-        """Write a state that the other controller changed. Raises StateError; the old state stands then."""
+        """Write a state that the other controller changed. Raises StateError; then the old state stays."""
         intend(self._directory, name, state)
         try:
             settle(self._directory, name)
@@ -126,16 +138,16 @@ class StateStore:
         self._write_succeeded(name)
 
     def retry_writes(self) -> None:
-        """Try again what could not be written; called every few seconds."""
+        """Retry failed writes; called every few seconds."""
         for name, problems in self.problems.items():
             if "state" in problems:
                 with contextlib.suppress(StateError):
                     intend(self._directory, name, self.state[name])
                     self.settle(name)
-        self._write_kept()
+        self._flush_journal()
 
     def set_pending(self, name: str, reason: str | None) -> None:
-        """Remember the reason that the core's order waits for; None: no order waits."""
+        """Save the refusal that keeps the core's order pending; None: no order is pending."""
         try:
             self.save(name, replace(self.state[name], pending=reason))
         except StateError as error:
@@ -162,7 +174,7 @@ class StateStore:
         facts: Facts | None = None,
         peer: Caller | None = None,
     ) -> JournalEntry:
-        """An entry for the journal, of an attempt that has moved nothing so far."""
+        """A new journal entry, without a flip so far."""
         now, target = time.time(), self.state[name].target
         return JournalEntry(
             id=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}-{name}-{next(self._numbers)}",
@@ -186,23 +198,23 @@ class StateStore:
         return self.state[name].target is not (known or ServiceState().target)
 
     def write(self, entry: JournalEntry) -> None:
-        """Append to the journal. A full disk must not stop a flip: a problem, and ``retry_writes`` tries again."""
+        """Append to the journal. If the disk is full, report a problem; ``retry_writes`` tries again."""
         self._remember(entry)
-        self._kept.append(entry)
-        self._write_kept()
+        self._unwritten.append(entry)
+        self._flush_journal()
 
     def _remember(self, entry: JournalEntry) -> None:
         self.last_entry[entry.service] = entry
         if entry.flipped:
             self.last_flip[entry.service] = entry
 
-    def _write_kept(self) -> None:
+    def _flush_journal(self) -> None:
         try:
-            while self._kept:
-                self._journal.write(self._kept[0])
-                self._kept.popleft()
+            while self._unwritten:
+                self._journal.write(self._unwritten[0])
+                self._unwritten.popleft()
         except JournalError as error:
-            for entry in self._kept:
+            for entry in self._unwritten:
                 if self.problems[entry.service].get("journal") != str(error):
                     log.error("%s", error)
                 self.problems[entry.service]["journal"] = str(error)

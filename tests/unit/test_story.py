@@ -13,7 +13,7 @@ from check_failover.config import load
 from check_failover.model import Detector, Facts, PassiveResult, State, Target
 from check_failover.records import JournalEntry, ServiceStatus
 from check_failover.redirector.report import detail_lines
-from check_failover.story import LINE, LINES, done, further, seen, way_back
+from check_failover.story import MAX_LINE_BYTES, MAX_LINES, done, further, seen, way_back
 from check_failover.transports.command_file import PIPE_BUF, command
 from check_failover.transports.wording import SIZE, output
 from tests.unit.test_incident import ENTRY, STORY
@@ -90,8 +90,8 @@ def test_the_page_of_an_incident_is_linked() -> None:
 def test_further_lines_are_bounded_and_the_last_one_arrives(lines: list[str], end: str) -> None:
     """Whatever servers said: never so much that a way to the core cuts off the end, and nothing that is perfdata."""
     text = further([*lines, end, way_back("ldap")])
-    assert len(text.splitlines()) <= LINES
-    assert all(0 < len(line.encode()) <= LINE for line in text.split("\n"))
+    assert len(text.splitlines()) <= MAX_LINES
+    assert all(0 < len(line.encode()) <= MAX_LINE_BYTES for line in text.split("\n"))
     assert "|" not in text
     result = PassiveResult("h" * 60, "ldap redirect", State.WARNING, "x" * 300, 0.0, text, "standby=1 held=0")
     assert way_back("ldap") in output(result, 100.0)
