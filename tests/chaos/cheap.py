@@ -27,7 +27,7 @@ import dns.rrset
 
 from tests.lab.daemon import Housed
 from tests.lab.load import PATIENCE, ROOT, Load, Request
-from tests.lab.netns import House, python_argv
+from tests.lab.netns import House, poll, python_argv
 
 PORTS = {"web": 80, "dns": 53}
 NAME = "www.example.org."
@@ -48,8 +48,10 @@ class Cheap(Housed):
         super().start()
 
     def restrict(self, operation: str | None) -> None:
-        """Whatever the operation: all of them."""
+        """Whatever the operation: all of them. It is so when this returns: two pending signals come in any order."""
+        said = len(self.said())
         os.kill(self.pid, signal.SIGUSR1 if operation else signal.SIGUSR2)
+        poll(lambda: len(self.said()) > said, 10.0, f"{self.out}: the signal is taken")
 
 
 class Asking(Load):
@@ -65,8 +67,13 @@ class Asking(Load):
 
 async def _serve(kind: str, who: str, address: str, port: int) -> None:
     state, loop = {"sick": False}, asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, lambda: state.update(sick=True))
-    loop.add_signal_handler(signal.SIGUSR2, lambda: state.update(sick=False))
+
+    def become(sick: bool) -> None:
+        state["sick"] = sick
+        print("sick" if sick else "well", flush=True)
+
+    loop.add_signal_handler(signal.SIGUSR1, become, True)
+    loop.add_signal_handler(signal.SIGUSR2, become, False)
 
     async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, EOFError, asyncio.LimitOverrunError):

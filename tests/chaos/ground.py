@@ -33,8 +33,8 @@ NFT, IP = "/usr/sbin/nft", "/usr/sbin/ip"
 DAEMONS = ("redirector", "sniffer")
 PORT = {"ldap": 389, **PORTS}
 PROTOCOL = {"ldap": "tcp", "web": "tcp", "dns": "udp"}
-RATE = 8.0  # requests per second and service
-LAST = 4  # so many requests in a row must have been answered well
+RATE = 10.0  # requests per second and service
+LAST = 3  # so many requests in a row must have been answered well
 SERVICE = f"""
 [[service]]
 name = "{{name}}"
