@@ -8,15 +8,32 @@ next probe waits 150 ms. A passed probe refutes the suspicion. A probe that neve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from check_failover.model import Facts, Probe, Service, Suspicion, Target, TrafficStats
+from check_failover.model import Detector, Facts, Probe, Service, Suspicion, Target, TrafficStats
 
 SECOND = 0.05  # seconds after the first probe began
 AFTER_REFUSAL = 0.15  # seconds after a refusal: a quick restart is no failure
 STALE = 0.05  # seconds: a probe that began earlier than this before the investigation does not count
 PATIENCE = 1.0  # seconds beyond the timeouts of two probes until the investigation expires
+ENOUGH_REQUESTS = 5  # since the first failed verdict, until they alone tell whether the server answers
+
+
+def traffic_evidence(
+    count: Callable[[float, Detector | None], tuple[int, int]], suspicion: Suspicion, failed_at: float | None
+) -> tuple[int, int]:
+    """Requests and useful replies since the trouble began, or since ``failed_at``, the first failed verdict.
+
+    The trouble may seem to begin long before it did: with a request that was lost on the way, while the server answered
+    all others. So later looks count what was asked since the first failed verdict, once that is enough to judge by.
+    """
+    if failed_at is not None:
+        fresh = count(failed_at, suspicion.detector)
+        if fresh[0] >= ENOUGH_REQUESTS:
+            return fresh
+    return count(suspicion.now if suspicion.since is None else suspicion.since, suspicion.detector)
 
 
 @dataclass(frozen=True, slots=True)

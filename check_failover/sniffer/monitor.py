@@ -17,7 +17,7 @@ from typing import Any
 from check_failover import story
 from check_failover.model import Detector, Facts, PassiveResult, Probe, Service, State, Suspicion, Target
 from check_failover.sniffer.health import Health
-from check_failover.sniffer.investigation import Investigation, Verdict
+from check_failover.sniffer.investigation import Investigation, Verdict, traffic_evidence
 from check_failover.sniffer.monitor_actions import Actions
 from check_failover.sniffer.stage1.packet import Packet
 from check_failover.sniffer.stage1.traffic import TrafficMonitor
@@ -67,6 +67,7 @@ class ServiceMonitor:
         self._verdict: Verdict | None = None
         self._suspicion: Suspicion | None = None
         self._pending: Suspicion | None = None  # came too soon after the last investigation
+        self._failed_at = now  # the first failed verdict of those that stand
         self._was_failed = False  # the condition before the monitor became blind
         self._probe_fault: str | None = None  # why the last investigation reached no verdict
         self._next_investigation = now
@@ -215,9 +216,9 @@ class ServiceMonitor:
         investigation = self._investigation
         if investigation is None:
             return
-        suspicion = investigation.suspicion
-        since = suspicion.now if suspicion.since is None else suspicion.since
-        verdict = investigation.verdict(*self.traffic.since(since, suspicion.detector), expired=expired)
+        failed_at = self._failed_at if self.condition is Condition.FAILED else None
+        counts = traffic_evidence(self.traffic.since, investigation.suspicion, failed_at)
+        verdict = investigation.verdict(*counts, expired=expired)
         if verdict is None:
             return
         self._investigation, self._probe_fault = None, None
@@ -246,6 +247,7 @@ class ServiceMonitor:
             evidence = investigation.story(verdict, self.traffic.stats(now), now)
             self._detail_lines = [f"{story.moment(time.time())} {verdict.text}", *story.seen(evidence)]
             if first:
+                self._failed_at = now
                 self._evidence = self._actions.keep(self.service, evidence)
         verdict = replace(verdict, facts=replace(verdict.facts, evidence=self._evidence))
         self.condition = Condition.FAILED
@@ -261,7 +263,8 @@ class ServiceMonitor:
         at, before = self._sent_facts
         fresh = self._facts(verdict)
         other_is_proven = self.health[self.target.other].passes >= self.service.policy.fail_back_passes
-        news = (replace(fresh, requests=0, replies=0), verdict.other_ok, other_is_proven)
+        vetoed = fresh.replies >= self.service.policy.min_useful * fresh.requests > 0
+        news = (replace(fresh, requests=0, replies=0), verdict.other_ok, other_is_proven, vetoed)
         if news != before or now - at >= FACTS_INTERVAL:
             self._sent_facts = (now, news)
             self._actions.facts(self.service, fresh)

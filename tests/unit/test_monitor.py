@@ -315,6 +315,21 @@ class TestFailure:
         assert facts.replies > 0.9 * facts.requests
         assert decision(facts) is Reason.TRAFFIC_ANSWERED
 
+    def test_a_request_lost_long_ago_delays_no_fail_over(self) -> None:
+        """It raises the suspicion, so its time is the fault's beginning: what was answered since then is history."""
+        scene = Scene()
+        busy = learn(scene)
+        lone = Talk(scene, 50000).connect()
+        lone.ask(made.ldap(5, 0x6E, b"x" * 20))  # a compare whose reply was lost; the probes refute it
+        made.repeatedly(scene, 9.0, 0.1, lambda n: busy.serve(made.search(500 + n), made.result(500 + n)))
+        assert scene.orders() == []
+        scene.servers[PRIMARY] = hangs
+        begun = scene.now
+        made.repeatedly(scene, 6.0, 0.1, lambda n: busy.ask(made.search(700 + n)))
+        assert decision(scene.orders()[0]) is Reason.TRAFFIC_ANSWERED
+        first = next(at for at, facts in scene.sent_facts if decision(facts) is Reason.FLIP)
+        assert first - begun < 4.0
+
     def test_both_dead_then_one_recovers(self) -> None:
         """CRITICAL "no healthy server"; looked at every second; the standby's recovery is reported and evidence."""
         scene = Scene()
