@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import control
-from tests.chaos.cheap import PORTS, Asking, Cheap
 from tests.chaos.model import SERVICES, Event, World, must_be_served
 from tests.component.test_adversity import FLOOD
 from tests.lab import faults
+from tests.lab.cheap import PORTS, Asking, Cheap
 from tests.lab.icinga import Icinga
 from tests.lab.load import Load, Request
 from tests.lab.nagios import Nagios

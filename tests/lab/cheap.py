@@ -1,7 +1,7 @@
 """Web and DNS servers that start at once and can be had to fail, and clients that say who answered.
 
-python -m tests.chaos.cheap web|dns NAME ADDRESS PORT      SIGUSR1: from now on 503 or SERVFAIL; SIGUSR2: well again
-python -m tests.chaos.cheap clients ADDRESS RATE           of both kinds; a line for each request (``load.Request``)
+python -m tests.lab.cheap web|dns NAME ADDRESS PORT      SIGUSR1: from now on 503 or SERVFAIL; SIGUSR2: well again
+python -m tests.lab.cheap clients ADDRESS RATE           of both kinds; a line for each request (``load.Request``)
 
 ``Cheap`` has what ``tests.lab.faults`` asks of a server.
 """
@@ -40,7 +40,7 @@ class Cheap(Housed):
     patience = 5.0
 
     def __init__(self, house: House, kind: str, who: str, address: str, log: Path) -> None:
-        argv = python_argv("tests.chaos.cheap", kind, who, address, str(PORTS[kind]))
+        argv = python_argv("tests.lab.cheap", kind, who, address, str(PORTS[kind]))
         super().__init__(house, who, argv, log, lambda: "ready" in self.said(), cwd=ROOT)
 
     def start(self) -> None:
@@ -59,7 +59,7 @@ class Asking(Load):
 
     def __init__(self, house: House, directory: Path, *, address: str, rate: float) -> None:
         super().__init__(house, directory, base="", attribute="", address=address)
-        self._argv = [sys.executable, "-m", "tests.chaos.cheap", "clients", address, str(rate)]
+        self._argv = [sys.executable, "-m", "tests.lab.cheap", "clients", address, str(rate)]
 
 
 # ------------------------------------------------------------ the programs
