@@ -12,7 +12,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,11 @@ def _freeze(path: Path, raw: dict[str, Any]) -> Config:
         monitoring=_monitoring(path, raw.get("monitoring", {})),
         sms=raw.get("sms"),
     )
+
+
+def fixed(config: Config) -> tuple[object, ...]:
+    """What a running daemon cannot change: places, sockets, users, and the way to the core."""
+    return replace(config.controller, client_interfaces=()), config.monitoring
 
 
 def _monitoring(path: Path, table: dict[str, Any]) -> dict[str, Any]:

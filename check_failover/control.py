@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 
 TYPE_CHECKING = False  # as typing.TYPE_CHECKING; typing and pathlib cost the event handler 14 ms at each start
 if TYPE_CHECKING:
@@ -86,11 +87,23 @@ class UnreachableError(ControlError):
     """The daemon did not answer: a second attempt may help, other than after a refusal."""
 
 
+class SilentError(UnreachableError):
+    """The daemon's process is there, and does not answer: it hangs, or somebody stopped it (SIGSTOP)."""
+
+    def __init__(self, path: str | Path) -> None:
+        daemon = "failover-" + str(path).rpartition("/")[2].partition(".")[0]
+        super().__init__(f"{path}: {daemon} runs and does not answer: restart it")
+
+
 def ask(path: str | Path, request: Mapping[str, Any], timeout: float = 5.0) -> Message:
-    """Send one request and return its reply. Raises ControlError if there is no reply or ``ok`` is not true."""
+    """Send one request, return its reply, within ``timeout`` seconds in all.
+
+    Raises ControlError when there is none or it is a refusal of the protocol.
+    """
+    end = time.monotonic() + timeout
     with _connect(path, timeout) as sock:
         _send(sock, request, path)
-        return _checked(_read_line(sock, path), path)
+        return _checked(_read_line(sock, path, end), path)
 
 
 def subscribe(path: str | Path, timeout: float = 5.0) -> tuple[socket.socket, Message]:
@@ -98,7 +111,7 @@ def subscribe(path: str | Path, timeout: float = 5.0) -> tuple[socket.socket, Me
     sock = _connect(path, timeout)
     try:
         _send(sock, {"verb": "subscribe"}, path)
-        return sock, _checked(_read_line(sock, path, exact=True), path)
+        return sock, _checked(_read_line(sock, path, time.monotonic() + timeout, exact=True), path)
     except BaseException:
         sock.close()
         raise
@@ -132,7 +145,9 @@ def _connect(path: str | Path, timeout: float) -> socket.socket:
     except OSError as error:
         if sock is not None:
             sock.close()
-        why = "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        if isinstance(error, TimeoutError | BlockingIOError):
+            raise SilentError(path) from None
+        why = error.strerror or str(error)
         raise UnreachableError(f"{path}: {why}: is the daemon running, and are you in its group?") from None
     return sock
 
@@ -144,14 +159,15 @@ def _send(sock: socket.socket, request: Mapping[str, Any], path: str | Path) -> 
         raise UnreachableError(f"{path}: cannot send: {error.strerror or error}") from None
 
 
-def _read_line(sock: socket.socket, path: str | Path, exact: bool = False) -> bytes:
-    """One line. ``exact`` reads byte by byte, so that the events after the line stay in the socket."""
+def _read_line(sock: socket.socket, path: str | Path, end: float, exact: bool = False) -> bytes:
+    """One line until ``end`` (monotonic). ``exact`` reads byte by byte so that nothing behind it is swallowed."""
     buffer = bytearray()
     while not buffer.endswith(b"\n"):
         try:
+            sock.settimeout(max(0.001, end - time.monotonic()))
             chunk = sock.recv(1 if exact else 65536)
         except TimeoutError:
-            raise UnreachableError(f"{path}: no reply in time") from None
+            raise SilentError(path) from None
         except OSError as error:
             raise UnreachableError(f"{path}: cannot receive: {error.strerror or error}") from None
         if not chunk:

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from typing import NoReturn
 
 # sd-daemon(3)
@@ -25,6 +26,16 @@ def notify(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.connect(address)
         sock.send(state.encode())
+
+
+def alive(status: str) -> None:
+    """Tell systemd's watchdog that the caller's loop turned, and ``systemctl status`` how things stand."""
+    notify(f"WATCHDOG=1\nSTATUS={' '.join(status.split())[:200]}")
+
+
+def reloading(ready: str) -> None:
+    """A reload began (sd_notify(3)); ``ready`` is the status when it is over: call ``notify`` with READY=1 then."""
+    notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS={ready}")
 
 
 def log_to_stderr(program: str, *, debug: bool = False) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from check_failover import control
 from check_failover.config import Config
-from check_failover.control import ControlError, Message
+from check_failover.control import ControlError, Message, SilentError
 from check_failover.peer import peer_of
 from check_failover.places import row_of
 from check_failover.records import RecordError, ServiceStatus, service_statuses
@@ -28,6 +28,7 @@ from check_failover.records import RecordError, ServiceStatus, service_statuses
 S = TypeVar("S")
 READ, WRITE, EXECUTE = 4, 2, 1
 PATH = "/sbin:/usr/sbin:/bin:/usr/bin"  # where the system's own programs are
+LOOK_TIMEOUT = 0.9  # seconds for each daemon's status: a person gets an answer within two, whatever hangs
 COMMAND_LIMIT = 10.0  # seconds for one external program
 # how sys.platform begins -> what is to be done -> how
 WAYS = {
@@ -93,6 +94,7 @@ class Daemon(Generic[S]):
     status: Mapping[str, S] | None
     away: str
     user: Who | None
+    hangs: bool = False  # its process is there and does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,9 @@ def scene(config: Config, nagios_cfg: Path) -> Scene:
 
 def _daemon(path: Path, usual_user: str, read: Callable[[Message], Mapping[str, S]]) -> Daemon[S]:
     try:
-        status = read(control.ask(path, {"verb": "status"}, timeout=5.0))
+        status = read(control.ask(path, {"verb": "status"}, LOOK_TIMEOUT))
     except (ControlError, RecordError) as error:
-        return Daemon(None, str(error), who(usual_user))
+        return Daemon(None, str(error), who(usual_user), isinstance(error, SilentError))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             sock.connect(str(path))

@@ -44,7 +44,9 @@ def daemons(scene: Scene) -> Iterator[Finding]:
             if _closed(path.parent, os.X_OK) or _closed(path, os.W_OK):
                 yield Finding("unknown", name, found, "run it as root, or as a member of the socket's group")
             else:
-                yield Finding("missing", name, found, way("order", verb="start", daemon=name))
+                yield Finding(
+                    "missing", name, found, way("order", verb="restart" if daemon.hangs else "start", daemon=name)
+                )
             continue
         runs = f"runs as {daemon.user.name}" if daemon.user else "runs"
         yield Finding("ok", name, f"answers, {runs}, its socket is {describe(path.stat())}")

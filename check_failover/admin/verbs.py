@@ -18,6 +18,7 @@ from check_failover import control
 from check_failover.admin import remote, reports, show
 from check_failover.admin.director import basket
 from check_failover.admin.doctor import doctor
+from check_failover.admin.finding import LOOK_TIMEOUT
 from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import nagios
 from check_failover.config import Config
@@ -35,10 +36,10 @@ class FailedError(Exception):
 
 def status(config: Config, arguments: argparse.Namespace) -> None:
     services = _chosen(config, arguments.service)
-    told = _ask(config, {"verb": "status"})
+    told = control.ask(config.controller.redirector_socket, {"verb": "status"}, LOOK_TIMEOUT)
     redirector = service_statuses(told)
     try:
-        sniffer = control.ask(config.controller.sniffer_socket, {"verb": "status"}, timeout=5.0)["services"]
+        sniffer = control.ask(config.controller.sniffer_socket, {"verb": "status"}, LOOK_TIMEOUT)["services"]
         away = None
     except ControlError as error:
         sniffer, away = {}, str(error)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
 from check_failover import __version__, control
-from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
+from check_failover.config import DEFAULT_PATH, Config, ConfigError, fixed, load
 from check_failover.control import ControlError
 from check_failover.listening import Server
-from check_failover.notify import fail, log_to_stderr, notify
+from check_failover.model import Target
+from check_failover.notify import alive, fail, log_to_stderr, notify, reloading
 from check_failover.redirector import REDIRECTS, RedirectError
 from check_failover.redirector.drill import Drills
 from check_failover.redirector.report import CoreReports
@@ -30,8 +33,11 @@ log = logging.getLogger("failover-redirector")
 HEAL_EVERY = 2.0  # seconds between two reads of the kernel's rules
 
 
-def run(config: Config, stop: threading.Event) -> None:
-    """Serve until ``stop``. Raises RedirectError or ControlError if it cannot start."""
+def run(config: Config, stop: threading.Event, hangup: threading.Event) -> bool:
+    """Serve until ``stop``, or until ``hangup`` when the config can be read anew: True then.
+
+    Raises RedirectError or ControlError when it cannot begin.
+    """
     published: list[Server] = []
     redirect = REDIRECTS[config.controller.redirect](config)
     steering = Steering(config, redirect, lambda e: published[0].publish(e))
@@ -50,18 +56,43 @@ def run(config: Config, stop: threading.Event) -> None:
     notify("READY=1")
     for line in (f"{name}: {target}" for name, target in steering.targets().items()):
         log.info("started, %s", line)
-    pause = 0.0
-    while not stop.wait(pause):
+    pause, anew = 0.0, False
+    while not anew and not stop.wait(pause):
         pause = HEAL_EVERY
         steering.reconcile()
+        alive(_summary(steering))  # the lock could be taken
         for service in config.services:
             requests.advance(service)
             requests.fail_back(service)
             requests.look(service)
-    notify("STOPPING=1")
+            alive(_summary(steering))
+        if hangup.is_set():
+            hangup.clear()
+            anew = _can_begin_anew(config)
+    if not anew:
+        notify("STOPPING=1")
     server.close()
     requests.close()
     report.close()
+    return anew
+
+
+def _summary(steering: Steering) -> str:
+    """For ``systemctl status``."""
+    targets = list(steering.targets().values())
+    return f"{len(targets)} services, {targets.count(Target.STANDBY)} on the standby"
+
+
+def _can_begin_anew(config: Config) -> bool:
+    """Whether the config file can be taken; if not, the reason is reported and the config in force stays."""
+    try:
+        if fixed(load(config.path)) != fixed(config):
+            raise ConfigError(f"{config.path}: [controller] and [monitoring] change with a restart only")
+    except ConfigError as error:
+        log.error("the config in force stays: %s", error)
+        notify(f"STATUS=config refused, the one in force stays: {error}")
+        return False
+    return True
 
 
 def main() -> None:
@@ -71,11 +102,16 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args()
     log_to_stderr(parser.prog, debug=arguments.debug)
-    stop = threading.Event()
+    stop, hangup = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGHUP, lambda *_: hangup.set())
     try:
-        run(load(arguments.config), stop)
+        if run(load(arguments.config), stop, hangup):
+            # The rules and the state stay, so a program that begins anew in this process takes nothing from clients.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            reloading("reading the config again")
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606, our own program
     except (ConfigError, ControlError, RedirectError, StateError) as error:
         fail(parser.prog, error)
 

@@ -9,13 +9,16 @@ from typing import Any
 
 from check_failover import control, syncstate
 from check_failover.config import Controller
-from check_failover.control import ControlError
+from check_failover.control import ControlError, SilentError
 from check_failover.model import Detector, Facts, Service, Target
 from check_failover.records import RecordError, from_json
 
 RECENT = 1.0  # seconds from the verdict to the order; usually below 0.1
 
 log = logging.getLogger(__name__)
+STATUS_TIMEOUT = 0.5  # seconds, where a person waits for a status and nothing is decided
+SILENT_FOR = 3.0  # seconds for which no further status asks a sniffer that hangs: one of fifty services asks it often
+_silent_until = float("-inf")
 
 
 def probe(controller: Controller, service: Service, target: Target) -> bool | None:
@@ -32,9 +35,9 @@ def probe(controller: Controller, service: Service, target: Target) -> bool | No
     return bool(reply.get("passed"))
 
 
-def health(controller: Controller, service: Service, target: Target) -> dict[str, Any]:
+def health(controller: Controller, service: Service, target: Target, timeout: float = 2.0) -> dict[str, Any]:
     """The sniffer's latest probe results of a server; empty if the sniffer does not answer."""
-    found = _sniffer(controller, service).get(target, {})
+    found = _sniffer(controller, service, timeout).get(target, {})
     return found if isinstance(found, dict) else {}
 
 
@@ -83,10 +86,16 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Fa
     return synced(controller, service, found)
 
 
-def _sniffer(controller: Controller, service: Service) -> dict[str, Any]:
-    """The sniffer's status of a service (see ``control``); empty if the sniffer does not answer."""
+def _sniffer(controller: Controller, service: Service, timeout: float = 2.0) -> dict[str, Any]:
+    """The sniffer's status of a service (see ``control``); empty if the sniffer does not answer within ``timeout``."""
+    global _silent_until
+    if timeout <= STATUS_TIMEOUT and time.monotonic() < _silent_until:
+        return {}
     try:
-        reply = control.ask(controller.sniffer_socket, {"verb": "status"}, timeout=2.0)
+        reply = control.ask(controller.sniffer_socket, {"verb": "status"}, timeout=timeout)
+    except SilentError:
+        _silent_until = time.monotonic() + SILENT_FOR
+        return {}
     except ControlError:
         return {}
     found = reply.get("services", {}).get(service.name, {})

@@ -63,7 +63,8 @@ class RedirectorRequests:
         order = None
         if self._steering.targets()[service.name] is Target.STANDBY:
             ending = self._afterwards.closing
-            health = {} if ending else inquiry.health(self._controller, service, Target.PRIMARY)
+            timeout = inquiry.STATUS_TIMEOUT
+            health = {} if ending else inquiry.health(self._controller, service, Target.PRIMARY, timeout)
             facts = inquiry.synced(self._controller, service, Facts())
             order = self._with_primary(Order(service, "fail-back", "", facts, manual=True), health.get("ok"), health)
         status = self._steering.status(service.name, order)

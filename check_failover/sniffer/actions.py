@@ -51,13 +51,23 @@ class ServiceActions:
         self._outbox = Outbox(transport, directory / "results.kept", on_failure=lambda: call(lambda: None))
         self._evidence = Evidence(directory / "evidence")
 
+    def reload(self, config: Config) -> None:
+        """Probe what a new config says; the way to the core stays. Raises ProbeError."""
+        self._probes = {service.name: probe_function(service.check) for service in config.services}
+        self._config = config
+
     def probe(self, service: Service, target: Target, timeout: float) -> None:
         self._pool.submit(self._probe, service, target, timeout)
 
     def _probe(self, service: Service, target: Target, timeout: float) -> None:
         probe = self.probe_now(service, target, timeout)
         if probe is not None:
-            self._call(lambda: self._monitors[service.name].probed(target, probe, time.monotonic()))
+            self._call(lambda: self._outcome(service, target, probe))
+
+    def _outcome(self, service: Service, target: Target, probe: Probe) -> None:
+        monitor = self._monitors.get(service.name)
+        if monitor is not None and monitor.service is service:  # else the config changed meanwhile
+            monitor.probed(target, probe, time.monotonic())
 
     def probe_now(self, service: Service, target: Target, timeout: float) -> Probe | None:
         """Probe in the caller's thread; None when the probe could not be made: UNKNOWN, which moves no traffic."""

@@ -12,7 +12,7 @@ from check_failover.checks import ProbeError
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError
 from check_failover.listening import Server
-from check_failover.notify import fail, log_to_stderr, notify
+from check_failover.notify import fail, log_to_stderr, notify, reloading
 from check_failover.sniffer.capture import CaptureError
 from check_failover.sniffer.loop import Loop
 from check_failover.sniffer.requests import SnifferRequests
@@ -29,7 +29,8 @@ def run(config: Config) -> None:
     loop = Loop(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
-    requests = SnifferRequests(config, loop)
+    signal.signal(signal.SIGHUP, lambda *_: loop.call(lambda: _reload(loop)))
+    requests = SnifferRequests(loop)
     server = Server(config.controller.sniffer_socket, control.SNIFFER_VERBS, requests.handle, lambda _verb, _peer: None)
     server.start()
     notify("READY=1")
@@ -38,6 +39,18 @@ def run(config: Config) -> None:
         loop.run()
     finally:
         server.close()
+
+
+def _reload(loop: Loop) -> None:
+    """SIGHUP: read the config again; one that is refused changes nothing."""
+    reloading("reading the config again")
+    try:
+        loop.reload(load(loop.config.path))
+        log.info("config read again: %d services", len(loop.config.services))
+    except (ConfigError, CaptureError, ProbeError) as error:
+        log.error("the config in force stays: %s", error)
+        notify(f"STATUS=config refused, the one in force stays: {error}")
+    notify("READY=1")
 
 
 def main() -> None:

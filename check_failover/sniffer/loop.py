@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from check_failover.config import Config
+from check_failover.config import Config, ConfigError, fixed
 from check_failover.model import Target
-from check_failover.notify import notify
+from check_failover.notify import alive, notify
 from check_failover.sniffer.actions import ServiceActions
 from check_failover.sniffer.bypass import Bypass
 from check_failover.sniffer.capture.taps import Taps
@@ -35,18 +35,18 @@ class Loop:
     """The sniffer. Raises ControlError when the state directory cannot be made."""
 
     def __init__(self, config: Config) -> None:
-        now = time.monotonic()
+        self.config = config
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.monitors: dict[str, ServiceMonitor] = {}
+        self._captured: dict[str, int] = {}  # frames of each service
         self._bypass = Bypass()
         self.link = RedirectorLink(config, self, self._bypass)
         self.actions = ServiceActions(config, self.monitors, self.link, self.call)
-        self.monitors |= {service.name: ServiceMonitor(service, self.actions, now) for service in config.services}
+        self._watch(config)
         self._rescue = Rescue(config, self.link.ask, self.call)
         self._selector, self._urgent = selectors.DefaultSelector(), selectors.DefaultSelector()
         self._taps = Taps(config, self._selector)
-        self._captured = dict.fromkeys(self.monitors, 0)  # frames
         self._compared = 0.0
         self._checked = NEVER
         self._stop = threading.Event()
@@ -69,7 +69,30 @@ class Loop:
             if now - self._checked >= CHECK_TAPS_EVERY:
                 self._checked = now
                 self._check_taps(now)
+                alive(self._status())
         self.close()
+
+    def _watch(self, config: Config) -> None:
+        """A monitor for each service; what a monitor of an unchanged service learned is kept."""
+        now, before = time.monotonic(), dict(self.monitors)
+        self.monitors.clear()
+        for service in config.services:
+            kept = before.get(service.name)
+            unchanged = kept is not None and kept.service == service
+            self.monitors[service.name] = kept if kept and unchanged else ServiceMonitor(service, self.actions, now)
+        self._captured = {name: self._captured.get(name, 0) for name in self.monitors}
+        self.config = config
+
+    def reload(self, config: Config) -> None:
+        """Go on with a new config, in the loop's thread. Raises ConfigError, CaptureError or ProbeError."""
+        if fixed(config) != fixed(self.config):
+            raise ConfigError(f"{config.path}: [controller] and [monitoring] change with a restart only")
+        if not config.controller.client_interfaces:
+            raise ConfigError(f"{config.path}: $.controller.client_interface: needed by the sniffer")
+        self.actions.reload(config)
+        self._taps.reload(config)
+        self._watch(config)
+        self.link.subscribe_again()
 
     def stop(self) -> None:
         self._stop.set()
@@ -140,6 +163,11 @@ class Loop:
             self._compared = now + COMPARE_EVERY
             seen = {name: count for name, count in self._captured.items() if self._taps.share(name) == 1}
             self.link.compare_counters(seen)
+
+    def _status(self) -> str:
+        """For ``systemctl status``: how many services, and the first that is not well."""
+        sick = [f"{name} {monitor.condition}" for name, monitor in self.monitors.items() if monitor.condition != "ok"]
+        return ", ".join([f"watching {len(self.monitors)} services", *sick[:5]])
 
     # ------------------------------------------------------------ redirector_link.Listener
 

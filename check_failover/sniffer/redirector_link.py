@@ -6,6 +6,7 @@ judge: ``core_watchdog`` decides when the sniffer orders a fail-over itself.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -45,10 +46,16 @@ class RedirectorLink:
         self.watchdog = CoreWatchdog(config.monitoring.get("core_deadline"))
         self._asker = ThreadPoolExecutor(1, thread_name_prefix="redirector")
         self._stop = threading.Event()
+        self._subscription: socket.socket | None = None
 
     def start(self) -> None:
         """Subscribe to the redirector's events, and again after each disconnect."""
         threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    def subscribe_again(self) -> None:
+        """Hear all targets once more: a new config has services that were unknown."""
+        with contextlib.suppress(AttributeError, OSError):  # not subscribed at this moment
+            self._subscription.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
     def close(self) -> None:
         self._stop.set()
@@ -113,6 +120,7 @@ class RedirectorLink:
 
     def _listen(self) -> None:
         sock, hello = control.subscribe(self._socket)
+        self._subscription = sock
         with sock:
             sock.settimeout(None)
             for name, target in hello.get("targets", {}).items():

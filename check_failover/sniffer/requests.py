@@ -10,7 +10,7 @@ import queue
 import re
 import time
 
-from check_failover.config import Config, ConfigError
+from check_failover.config import ConfigError
 from check_failover.control import DRILL_STEPS, Message
 from check_failover.listening import RequestRefusedError
 from check_failover.model import PassiveResult, Service, State, Target
@@ -23,14 +23,14 @@ TAKEN_WITHIN = 3.0  # seconds for the core to accept a drill's results
 class SnifferRequests:
     """Answers one request per call; the loop's thread reads the monitors."""
 
-    def __init__(self, config: Config, loop: Loop) -> None:
-        self._config, self._loop = config, loop
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
 
     def handle(self, message: Message, _peer: Peer) -> Message:
         if message["verb"] == "status":
             return self._status()
         try:
-            service = self._config.service(str(message.get("service")))
+            service = self._loop.config.service(str(message.get("service")))
             if message["verb"] == "drill":
                 return self._drill(service, str(message.get("id")), message.get("step"))
             target = Target(str(message.get("target")))

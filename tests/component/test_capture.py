@@ -92,7 +92,12 @@ class Wire:
     def seen(self) -> list[tuple[str, Packet, bytes]]:
         """Of our frames: the tap for refusals hears those of the whole machine, also of what else runs here."""
         found = self.taps.read()
-        return [(monitor.service.name, p, frame) for monitor, p, frame in found if frame[:12] == bytes(LINK)[:12]]
+        return [
+            (name, packet, frame)
+            for whose, packet, frame in found
+            if frame[:12] == bytes(LINK)[:12]
+            for name in (self.monitors if whose is None else (whose,))
+        ]
 
     def blind(self) -> dict[str, str | None]:
         return {name: why for name, (why, _) in self.taps.check_taps(time.monotonic()).items()}

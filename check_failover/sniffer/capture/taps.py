@@ -60,22 +60,41 @@ class Taps:
 
     def __init__(self, config: Config, selector: selectors.BaseSelector) -> None:
         self._selector = selector
-        now = time.monotonic()
-        self._sampling = {service.name: Sampling(now) for service in config.services}
-        self._slots = [
-            TapSlot(interface, service, self._sampling[service.name])
-            for interface in config.controller.client_interfaces
-            for service in config.services
-        ]
+        self._sampling: dict[str, Sampling] = {}
+        self._slots: list[TapSlot] = []
         # Without packet(7) there is no tap for all interfaces; none is needed, because ipfilter withholds no RST.
-        self._all = [TapSlot(None, None, Sampling(now)), *self._slots] if sys.platform == "linux" else self._slots
+        self._faults = [TapSlot(None, None, Sampling(time.monotonic()))] if sys.platform == "linux" else []
+        self._arrange(config)
         self._read = 0.0
         self._narrowed: set[str] = set()
+
+    def _arrange(self, config: Config) -> None:
+        """One slot for each interface and service; those that a new config leaves as they are stay open."""
+        now = time.monotonic()
+        kept = {
+            (slot.interface, slot.service.name): slot
+            for slot in self._slots
+            if slot.service in config.services and slot.service
+        }
+        known = {name for _, name in kept}
+        self._sampling = {s.name: self._sampling[s.name] if s.name in known else Sampling(now) for s in config.services}
+        wanted = [(name, service) for name in config.controller.client_interfaces for service in config.services]
+        slots = [kept.get((i, s.name)) or TapSlot(i, s, self._sampling[s.name]) for i, s in wanted]
+        for slot in self._slots:
+            if slot not in slots:
+                self._close(slot)
+        self._slots, self._all = slots, [*self._faults, *slots]
+
+    def reload(self, config: Config) -> None:
+        """Watch what a new config says. Raises CaptureError without the permission to capture."""
+        self._arrange(config)
+        self.open()
 
     def open(self) -> None:
         """Open the taps; an interface may be missing. Raises CaptureError without the permission to capture."""
         for slot in self._all:
-            self._try_open(slot)
+            if slot.tap is None:
+                self._try_open(slot)
 
     def read(self) -> list[Row]:
         """All packets captured until now, in order of time. Call ``narrowed`` before you process them."""
