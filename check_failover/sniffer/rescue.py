@@ -53,6 +53,7 @@ class Rescue:
         self._tokens: dict[str, tuple[float, float]] = {}
         self._tried: OrderedDict[Packet, None] = OrderedDict()  # each packet is tried once
         self._paused: dict[str, float] = {}
+        self._refusals: dict[str, str] = {}  # service -> why the redirector refused last; it is logged once
 
     def refused(self, monitor: ServiceMonitor, reset: Packet) -> None:
         """Rescue a refused connection at once."""
@@ -115,11 +116,15 @@ class Rescue:
         reply = self._ask({**message, "reads": _reads(monitor, first)})
         if reply is None or reply.get("reason"):
             self._call(lambda: self._pause(name, "the redirector is away" if reply is None else str(reply["reason"])))
-        elif reply.get("forgotten"):  # otherwise the server has answered meanwhile
+            return
+        self._refusals.pop(name, None)
+        if reply.get("forgotten"):  # otherwise the server has answered meanwhile
             self._call(lambda: self._send(monitor, first))
 
     def _pause(self, name: str, why: str) -> None:
-        log.warning("%s: nothing is rescued for now: %s", name, why)
+        if self._refusals.get(name) != why:
+            log.warning("%s: nothing is rescued for now: %s", name, why)
+        self._refusals[name] = why
         self._paused[name] = time.monotonic() + PAUSE
 
     def _send(self, monitor: ServiceMonitor, first: First) -> None:

@@ -164,8 +164,10 @@ def test_what_was_answered_on_the_way_stays(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("reply", [{"forgotten": False, "reason": "hold"}, None])
-def test_a_redirector_that_says_no_is_not_asked_for_each(desk: Desk, reply: dict[str, Any] | None) -> None:
-    """Held, stale, a running sync, or nobody there: asked again after a second."""
+def test_a_redirector_that_says_no_is_not_asked_for_each(
+    desk: Desk, reply: dict[str, Any] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Held, stale, a running sync, or nobody there: asked again after a second, and logged once until it changes."""
     scene = Scene()
     desk.reply = reply
     late(scene, 50000)
@@ -178,6 +180,15 @@ def test_a_redirector_that_says_no_is_not_asked_for_each(desk: Desk, reply: dict
     assert desk.look(scene, 1) == [50000]
     scene.wait(0.8)
     assert desk.look(scene, 2) == [50000, 50001]
+    desk.act(1)
+    assert caplog.text.count("nothing is rescued for now") == 1
+    desk.reply = {"forgotten": False, "reason": "sync-running"}
+    desk.rescue._paused.clear()
+    late(scene, 50002)
+    scene.wait(0.3)
+    desk.look(scene, 3)
+    desk.act(1)
+    assert caplog.text.count("nothing is rescued for now") == 2
 
 
 @pytest.mark.parametrize(
