@@ -95,7 +95,6 @@ def test_a_site_without_its_page_is_not_served(syncing: Syncing, sites: Sites) -
     assert get(sites["standby"], "") == "first"
 
 
-@pytest.mark.xfail(strict=True, reason="failover-sync does not run rsync with -A and -X yet: take this mark away then")
 def test_access_by_acl_comes_along(syncing: Syncing, sites: Sites) -> None:
     """A page that the web server may read by an ACL alone, and an extended attribute; a changed ACL is a difference."""
     page = syncing.primary / "private.html"
