@@ -17,6 +17,7 @@ The ground, which every wing may import and which imports no wing:
 - ``control``  the language of the two daemons' sockets, client's end; ``listening``: the daemons'; ``peer``: who asks
 - ``capabilities``  a daemon's privilege is not handed down to what it starts
 - ``story``    what people are told of an incident, line by line
+- ``reach``    which server clients may have reached, and when: the redirector keeps it, the sync asks it
 - ``syncstate``  the record of how fresh the standby's data is: ``sync`` writes it, the others read it
 
 A wing for each process; wings meet through ``control`` alone:

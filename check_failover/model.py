@@ -29,6 +29,18 @@ class Target(StrEnum):
         return Target.STANDBY if self is Target.PRIMARY else Target.PRIMARY
 
 
+class Why(StrEnum):
+    """What let clients reach a server."""
+
+    SERVES = "serves"  # it is or was the target
+    DRAIN = "drain"  # connections that a drain left open
+    RESCUE = "rescue"  # single connections that the primary did not answer
+    DRILL = "drill"
+    MOVE = "move"  # connections that were moved
+    PEER = "peer"  # the other controller of a pair did one of these
+    PEER_SILENT = "peer-silent"  # nothing was heard of the other controller, which may do any of these
+
+
 class State(IntEnum):
     """Service states, which are also a plugin's exit codes (Monitoring Plugins guidelines, section 2.4)."""
 

@@ -19,7 +19,7 @@ from enum import Enum
 from functools import cache
 from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from check_failover.model import Facts, Hold, State, Target
+from check_failover.model import Facts, Hold, State, Target, Why
 
 T = TypeVar("T")
 Reader: TypeAlias = Callable[[object], Any]
@@ -88,6 +88,17 @@ class Activity:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """Clients may have reached the server, from ``begin`` to ``end`` (None: it goes on). See ``reach``."""
+
+    server: Target
+    why: Why
+    begin: Moment
+    end: Moment | None = None
+    count: Count = 0  # of connections, where they are counted
+
+
+@dataclass(frozen=True, slots=True)
 class DrainStatus:
     """A drain in progress; ``left``: open connections, None: they could not be counted."""
 
@@ -145,6 +156,7 @@ class ServiceStatus:
     text: str = ""
     story: tuple[str, ...] = ()
     drill: DrillStatus | None = None
+    reached: tuple[Reach, ...] = ()  # by clients, oldest first
 
 
 # ---------------------------------------------------------------- to JSON

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from check_failover import decide, story
+from check_failover import decide, reach, story
 from check_failover.config import Config
 from check_failover.damping import SUPPRESS
 from check_failover.model import Service, Target
@@ -13,7 +13,9 @@ from check_failover.records import AutoFailBack, DrainStatus, JournalEntry, Serv
 from check_failover.story import moment
 
 
-def status(service: Service, redirect: ServiceStatus, sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
+def status(
+    service: Service, redirect: ServiceStatus, sniffer: Mapping[str, Any] | None, away: str | None, now: float
+) -> list[str]:
     """One service: first line for a glance, then what explains it."""
     lines = [f"{service.name}: {redirect.state.name}: {redirect.text}"]
     lines.append(f"  {service.protocol} {service.address} -> {redirect.target} {_server(service, redirect)}")
@@ -24,6 +26,8 @@ def status(service: Service, redirect: ServiceStatus, sniffer: Mapping[str, Any]
         lines.append(f"  held by {hold.by} since {moment(hold.at)}: {hold.reason or 'no reason given'}")
     if redirect.drain is not None:
         lines.append("  " + drain(service.name, redirect.drain).removeprefix(f"{service.name}: "))
+    reached = reach.line(redirect.reached, redirect.target, now)
+    lines += [] if reached is None else [f"  {reached}"]
     if redirect.downtime:
         lines.append(f"  in downtime: {', '.join(redirect.downtime)}")
     if redirect.hold_down_left:

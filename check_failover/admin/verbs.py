@@ -52,7 +52,8 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
     for service in services:
         if service.name not in redirector:
             raise FailedError(f"{service.name}: the redirector does not know it: restart failover-redirector")
-        print("\n".join(show.status(service, redirector[service.name], sniffer.get(service.name), away)))
+        found = redirector[service.name]
+        print("\n".join(show.status(service, found, sniffer.get(service.name), away, time.time())))
 
 
 def fail_over(config: Config, arguments: argparse.Namespace) -> None:

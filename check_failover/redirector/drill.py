@@ -18,6 +18,7 @@ from check_failover.model import Service, Target
 from check_failover.peer import Peer
 from check_failover.records import DrillPart, DrillStatus
 from check_failover.redirector import Redirect
+from check_failover.redirector.repair import quietly
 from check_failover.redirector.steering import Steering
 
 LONGEST = 600.0  # seconds
@@ -52,7 +53,7 @@ class Drills:
         self._running: dict[str, DrillRecord] = {}
 
     def begin(self, service: Service, message: Message, by: str) -> Message:
-        """Redirect the client to the standby for that many seconds. Raises RequestRefusedError, RedirectError."""
+        """Redirect the client to the standby for so many seconds. Raises RequestRefusedError, RedirectError, StateError."""
         client, seconds = _client(service, message.get("client")), _seconds(message.get("seconds"))
         with self._lock:
             if service.name in self._running:
@@ -67,6 +68,7 @@ class Drills:
             where = f"{client} goes to the standby {service.standby}" if client else "the redirect is left out"
             text = f"{where}, for {seconds:.0f} s at most"
             if client is not None:
+                self._steering.reaching.drill(service.name, seconds)
                 self._redirect.send_to_standby(service, client, seconds)
             entry = self._steering.note(service.name, "drill", by, text)
             self._running[service.name] = DrillRecord(entry.id, client, by, time.time() + seconds, known)
@@ -117,6 +119,7 @@ class Drills:
         del self._running[service.name]
         if drill.client is not None:
             self._redirect.send_to_standby(service, None, 0.0)
+            quietly(lambda: self._steering.reaching.drill(service.name, 0.0))
 
 
 def _client(service: Service, said: object) -> str | None:

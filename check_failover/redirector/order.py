@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+from check_failover import reach
 from check_failover.damping import Damping, decayed, failed_over
 from check_failover.decide import (
     AUTO_FAIL_BACK,
@@ -120,6 +121,7 @@ def after(before: ServiceState, order: Order, now: float) -> ServiceState:
         since=now,
         pending=None,
         drain=drain,
+        reached=reach.turned(before.reached, before.target.other, now, drain=order.drain),
         damping=damping,
         moved_by_person=order.manual,
         flips=before.flips + 1,

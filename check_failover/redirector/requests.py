@@ -103,7 +103,7 @@ class RedirectorRequests:
             refusal = self._steering.refusal(Order(service, "rescue", by, facts))
             if refusal is not None:
                 return {"forgotten": False, "reason": str(refusal.reason)}
-            return {"forgotten": self._steering.forget(name, client, port)}
+            return {"forgotten": self._steering.forget(name, client, port, reads=message.get("reads") is True)}
         if verb == "hold":
             text = self._steering.hold(name, by, _words(message.get("reason") or "")[:500])
         else:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from check_failover import reach
 from check_failover.damping import Damping
 from check_failover.model import Hold, Target
-from check_failover.records import Moment, RecordError, from_json
+from check_failover.records import Moment, Reach, RecordError, from_json
 
 
 class StateError(Exception):
@@ -45,6 +46,7 @@ class ServiceState:
     damping: Damping = field(default_factory=Damping)
     moved_by_person: bool = False  # the last flip
     downtime: tuple[str, ...] = ()  # the core's objects whose downtime began and did not end
+    reached: tuple[Reach, ...] = ()  # by clients: see ``check_failover.reach``
     flips: int = 0  # how many there were, and changes of any kind: which of two controllers knows more
     changes: int = 0
 
@@ -128,11 +130,13 @@ def outranks(theirs: ServiceState, mine: ServiceState) -> bool:
 
 
 def _rank(state: ServiceState) -> tuple[int, int, str]:
-    return state.flips, state.changes, json.dumps(asdict(state))
+    common = replace(state, drain=None, reached=())  # what each controller sees for itself
+    return state.flips, state.changes, json.dumps(asdict(common))
 
 
 def parsed(raw: object) -> ServiceState:
     """From what JSON made of a state. Raises RecordError, also where no target is said: none may be assumed."""
     if not isinstance(raw, dict) or "target" not in raw:
         raise RecordError("a state names its target")
-    return from_json(ServiceState, raw)
+    state = from_json(ServiceState, raw)
+    return state if state.reached else replace(state, reached=reach.derived(state.target, state.since))

@@ -53,6 +53,7 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
         ),
         last=store.last_entry.get(service.name),
         flip=store.last_flip.get(service.name),
+        reached=state.reached,
     )
 
 

@@ -22,15 +22,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from check_failover import story
+from check_failover import reach, story
 from check_failover.config import Config
 from check_failover.damping import decayed, proof
 from check_failover.decide import RETRYABLE, Decision, Reason
-from check_failover.model import Facts, Hold, Service, Target
+from check_failover.model import Facts, Hold, Service, Target, Why
 from check_failover.records import DrillParts, JournalEntry, ServiceStatus
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.drain import ending
 from check_failover.redirector.order import Explained, Order, after, decided
+from check_failover.redirector.reaching import Reaching
 from check_failover.redirector.repair import Event, Repair, quietly
 from check_failover.redirector.state import Drain, ServiceState, StateError, outranks
 from check_failover.redirector.status import status
@@ -38,7 +39,6 @@ from check_failover.redirector.store import StateStore
 
 __all__ = ["Order", "Steering"]
 log = logging.getLogger(__name__)
-PEER_SILENT = 15.0  # seconds without a word from the other controller until that is told
 
 
 class Steering:
@@ -51,8 +51,8 @@ class Steering:
         self._lock = threading.Lock()
         self._repair = Repair(redirect, self._store, publish, self._lock)
         self._pending: dict[str, Order] = {}
-        self._pair = config.controller.peer is not None
-        self._heard = time.monotonic()  # of the other controller
+        pair = config.controller.peer is not None
+        self.reaching = Reaching(self._store, self._lock, self._services, pair=pair)
 
     # ------------------------------------------------------------ start and repair
 
@@ -72,6 +72,7 @@ class Steering:
         """Put right what another hand did to the kernel's rules, or a full disk to the state; every few seconds."""
         with self._lock:
             self._store.retry_writes()
+            self.reaching.look()
             targets = self.targets()
             whole = self._redirect.whole()
             wrong = [n for n, s in self._services.items() if not whole or self._redirect.current(s) is not targets[n]]
@@ -215,7 +216,8 @@ class Steering:
                     why += f": {left} open connections were cut"
                 elif left:
                     why += f": {left} open connections stay with it"
-                store.save(name, replace(state, drain=None))
+                reached = reach.closed(state.reached, Why.DRAIN, time.time())
+                store.save(name, replace(state, drain=None, reached=reached))
             except (RedirectError, StateError) as error:
                 store.problems[name]["drain"] = str(error)
                 return None
@@ -310,8 +312,8 @@ class Steering:
 
     def follow(self, states: Mapping[str, ServiceState]) -> list[str]:
         """What the other controller says of its services; returns those of which it knew more. Raises StateError."""
-        self._heard = time.monotonic()
         with self._lock:
+            self.reaching.heard()
             return [name for name, theirs in states.items() if name in self._services and self._follow(name, theirs)]
 
     def _follow(self, name: str, theirs: ServiceState) -> bool:
@@ -321,9 +323,11 @@ class Steering:
         if not outranks(theirs, mine):
             if theirs.flips == mine.flips and theirs.target is not mine.target:
                 problems["pair"] = f"the other controller sends it to the {theirs.target}: flip once by hand to agree"
+            self.reaching.join(name, theirs)
             return False
         if theirs.pending is None:
             self._pending.pop(name, None)
+        theirs = self.reaching.joined(name, theirs)
         if theirs.target is mine.target:
             store.adopt(name, theirs)
             return True
@@ -336,9 +340,13 @@ class Steering:
             log.log(logging.INFO if entry.flipped else logging.ERROR, "%s", entry.line)
         return entry.flipped
 
-    def forget(self, name: str, client: str, port: int) -> bool:
-        """Drop one unreplied entry of a client. Raises RedirectError."""
-        return self._redirect.forget(self._services[name], client, port)
+    def forget(self, name: str, client: str, port: int, *, reads: bool) -> bool:
+        """Drop one unreplied entry of a client, which only ``reads``. Raises RedirectError, StateError."""
+
+        def forget() -> bool:
+            return self._redirect.forget(self._services[name], client, port)
+
+        return forget() if reads else self.reaching.rescue(name, forget)
 
     def note(self, name: str, verb: str, by: str, text: str, parts: DrillParts | None = None) -> JournalEntry:
         """A journal line about something that moves nothing; ``parts``: of a drill."""
@@ -355,6 +363,4 @@ class Steering:
     def status(self, name: str, fail_back: Order | None = None) -> ServiceStatus:
         """See ``records``; ``fail_back``: what is known of the primary."""
         order = fail_back or Order(self._services[name], "fail-back", "", Facts())
-        silent = time.monotonic() - self._heard
-        peer_silent = round(silent) if self._pair and silent > PEER_SILENT else None
-        return replace(status(self._redirect, self._store, order), peer_silent=peer_silent)
+        return replace(status(self._redirect, self._store, order), peer_silent=self.reaching.silent())

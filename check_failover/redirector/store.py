@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from check_failover import reach
 from check_failover.model import Facts, Target
 from check_failover.records import Caller, JournalEntry
 from check_failover.redirector.journal import Journal, JournalError
@@ -63,9 +64,10 @@ class StateStore:
         for name, problems in self.problems.items():
             intent = intended(self._directory, name)
             try:
-                state = load(self._directory, name) or ServiceState()
+                state = load(self._directory, name) or ServiceState(reached=reach.derived(Target.PRIMARY, None))
             except StateError as error:
-                state = ServiceState(kernel(name) or Target.PRIMARY)
+                target = kernel(name) or Target.PRIMARY
+                state = ServiceState(target, reached=reach.derived(target, time.time()))
                 if intent is None:
                     problems["damaged"] = str(error)
                     log.error("%s", error)

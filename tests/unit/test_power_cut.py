@@ -12,16 +12,18 @@ import pytest
 
 from check_failover.damping import Damping
 from check_failover.model import Hold, State, Target
+from check_failover.reach import derived
 from check_failover.records import JournalEntry, ServiceStatus
 from check_failover.redirector.journal import Journal
 from check_failover.redirector.report import redirect_state
 from check_failover.redirector.state import Drain, ServiceState, intend, load, settle
 from check_failover.redirector.store import StateStore
 
-OLD = ServiceState(since=1e9, downtime=("ldap.example.org",))
+OLD = ServiceState(since=1e9, downtime=("ldap.example.org",), reached=derived(Target.PRIMARY, 1e9))
 NEW = ServiceState(
-    Target.STANDBY, 2e9, Hold("me", 1e9, "work"), "hold", Drain(Target.PRIMARY, 2e9), Damping(1000.0, 2e9), True
-)
+    Target.STANDBY, 2e9, Hold("me", 1e9, "work"), "hold", Drain(Target.PRIMARY, 2e9), Damping(1000.0, 2e9), True,
+    reached=derived(Target.STANDBY, 2e9),
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -178,4 +178,4 @@ def test_a_status_is_refused_or_can_be_used(name: str, changes: dict[str, object
     judge(status)
     redirect_state(status)
     fail_back_state(status)
-    "\n".join(show.status(load(GOOD).service("ldap"), status, None, None)).encode()
+    "\n".join(show.status(load(GOOD).service("ldap"), status, None, None, 2e9)).encode()

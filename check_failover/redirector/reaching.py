@@ -1,0 +1,96 @@
+"""What the redirector notes of who may reach which server (``check_failover.reach``), besides flips and drains.
+
+A record is on the disk before the packet that it stands for: where it cannot be written, nothing is rescued or drilled.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from check_failover import reach
+from check_failover.model import Target, Why
+from check_failover.records import Reach
+from check_failover.redirector.state import ServiceState, StateError
+from check_failover.redirector.store import StateStore
+
+PEER_SILENT = 15.0  # seconds without a word from the other controller until that is told
+
+
+class Reaching:
+    """``lock`` is the steering's. ``pair``: whether there is another controller, through which servers are reached."""
+
+    def __init__(self, store: StateStore, lock: threading.Lock, names: Iterable[str], *, pair: bool) -> None:
+        self._store, self._lock, self._names, self._pair = store, lock, tuple(names), pair
+        self._heard = time.monotonic()  # of the other controller
+
+    def rescue(self, name: str, forget: Callable[[], bool]) -> bool:
+        """Have ``forget`` clear the way of one connection to the standby. Raises StateError, RedirectError."""
+        with self._lock:
+            state = self._store.state[name]
+            reached, due = reach.leased(state.reached, Target.STANDBY, Why.RESCUE, time.time())
+            if due:
+                self._write(name, reached)
+            forgotten = forget()
+            if forgotten and not due:
+                self._store.state[name] = replace(state, reached=reached)
+        return forgotten
+
+    def drill(self, name: str, seconds: float) -> None:
+        """A drill's client reaches the standby for so long; 0: no longer. Raises StateError."""
+        with self._lock:
+            now = time.time()
+            reached = reach.closed(self._store.state[name].reached, Why.DRILL, now)
+            if seconds:
+                reached = reach.merged((*reached, Reach(Target.STANDBY, Why.DRILL, now, now + seconds)))
+            self._write(name, reached)
+
+    # ------------------------------------------------------------ the other controller; the caller holds the lock
+
+    def silent(self) -> int | None:
+        """Seconds without a word from the other controller; None: there is none, or it spoke lately."""
+        silent = time.monotonic() - self._heard
+        return round(silent) if self._pair and silent > PEER_SILENT else None
+
+    def look(self) -> None:
+        """Note that the other controller is silent: it may send clients to either server. Called every few seconds."""
+        silent, now = self.silent(), time.time()
+        for name in self._names:
+            reached = self._store.state[name].reached
+            if not self._pair:  # there was another one in an earlier config
+                reached = reach.closed(reach.closed(reached, Why.PEER_SILENT, now), Why.PEER, now)
+            elif silent is not None:
+                for server in Target:
+                    reached = reach.opened(reached, server, Why.PEER_SILENT, now - silent)
+            try:
+                self._write(name, reached)
+            except StateError as error:
+                self._store.problems[name]["state"] = str(error)
+
+    def heard(self) -> None:
+        """The other controller speaks. Raises StateError."""
+        self._heard, now = time.monotonic(), time.time()
+        for name in self._names:
+            self._write(name, reach.closed(self._store.state[name].reached, Why.PEER_SILENT, now))
+
+    def joined(self, name: str, theirs: ServiceState) -> ServiceState:
+        """What ``theirs`` becomes here. A drain ends for each controller by itself, which has its own connections."""
+        mine, now = self._store.state[name], time.time()
+        reached, drain = mine.reached, theirs.drain
+        if theirs.target is not mine.target:
+            drained = drain is not None
+            reached = reach.turned(reached, theirs.target, now, drain=drained, begin=theirs.since)
+        else:
+            drain = mine.drain and (drain or mine.drain)
+        return replace(theirs, drain=drain, reached=reach.joined(reached, theirs.reached, now))
+
+    def join(self, name: str, theirs: ServiceState) -> None:
+        """Note where the other controller, which knows less than this one, sends clients. Raises StateError."""
+        self._write(name, reach.joined(self._store.state[name].reached, theirs.reached, time.time()))
+
+    def _write(self, name: str, reached: reach.Reaches) -> None:
+        state = self._store.state[name]
+        if reached != state.reached:
+            self._store.adopt(name, replace(state, reached=reached))
