@@ -53,7 +53,7 @@ class Drills:
         self._running: dict[str, DrillRecord] = {}
 
     def begin(self, service: Service, message: Message, by: str) -> Message:
-        """Redirect the client to the standby for so many seconds. Raises RequestRefusedError, RedirectError, StateError."""
+        """Send the client to the standby. Raises RequestRefusedError, RedirectError, StateError."""
         client, seconds = _client(service, message.get("client")), _seconds(message.get("seconds"))
         with self._lock:
             if service.name in self._running:
