@@ -6,6 +6,7 @@ without an end is *open*: the server may still be reached. All times are the con
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -48,7 +49,7 @@ def closed(reached: Reaches, why: Why, now: float, server: Target | None = None)
     """The end of what is open for that reason, of either server or of one; also of what was to end later."""
     return tuple(
         replace(one, end=max(one.begin, now))
-        if one.why is why and server in (None, one.server) and (one.end is None or one.end > now)
+        if one.why is why and server in (None, one.server) and _end(one) > now
         else one
         for one in reached
     )
@@ -93,7 +94,7 @@ def joined(mine: Reaches, theirs: Reaches, now: float) -> Reaches:
     known = [one for one in mine if one.why is not Why.PEER or one.end is not None]
     told = {
         (one.server, one.begin): replace(one, why=Why.PEER)
-        for one in theirs[:MOST]
+        for one in sorted(theirs[:MOST], key=_end)  # of two that began at once the longer one counts
         if one.why not in (Why.PEER, Why.PEER_SILENT) and not any(_covers(wide, one) for wide in known)
     }
     new = [one for one in known if one.why is not Why.PEER or (one.server, one.begin) not in told]
@@ -105,15 +106,17 @@ def joined(mine: Reaches, theirs: Reaches, now: float) -> Reaches:
     return merged((*new, *told.values()))
 
 
+def _end(one: Reach) -> float:
+    return math.inf if one.end is None else one.end
+
+
 def _covers(wide: Reach, one: Reach) -> bool:
-    return (wide.server is one.server and wide.begin <= one.begin) and (
-        wide.end is None or (one.end is not None and one.end <= wide.end)
-    )
+    return wide.server is one.server and wide.begin <= one.begin and _end(one) <= _end(wide)
 
 
 def since(reached: Iterable[Reach], server: Target, at: float) -> Reaches:
     """How clients may have reached the server after that moment; with the present one: how they reach it now."""
-    return tuple(one for one in reached if one.server is server and (one.end is None or one.end > at))
+    return tuple(one for one in reached if one.server is server and _end(one) > at)
 
 
 def text(reached: Iterable[Reach], now: float) -> str:

@@ -26,7 +26,7 @@ from tests.component.test_redirector import FACTS, NFT, ROOT, SHAPES, Controller
 from tests.lab.netns import SERVICE_ADDRESS, inside, poll
 
 pytestmark = pytest.mark.component
-MODULES = ("steering", "repair", "memory", "state", "journal", "nftables")
+MODULES = ("steering", "repair", "store", "state", "journal", "nftables/redirect")
 FILES = {str(ROOT / "check_failover" / "redirector" / f"{name}.py") for name in MODULES}
 
 
@@ -67,7 +67,7 @@ class Forked:
                     os.dup2(descriptor, number)
                 if hook is not None:
                     hook()
-                daemon.run(config, threading.Event())
+                daemon.run(config, threading.Event(), threading.Event())
             finally:
                 os._exit(3)
         poll(self._there, 20.0, "the redirector answers", every=0.005)
@@ -152,7 +152,7 @@ def test_killed_before_every_line(controller: Controller) -> None:
     assert found == sorted(found, key=sorted(set(found), key=found.index).index)
 
 
-@pytest.mark.parametrize("at", ["nftables.set", "nftables.forget_unanswered", "nftables.free_stranded", "state.settle"])
+@pytest.mark.parametrize("at", ["redirect.set", "redirect.forget_unanswered", "redirect.free_stranded", "state.settle"])
 def test_a_restart_frees_those_who_wait(controller: Controller, at: str) -> None:
     """A client that waits for the dead server when the redirector is killed is freed by its restart."""
     code = (
