@@ -1,39 +1,38 @@
-"""check_failover: Nagios or Icinga as the brain of a fail-over controller. The map of the house.
+"""check_failover: Nagios or Icinga as the brain of a fail-over controller. The map of the packages.
 
-Words (used everywhere): *service*, *service address*, *controller*, *primary*, *standby*, *redirect* (the NAT rule),
-*target* (``primary`` or ``standby``), *fail over*, *fail back*, *check* (a program Nagios runs), *probe* (the I/O a
-check or the sniffer does), *suspicion* (stage 1's output), *verdict* (stage 2's output), *passive result*, *hold* (an
+Read ``decide``, then ``sniffer.monitor``, then ``redirector.steering``.
+
+Words: *service*, *service address*, *controller*, *primary*, *standby*, *redirect* (the NAT rule), *target*
+(``primary`` or ``standby``), *fail over*, *fail back*, *check* (a program that Nagios runs), *probe* (the I/O of a
+check or the sniffer), *suspicion* (stage 1's output), *verdict* (stage 2's output), *passive result*, *hold* (an
 operator forbids any flip), *drain*, *hold-down* (minimum time between two flips), *sync age* (seconds since the
 standby's data was last equal to the primary's), *stranded flow* (an open connection whose server is gone).
 
-The ground, which every wing may import and which imports no wing:
+Common modules, which every package may import and which import no package:
 
-- ``model``    records and enums that cross rooms
-- ``records``  the journal's entry and a service's status, which the redirector writes and the others read, as JSON
-- ``decide``   (facts, policy, situation) -> decision; tables that read as the policy
-- ``damping``  how often an automatic fail-back may happen
-- ``config``   load, validate, freeze the config; ``config_shape``: by its JSON schema, with faults in words
-- ``places``   where things are on each system
-- ``control``  the language of the two daemons' sockets, client's end; ``listening``: the daemons'; ``peer``: who asks
-- ``capabilities``  a daemon's privilege is not handed down to what it starts
-- ``story``    what people are told of an incident, line by line
-- ``reach``    which server clients may have reached, and when: the redirector keeps it, the sync asks it
-- ``syncstate``  the record of how fresh the standby's data is: ``sync`` writes it, the others read it
+- ``model`` (shared records and enums), ``records`` (journal entry and service status, to and from JSON)
+- ``decide``: (facts, policy, situation) -> decision, by tables; ``damping``: limits automatic flips
+- ``config`` (loads and validates the config), ``config_shape`` (its JSON schema), ``places`` (default paths)
+- ``control`` (the sockets' protocol, client side), ``listening`` (server side), ``peer`` (the client's credentials)
+- ``notify`` (readiness and log), ``capabilities`` (not for started programs), ``rawip`` (checksums of packets)
+- ``story`` (an incident in lines of text), ``syncstate`` (the sync record: ``sync`` writes it, the others read it),
+  ``reach`` (which server clients may have reached, and when: the redirector keeps it, ``sync`` reads it)
 
-A wing for each process; wings meet through ``control`` alone:
+A package for each process; they communicate through ``control`` only:
 
-- ``sniffer``     watches the clients' traffic (stage 1), probes on suspicion (stage 2), submits verdicts
-- ``redirector``  the only wing that touches NAT; keeps the target across restarts; journal
-- ``handlers``    what the core calls: event handler, notification command
+- ``sniffer``     ``capture`` (packets), ``stage1`` (traffic -> suspicion), stage 2 (``monitor``: probes -> verdict)
+- ``redirector``  the only package that touches NAT (``nftables``, ``ipfilter``): ``steering`` flips, ``repair`` frees
+  connections, ``store`` keeps target and journal, ``afterwards`` sends passive results
+- ``handlers``    the core's event handler and notification command
 - ``admin``       ``failoverctl``
-- ``sync``        keeps the standby's data in step
+- ``sync``        copies the primary's data to the standby
 - ``pair``        two controllers: each follows the other's targets
 
-Wings that only serve the others, never one another: ``checks`` (probes and plugins), ``transports`` (results to the
-core), ``sms`` (texts to people). Each has a literal dict as registry: a new one is one file and one line,
-and what the registry's docstring lists.
+Packages that serve these and never import one another: ``checks`` (probes and plugins), ``transports`` (results to the
+core), ``sms`` (texts). Each has a literal dict as registry: a new entry is one module, one line, and the places that
+the registry's docstring lists.
 
-The way of a fault::
+The path of a fault::
 
     frame -> capture -> stage 1 -> suspicion -> probes -> verdict -> transport -> Nagios/Icinga
     Nagios/Icinga -> failover_event -> redirector socket -> decide -> flip, read back, repair -> journal -> "redirect"

@@ -1,1 +1,1 @@
-"""Who operates: ``failoverctl`` and what it prints. ``ctl`` is the program, one file for each larger command."""
+"""``failoverctl``, the operators' program. ``ctl`` is the entry point; each larger command has a module."""

@@ -1,8 +1,8 @@
-"""failoverctl: look at the fail-over controller and steer it by hand.
+"""failoverctl: show the fail-over controller's state and steer it by hand.
 
-What it does goes through the daemons' sockets; it has no privilege of its own. Exit code: 0 done, 1 refused or not
-possible (one line on stderr says why), 2 wrong command line. ``doctor`` has its own, see there. A new verb is a
-function in ``verbs`` and an entry in ``VERBS``.
+It works through the daemons' sockets and needs no privilege. Exit code: 0 done, 1 refused or impossible (one line on
+stderr says why), 2 wrong command line. ``doctor`` has its own exit codes. A new verb is a function in ``verbs`` and an
+entry in ``VERBS``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def _argument(*names: str, **settings: object) -> Argument:
 _SERVICE = _argument("service")
 _MAYBE_SERVICE = _argument("service", nargs="?", help="one service; all without it")
 _OF_A_DRAIN = (
-    _argument("--deadline", type=float, metavar="SECONDS", help="then cut the connections that are left"),
-    _argument("--wait", action="store_true", help="show how many are left until none is"),
+    _argument("--deadline", type=float, metavar="SECONDS", help="cut the open connections then"),
+    _argument("--wait", action="store_true", help="show the open connections until none is left"),
 )
 _SERVICES_ONLY = _argument("--services-only", action="store_true", help="without commands and templates")
 
@@ -60,11 +60,11 @@ VERBS: dict[str, tuple[Act, str, tuple[Argument, ...]]] = {
     "hold": (
         verbs.hold,
         "forbid any flip of a service until it is released",
-        (_SERVICE, _argument("--reason", default="", help="stands in status, journal and refusals")),
+        (_SERVICE, _argument("--reason", default="", help="shown in status, journal and refusals")),
     ),
     "history": (
         verbs.history,
-        "what was ordered, done and refused, newest last",
+        "show orders, flips and refusals, newest last",
         (
             _MAYBE_SERVICE,
             _argument("--limit", type=int, default=20, metavar="N", help="how many entries (%(default)s)"),
@@ -75,12 +75,12 @@ VERBS: dict[str, tuple[Act, str, tuple[Argument, ...]]] = {
     ),
     "reports": (
         verbs.write_reports,
-        "bring the pages of incidents in report_dir up to date",
-        (_argument("--follow", action="store_true", help="stay, and do so with each flip and refusal"),),
+        "update the incidents' pages in report_dir",
+        (_argument("--follow", action="store_true", help="keep running and update with each flip and refusal"),),
     ),
     "drill": (
         verbs.drill,
-        "try the whole chain with one test client, touching nobody else",
+        "test the whole chain with one test client, without touching any other client",
         (
             _SERVICE,
             _argument(
@@ -89,14 +89,14 @@ VERBS: dict[str, tuple[Act, str, tuple[Argument, ...]]] = {
                 metavar="ADDRESS",
                 help="the test client's (the config's test_client); to make it here needs root",
             ),
-            _argument("--wait", type=float, metavar="SECONDS", help="no root: a real client there asks by itself"),
-            _argument("--limit", type=float, default=60.0, metavar="SECONDS", help="its way to the standby ends then"),
-            _argument("--sms", action="append", default=[], metavar="NUMBER", help="really send a text there"),
+            _argument("--wait", type=float, metavar="SECONDS", help="wait for a real client's requests (no root)"),
+            _argument("--limit", type=float, default=60.0, metavar="SECONDS", help="longest time on the standby"),
+            _argument("--sms", action="append", default=[], metavar="NUMBER", help="send a real text to it"),
         ),
     ),
     "doctor": (
         verbs.run_doctor,
-        "find what is missing; exit code 0: nothing, 1: warnings, 2: it would not work",
+        "find what is missing; exit code 0: nothing, 1: warnings, 2: a fail-over would not work",
         (_argument("--nagios-cfg", type=Path, default=NAGIOS_CFG, metavar="PATH", help="default: %(default)s"),),
     ),
     "check-config": (verbs.check_config, "read the config and say what it means", ()),
@@ -120,7 +120,7 @@ VERBS: dict[str, tuple[Act, str, tuple[Argument, ...]]] = {
         (
             _argument("--way", choices=sorted(remote.WAYS), required=True, help="nsca, nrdp: results; nrpe, ssh: back"),
             _argument("--on", choices=("controller", "core"), required=True, help="for which machine"),
-            _argument("--controller", metavar="ADDRESS", default="CONTROLLER", help="where the core finds us"),
+            _argument("--controller", metavar="ADDRESS", default="CONTROLLER", help="its address for the core"),
             _argument("--plugins", metavar="DIR", default=remote.PLUGINS_HERE, help="here; default: %(default)s"),
         ),
     ),

@@ -1,10 +1,10 @@
 """A basket for Icinga Director: our commands and templates, the fields that its forms show, a config's services.
 
-Made from the files of ``nagios-conf/icinga2``, so that nothing is written down twice; ``director-basket.json`` there is
-this basket without services. Objects carry no uuid: the Director finds them by name, and a second import changes what
-the first one made. What a service set cannot hold (its services have fixed names) comes one set for each service.
+The files of ``nagios-conf/icinga2`` are the source; ``director-basket.json`` there is this basket without services.
+Objects have no uuid: the Director finds them by name, so a second import updates them. The services in a service set
+have fixed names, so each service of the config has its own set.
 
-Source: Icinga Director 1.10 and 1.11, doc/30-Configuration-Baskets.md, and what its ``basket restore`` takes.
+Source: Icinga Director 1.10 and 1.11, doc/30-Configuration-Baskets.md, and the input that ``basket restore`` accepts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from check_failover.model import Service
 EXECUTE = {"CheckCommand": "PluginCheck", "EventCommand": "PluginEvent", "NotificationCommand": "PluginNotification"}
 RENAMED = {"interval": "notification_interval"}  # of notifications
 DATATYPE = "Icinga\\Module\\Director\\DataType\\DataType"
-SHARED = ("service", "config", "target")  # options that all commands have from one variable
+SHARED = ("service", "config", "target")  # options that take the same variable in all commands
 _EXTERNAL = {"object_name": "passive", "object_type": "external_object", "methods_execute": "PluginCheck"}  # of the ITL
 OPERATORS = {" == ": "=", " && ": "&", '"': "%22"}  # of Icinga's language, in the Director's filters
 
@@ -32,7 +32,7 @@ OPERATORS = {" == ": "=", " && ": "&", '"': "%22"}  # of Icinga's language, in t
 def basket(config: Config | None = None, file: Callable[[str, Config | None], str] = template_text) -> str:
     """The basket as JSON; with the services of ``config``, and its paths. ``file`` reads. Raises ObjectsError."""
     drains = config is not None and any(service.policy.downtime == "drain" for service in config.services)
-    files = [*FILES, *(["downtime.conf"] if drains else [])]  # a rule that finds nothing warns at each deployment
+    files = [*FILES, *(["downtime.conf"] if drains else [])]  # a rule without matches warns at each deployment
     objects = [found for name in files for found in read(file(name, config))]
     users = {o.name: _plain(o, "object") for o in objects if o.type == "User"}
     notified = [o for o in objects if o.type == "Notification" and set(o.attributes.get("users", [])) <= set(users)]
@@ -56,7 +56,7 @@ def basket(config: Config | None = None, file: Callable[[str, Config | None], st
 
 
 def _commands(objects: list[Object]) -> dict[str, Any]:
-    """Each with what its template has."""
+    """The commands, each with its template's attributes."""
     known = {o.name: o for o in objects if o.type in EXECUTE}
     made = {}
     for found in known.values():
@@ -82,7 +82,7 @@ def _commands(objects: list[Object]) -> dict[str, Any]:
 
 
 def _argument(value: object) -> dict[str, Any]:
-    """As the Director has it: a value that is computed carries its source, a condition is a string."""
+    """An argument in the Director's form: a computed value is its source text, a condition is a string."""
     if isinstance(value, Function):
         return {"value": {"type": "Function", "body": value.body}}
     if not isinstance(value, dict):
@@ -104,7 +104,7 @@ def _service_template(found: Object) -> dict[str, Any]:
 
 
 def _rule(found: Object) -> dict[str, Any]:
-    """A notification rule. Two of ours have one name, for hosts and for services: they take their command's."""
+    """A notification rule. Our host rule and service rule have the same name, so each takes its command's name."""
     (where,) = found.assign
     for ours, theirs in OPERATORS.items():
         where = where.replace(ours, theirs)
@@ -114,7 +114,7 @@ def _rule(found: Object) -> dict[str, Any]:
 
 
 def _fields(objects: list[Object], made: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the Director's forms ask for; entered at the commands and at the one template that all services have."""
+    """The fields of the Director's forms, at the commands and at the template of all services."""
     fields: dict[str, Any] = {}
 
     def add(to: dict[str, Any], name: str, caption: str, description: str, kind: str, *, required: bool) -> None:
@@ -147,7 +147,7 @@ def _fields(objects: list[Object], made: Mapping[str, dict[str, Any]]) -> dict[s
 
 
 def _add_service(made: dict[str, dict[str, Any]], config: Config, service: Service) -> None:
-    """A service set, assigned to the service's host, and the rule by which one fault pages once."""
+    """A service set, assigned to the service's host, and the rule that prevents two pages for one fault."""
     name, check = service.name, f"failover_{service.check.type}"
     if service.check.type == "plugin":
         check = f"failover_plugin_{name}"

@@ -1,7 +1,7 @@
-"""``failoverctl doctor``: what is missing on this controller, one line for each finding: what, where, what to do.
+"""``failoverctl doctor``: finds what is missing on this controller; one line for each finding: what, where, what to do.
 
-It changes nothing. Exit code: 0 all well, 1 warnings or something that this user could not look at, 2 something is
-missing without which a fail-over would not work. A new look is a function and one line in ``LOOKS``.
+It changes nothing. Exit code: 0 no problem, 1 warnings or something that this user may not read, 2 something is missing
+and a fail-over would not work. A new look is a function and one line in ``LOOKS``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOOKS: dict[str, Callable[[Scene], Iterable[Finding]]] = {
 
 
 def doctor(config: Config, nagios_cfg: Path) -> int:
-    """Look at everything and print it; returns the exit code."""
+    """Run all looks and print their findings; returns the exit code."""
     seen = scene(config, nagios_cfg)
     worst = 0
     for name, look in LOOKS.items():
@@ -41,7 +41,7 @@ def doctor(config: Config, nagios_cfg: Path) -> int:
 
 
 def _findings(name: str, look: Callable[[Scene], Iterable[Finding]], seen: Scene) -> list[Finding]:
-    """One look that fails must not keep the others from looking."""
+    """The findings of one look. If it fails, the others still run."""
     try:
         return list(look(seen))
     except Exception as error:

@@ -1,11 +1,11 @@
-"""failoverctl drill: try the whole chain, from a client served by the standby to the SMS gateway, and touch no client.
+"""failoverctl drill: test the whole chain, from a test client to the SMS gateway, without touching any other client.
 
-One test client's address goes to the standby through the real NAT; the sniffer submits a CRITICAL for "NAME drill", a
-service of its own in the core, whose event handler and notification command are the same programs as in a fault. They
-report to the redirector, which answers "drill" and moves nothing. Each step is printed with the time it was done at.
+The real NAT sends one test client's address to the standby. The sniffer submits a CRITICAL for "NAME drill", a separate
+service in the core, whose event handler and notification command are the same programs as in a fault. They report to
+the redirector, which changes no target. Each step is printed with its time.
 
-The test client is made here (``testclient``), or it is a real one that asks by itself (``--wait``). Where the redirect
-cannot send one client elsewhere (ipfilter), the steps "redirect" and "client" are left out and said to be.
+This program makes the test client (``testclient``) or waits for a real client's requests (``--wait``). If the redirect
+cannot redirect one client (ipfilter), the output shows the steps "redirect" and "client" as left out.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from check_failover.records import DrillStatus, RecordError, ServiceStatus, serv
 from check_failover.sms import GatewayError
 from check_failover.sms.flush import sender
 
-PATIENCE = 15.0  # seconds for what the core does
-LOOK = 0.05  # seconds between two looks
-# part -> what the core's settings must say
-MENDED = {"handler": "is enable_event_handlers 1", "notification": "is enable_notifications 1"}
+PATIENCE = 15.0  # seconds for each of the core's actions
+POLL = 0.05  # seconds between two questions
+# part -> the setting that the core needs
+SETTINGS = {"handler": "is enable_event_handlers 1", "notification": "is enable_notifications 1"}
 
 
 @dataclass(frozen=True, slots=True)
 class DrillPlan:
-    """What the operator wants. Seconds."""
+    """The operator's settings. Times in seconds."""
 
     client: str | None
     wait: float | None  # for a real client to ask; None: the test client is made here
-    limit: float  # the kernel forgets the client after it
+    limit: float  # the kernel forgets the client after this time
     sms: tuple[str, ...]
     by: str
 
@@ -62,7 +62,7 @@ class DrillRun:
 
     def run(self) -> str | None:
         if self._plan.wait is None and self._plan.client and os.geteuid() != 0:
-            raise ControlError("drill: making the test client needs root; or --wait 60, and ask from its address")
+            raise ControlError("drill: making the test client needs root; or use --wait 60 and a real client")
         failed: str | None = "standby"
         previous = signal.signal(signal.SIGTERM, _terminated)
         try:
@@ -92,7 +92,7 @@ class DrillRun:
     def _say(self, step: str, text: str) -> None:
         print(f"  {time.monotonic() - self._began:7.3f} s  {step:<12}  {text}", flush=True)
 
-    # ------------------------------------------------------------ steps: what was done, or StepError
+    # ------------------------------------------------------------ steps: return a text or raise DrillStepError
 
     def _standby(self) -> str:
         reply = self._sniffer({"verb": "probe", "target": str(Target.STANDBY)})
@@ -141,7 +141,7 @@ class DrillRun:
         return f'the core took CRITICAL for "{self._service.name} drill"'
 
     def _ran(self, part: str, program: str) -> str:
-        what = f"the core did not run {program} ({MENDED[part]}, may core_user execute it? see the core's log)"
+        what = f"the core did not run {program} ({SETTINGS[part]}, may core_user execute it? see the core's log)"
         heard = self._until(lambda drill: part in drill.parts, PATIENCE, what)
         report = heard.parts[part]
         user = _user(report.uid)
@@ -169,7 +169,7 @@ class DrillRun:
             )
         return "everybody else stays on the primary"
 
-    # ------------------------------------------------------------ help for them
+    # ------------------------------------------------------------ helpers
 
     def _until(self, true: Callable[[DrillStatus], bool], patience: float, what: str) -> DrillStatus:
         end = time.monotonic() + patience
@@ -181,10 +181,10 @@ class DrillRun:
                 return drill
             if time.monotonic() > end:
                 raise DrillStepError(f"{what} within {patience:.0f} s")
-            time.sleep(LOOK)
+            time.sleep(POLL)
 
     def _end(self, failed: str | None) -> None:
-        """Tell the core and the redirector; both can do without: the client's time ends by itself."""
+        """Report the end to core and redirector. Errors do not matter: the client's time ends by itself."""
         if not self._id:
             return
         with contextlib.suppress(ControlError):

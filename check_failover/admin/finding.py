@@ -1,7 +1,7 @@
-"""What the doctor says, one line each, and the questions that several looks ask.
+"""The doctor's findings, one line each, and the functions that several looks share.
 
-Rights are read from the mode bits on the way to a path (path_resolution(7)), because access(2) answers for the caller
-only and the doctor asks for other users. Access control lists are not looked at.
+Permissions come from the mode bits along a path (path_resolution(7)), because access(2) answers for the caller only and
+the doctor needs other users. Access control lists are ignored.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from check_failover.records import RecordError, ServiceStatus, service_statuses
 
 S = TypeVar("S")
 READ, WRITE, EXECUTE = 4, 2, 1
-PATH = "/sbin:/usr/sbin:/bin:/usr/bin"  # where the system's own programs are
-LOOK_TIMEOUT = 0.9  # seconds for each daemon's status: a person gets an answer within two, whatever hangs
+PATH = "/sbin:/usr/sbin:/bin:/usr/bin"  # of the system's own programs
+LOOK_TIMEOUT = 0.9  # seconds for each daemon's status: the doctor answers within 2 s even if both hang
 COMMAND_LIMIT = 10.0  # seconds for one external program
-# how sys.platform begins -> what is to be done -> how
-WAYS = {
+# prefix of sys.platform -> task -> instruction
+INSTRUCTIONS = {
     "linux": {
         "order": "systemctl {verb} {daemon}",
         "member": "usermod -aG {group} {user}",
@@ -64,9 +64,9 @@ SEVERITY = {"ok": 0, "warning": 1, "unknown": 1, "missing": 2}  # also the exit 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``level``: a key of SEVERITY; ``warning``: not as it should be; ``missing``: a fail-over would not work.
+    """``level`` (a key of SEVERITY): ``warning``: to be improved; ``missing``: a fail-over would not work.
 
-    ``unknown``: this user could not look. ``do`` is empty where there is nothing to do.
+    ``unknown``: this user may not read it. ``do``: what to do; may be empty.
     """
 
     level: str
@@ -79,7 +79,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Who:
+class User:
     """A user with all its groups."""
 
     name: str
@@ -89,17 +89,17 @@ class Who:
 
 @dataclass(frozen=True, slots=True)
 class Daemon(Generic[S]):
-    """One of ours as its socket shows it: ``status`` of its services, or why there is none; the user it runs as."""
+    """One of our daemons: its services' ``status``, or why it is ``away``, and the user that it runs as."""
 
     status: Mapping[str, S] | None
     away: str
-    user: Who | None
-    hangs: bool = False  # its process is there and does not answer
+    user: User | None
+    hangs: bool = False  # its process runs, but does not answer
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the looks need; the daemons were asked once for all of them."""
+    """The looks' input; each daemon is asked only once."""
 
     config: Config
     nagios_cfg: Path
@@ -118,35 +118,35 @@ def _daemon(path: Path, usual_user: str, read: Callable[[Message], Mapping[str, 
     try:
         status = read(control.ask(path, {"verb": "status"}, LOOK_TIMEOUT))
     except (ControlError, RecordError) as error:
-        return Daemon(None, str(error), who(usual_user), isinstance(error, SilentError))
+        return Daemon(None, str(error), find_user(usual_user), isinstance(error, SilentError))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             sock.connect(str(path))
-            peer = peer_of(sock)  # of who listens, with the groups that its unit gave it
-        except (OSError, ControlError):  # gone meanwhile, or a system that does not tell
-            return Daemon(status, "", who(usual_user))
-    return Daemon(status, "", Who(_user_name(peer.uid), peer.uid, peer.gids))
+            peer = peer_of(sock)  # the listening daemon, with the groups of its unit
+        except (OSError, ControlError):  # the daemon is gone, or the system has no such function
+            return Daemon(status, "", find_user(usual_user))
+    return Daemon(status, "", User(_user_name(peer.uid), peer.uid, peer.gids))
 
 
-def way(what: str, platform: str = sys.platform, **words: str) -> str:
-    """How it is done on this system: a row of WAYS with its words filled in."""
-    rows = row_of(WAYS, platform, "netbsd")
+def how_to(what: str, platform: str = sys.platform, **words: str) -> str:
+    """The instruction for a task on this system: an item of INSTRUCTIONS with its words filled in."""
+    rows = row_of(INSTRUCTIONS, platform, "netbsd")
     if "daemon" in words and not platform.startswith("linux"):
         words["daemon"] = words["daemon"].replace("-", "_")  # rc.d(8)
     return rows[what].format(**words)
 
 
-def who(name: str) -> Who | None:
-    """A user as the databases know it; None: there is none of that name."""
+def find_user(name: str) -> User | None:
+    """A user from the user database; None: there is no such user."""
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
         return None
-    return Who(name, entry.pw_uid, frozenset(os.getgrouplist(name, entry.pw_gid)))
+    return User(name, entry.pw_uid, frozenset(os.getgrouplist(name, entry.pw_gid)))
 
 
-def may(about: str, user: Who | None, path: Path, wanted: int, do: str) -> Iterator[Finding]:
-    """A finding where ``user`` may not do what is ``wanted`` (READ, WRITE, EXECUTE added up) with ``path``."""
+def access(about: str, user: User | None, path: Path, wanted: int, do: str) -> Iterator[Finding]:
+    """A finding if ``user`` lacks the access ``wanted`` (the sum of READ, WRITE, EXECUTE) to ``path``."""
     if user is None:
         yield Finding("unknown", about, f"whether its user may use {path}", "start the daemon, or make its user first")
         return
@@ -164,7 +164,7 @@ def may(about: str, user: Who | None, path: Path, wanted: int, do: str) -> Itera
 
 
 def absent(path: str | Path) -> bool:
-    """Whether it is known that nothing is there."""
+    """Whether ``path`` certainly does not exist."""
     try:
         Path(path).stat()
     except FileNotFoundError:
@@ -184,7 +184,7 @@ def describe(mode: os.stat_result) -> str:
 
 
 def output(*argv: str) -> str | None:
-    """What a program prints when it succeeds; None when it fails or is not there."""
+    """A program's output; None if it fails or does not exist."""
     try:
         done = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", timeout=COMMAND_LIMIT, check=False,
@@ -202,7 +202,7 @@ def _user_name(uid: int) -> str:
         return f"uid {uid}"
 
 
-def _allows(user: Who, mode: os.stat_result, wanted: int) -> bool:
+def _allows(user: User, mode: os.stat_result, wanted: int) -> bool:
     if user.uid == 0:  # root enters and writes anything, but runs only what somebody may run
         return not wanted & EXECUTE or stat.S_ISDIR(mode.st_mode) or bool(mode.st_mode & 0o111)
     shift = 6 if mode.st_uid == user.uid else 3 if mode.st_gid in user.gids else 0

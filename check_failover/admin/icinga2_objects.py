@@ -1,9 +1,9 @@
 """Icinga 2 objects for a config: commands, templates and the services, in one text that a site includes.
 
-Commands and templates are the files of ``nagios-conf/icinga2``, installed beside the package, with the config's own
-paths; the services come from the config as plain objects, so nothing has to be added to the site's hosts (the same
-services by host variables are ``services.conf`` there). Users and notification rules are the site's: its
-``apply Notification ... to Service`` rules find our services like any other.
+Commands and templates are the files of ``nagios-conf/icinga2``, installed beside the package, with the config's paths.
+The services are plain objects, so the site's hosts stay unchanged (``services.conf`` there has the same services by
+host variables). Users and notification rules belong to the site; its ``apply Notification ... to Service`` rules match
+our services like any other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SUFFIXES = ("traffic", "primary", "standby", "redirect", "fail-back", "drill")
 
 def icinga2(config: Config, *, templates: bool = True, endpoint: str | None = None) -> str:
     """The whole text. ``templates`` False: services only, for a site that includes the template files itself.
-    ``endpoint``: the controller as an agent; checks and handlers run there.
+    ``endpoint``: the controller's name as an agent, which runs checks and handlers.
     """
     head = f"// Made by: failoverctl icinga2-config --config {config.path}\n"
     parts = [template_text(name, config) for name in FILES] if templates else []
@@ -31,7 +31,7 @@ def icinga2(config: Config, *, templates: bool = True, endpoint: str | None = No
 
 
 def template_text(name: str, config: Config | None) -> str:
-    """A file of ``nagios-conf/icinga2``, with the config's own paths. Raises ObjectsError."""
+    """A file of ``nagios-conf/icinga2`` with the config's paths. Raises ObjectsError."""
     text = read_template("icinga2", name)
     return text if config is None else with_paths(text, config)
 
@@ -64,13 +64,13 @@ def _sms(config: Config, endpoint: str | None) -> str:
 
 
 def _plugin(service: Service, name: str) -> str:
-    """The site's own plugin as a command: it asks the standby what the sniffer asks."""
+    """The site's own plugin as a command, which sends the standby the sniffer's request."""
     words = [word.replace("$", "$$") for word in arguments(service.check.options, service.standby)]
     return _object("CheckCommand", name, None, {"command": words})
 
 
 def _downtimes(config: Config) -> list[str]:
-    """For services with ``downtime = "drain"``: who tells failover-redirector of a downtime's begin and end."""
+    """For ``downtime = "drain"``: the user whose notifications report downtimes to failover-redirector."""
     draining = [service for service in config.services if service.policy.downtime == "drain"]
     hosts = sorted({host for service in draining for host in (service.host, service.primary_host) if host})
     user = _object("User", "failover-downtime", None, {"display_name": "failover-redirector, for downtimes"})

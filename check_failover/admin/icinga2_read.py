@@ -1,7 +1,7 @@
-"""Reads the Icinga 2 configuration that we ship (``nagios-conf/icinga2``): that part of the language.
+"""Reads the Icinga 2 configuration that we ship (``nagios-conf/icinga2``), with its subset of the language.
 
-For what needs the same objects in another form (``director``), so that they are written down once. Not for a site's own
-configuration: whatever is not understood raises ``Icinga2Error``.
+``director`` needs the same objects in another form. Not for a site's own configuration: unknown syntax raises
+``Icinga2Error``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _WORDS = {"true": True, "false": False}
 
 
 class Icinga2Error(Exception):
-    """A line that this reader does not know: one line."""
+    """Syntax that this reader does not support: one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A value that Icinga computes, as its source."""
+    """The source text of a value that Icinga computes."""
 
     body: str
 
@@ -52,7 +52,7 @@ class Object:
 
 
 def read(text: str) -> list[Object]:
-    """The objects in order; their attributes by name (``vars.NAME`` as it stands). Raises Icinga2Error."""
+    """The objects in order, their attributes by name (``vars.NAME`` unchanged). Raises Icinga2Error."""
     return list(_Reader(text).objects())
 
 
@@ -135,7 +135,7 @@ class _Reader:
         return made
 
     def _next_line(self) -> bool:
-        """Past what only separates; whether there is more."""
+        """Skip separators; whether there is more."""
         while self._at < len(self._tokens) and self._tokens[self._at][1] in ("\n", ","):
             self._at += 1
         return self._at < len(self._tokens)

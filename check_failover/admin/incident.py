@@ -1,7 +1,7 @@
-"""``failoverctl history --report ID``: one HTML page of an incident, for who has to explain it. Pure.
+"""``failoverctl history --report ID``: one HTML page that explains an incident. Pure.
 
-Everything is in the page: no script, no font, no picture from elsewhere, so that it can be sent by mail and printed.
-All that came from outside (replies of servers, names, reasons) is escaped.
+The page is self-contained (no external script, font or picture), so it can be mailed and printed. All text from outside
+(replies of servers, names, reasons) is escaped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from check_failover.records import JournalEntry, to_json
 from check_failover.story import headline, moment, page_name
 
-BEFORE, AFTER = 60.0, 86400.0  # seconds around the order: what belongs to the incident
+BEFORE, AFTER = 60.0, 86400.0  # seconds around the order that belong to the incident
 WIDTH, LEFT, STEP = 960, 20, 26  # of the picture, in pixels
 
 PAGE = """<!doctype html>
@@ -48,7 +48,7 @@ def page(
     verdict_at: float | None,
     texts: Iterable[Mapping[str, Any]],
 ) -> str:
-    """The page. ``story`` is the sniffer's evidence, kept at ``verdict_at``; ``texts`` are lines of the SMS log."""
+    """The page. ``story``: the sniffer's evidence from ``verdict_at``; ``texts``: lines of the SMS log."""
     at, name = entry.at, entry.service
     sent = [t for t in texts if -BEFORE <= float(t.get("at", 0)) - at <= AFTER and name in str(t.get("text", ""))]
     later = [
@@ -124,7 +124,7 @@ def _numbers(entry: JournalEntry, story: Mapping[str, Any] | None) -> list[tuple
 
 
 def _picture(events: list[Event]) -> str:
-    """The chain as a line of time, from the first event; events later than a minute stand at its end."""
+    """The events on a timeline that begins with the first; events later than a minute are at its end."""
     begin = events[0].at
     span = max(0.001, max((e.at - begin for e in events if e.at - begin < 60.0), default=0.001))
     height = STEP * (len(events) + 1) + 10

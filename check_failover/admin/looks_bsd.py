@@ -1,6 +1,6 @@
 """The doctor's looks at FreeBSD and NetBSD: forwarding, IPFilter now and after the next boot, the devices of bpf(4).
 
-Sources: sysrc(8), kldstat(8), rc.conf(5), ipf(8), devfs.rules(5). What rc.conf says is asked on FreeBSD only.
+Sources: sysrc(8), kldstat(8), rc.conf(5), ipf(8), devfs.rules(5). rc.conf is read on FreeBSD only.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from check_failover.admin.finding import READ, WRITE, Finding, Scene, may, output, way
+from check_failover.admin.finding import READ, WRITE, Finding, Scene, access, how_to, output
 from check_failover.places import PLACES
 
 BPF = Path("/dev/bpf")
@@ -22,7 +22,7 @@ ON = ("yes", "true", "on", "1")  # checkyesno of rc.subr(8)
 
 
 def network(scene: Scene, platform: str = sys.platform) -> Iterator[Finding]:
-    """All of it. ``platform`` begins with freebsd or netbsd."""
+    """All findings. ``platform`` begins with freebsd or netbsd."""
     freebsd = platform.startswith("freebsd")
     for family in sorted({service.address.family for service in scene.config.services}):
         yield from _forwarding(family, freebsd)
@@ -32,10 +32,10 @@ def network(scene: Scene, platform: str = sys.platform) -> Iterator[Finding]:
     if not tool.exists():
         yield Finding("missing", "ipnat", f"{tool} is not there", "say where it is: [controller.ipfilter] ipnat")
     yield from _running(freebsd)
-    yield from _rules(scene, rules, way("order", platform, verb="restart", daemon="failover-redirector"))
+    yield from _rules(scene, rules, how_to("order", platform, verb="restart", daemon="failover-redirector"))
     if freebsd:
         yield from _at_boot(rules)
-    yield from may("capture", scene.sniffer.user, BPF, READ | WRITE, way("devices", platform))
+    yield from access("capture", scene.sniffer.user, BPF, READ | WRITE, how_to("devices", platform))
 
 
 def _forwarding(family: int, freebsd: bool) -> Iterator[Finding]:
@@ -66,7 +66,7 @@ def _running(freebsd: bool) -> Iterator[Finding]:
 
 
 def _rules(scene: Scene, rules: Path, write: str) -> Iterator[Finding]:
-    """Whether the file that is loaded at boot has a rule for each service; ``write``: what brings them there."""
+    """Whether the boot's rules file has a rule for each service; ``write``: the instruction to write it."""
     try:
         text = rules.read_text("utf-8", "replace")
     except PermissionError as error:

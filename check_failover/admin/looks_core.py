@@ -1,4 +1,4 @@
-"""The doctor's looks at our daemons, at Nagios and at the people's side: who talks to whom, and may it."""
+"""The doctor's looks at our daemons, at Nagios and at the SMS gateways: connections and permissions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import control
-from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, absent, describe, may, way, who
+from check_failover.admin.finding import (
+    EXECUTE,
+    READ,
+    WRITE,
+    Finding,
+    Scene,
+    absent,
+    access,
+    describe,
+    find_user,
+    how_to,
+)
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service
@@ -45,23 +56,23 @@ def daemons(scene: Scene) -> Iterator[Finding]:
                 yield Finding("unknown", name, found, "run it as root, or as a member of the socket's group")
             else:
                 yield Finding(
-                    "missing", name, found, way("order", verb="restart" if daemon.hangs else "start", daemon=name)
+                    "missing", name, found, how_to("order", verb="restart" if daemon.hangs else "start", daemon=name)
                 )
             continue
         runs = f"runs as {daemon.user.name}" if daemon.user else "runs"
         yield Finding("ok", name, f"answers, {runs}, its socket is {describe(path.stat())}")
     if scene.redirector.status is not None:
-        do = f"{way('member', group='check_failover', user=controller.core_user)}, and restart the core"
-        yield from may("event handler", who(controller.core_user), controller.redirector_socket, WRITE, do)
-    if who(controller.core_user) is None:
+        do = f"{how_to('member', group='check_failover', user=controller.core_user)}, and restart the core"
+        yield from access("event handler", find_user(controller.core_user), controller.redirector_socket, WRITE, do)
+    if find_user(controller.core_user) is None:
         do = "set [controller] core_user to the user that Nagios or Icinga runs as"
-        yield Finding("missing", "core_user", f"no user {controller.core_user} here: nobody may order a fail-over", do)
+        yield Finding("missing", "core_user", f"no user {controller.core_user} here: the core can order nothing", do)
     try:
         people = grp.getgrnam(controller.operators).gr_mem
-        more = ", ".join(people) or f"nobody else ({way('member', group=controller.operators, user='YOU')})"
+        more = ", ".join(people) or f"nobody else ({how_to('member', group=controller.operators, user='YOU')})"
         yield Finding("ok", "operators", f"may fail back: root and {more}")
     except KeyError:
-        do = way("group", group=controller.operators)
+        do = how_to("group", group=controller.operators)
         yield Finding("warning", "operators", f"no group {controller.operators}: only root may fail back", do)
 
 
@@ -70,7 +81,7 @@ def _closed(path: Path, mode: int) -> bool:
 
 
 def servers(scene: Scene) -> Iterator[Finding]:
-    """What the sniffer knows of the standby, and whether it sees anything."""
+    """The sniffer's last probe of each standby, and whether the sniffer is blind."""
     if scene.sniffer.status is None:
         yield Finding("unknown", "standby", "failover-sniffer is away", "start it first")
         return
@@ -78,7 +89,7 @@ def servers(scene: Scene) -> Iterator[Finding]:
         status = scene.sniffer.status.get(service.name)
         about = f"{service.name} standby"
         if status is None:
-            do = way("order", verb="restart", daemon="failover-sniffer")
+            do = how_to("order", verb="restart", daemon="failover-sniffer")
             yield Finding("missing", service.name, "unknown to failover-sniffer", do)
             continue
         if status["blind"]:
@@ -95,7 +106,7 @@ def servers(scene: Scene) -> Iterator[Finding]:
 
 
 def command_file(scene: Scene) -> Iterator[Finding]:
-    """Whether results reach the core, where it is on this machine."""
+    """Whether results reach a core on this machine."""
     if scene.config.monitoring["transport"] != "command_file":
         return
     path = Path(scene.config.monitoring["command_file"])
@@ -116,11 +127,11 @@ def command_file(scene: Scene) -> Iterator[Finding]:
         return
     for daemon in (scene.redirector, scene.sniffer):
         if daemon.status is not None:
-            yield from may("command file", daemon.user, path, WRITE, way("reach"))
+            yield from access("command file", daemon.user, path, WRITE, how_to("reach"))
 
 
 def nagios(scene: Scene) -> Iterator[Finding]:
-    """nagios.cfg and the objects, where the core is on this machine."""
+    """nagios.cfg and the objects of a core on this machine."""
     path = scene.nagios_cfg
     if scene.config.monitoring["transport"] != "command_file":
         return
@@ -137,9 +148,9 @@ def nagios(scene: Scene) -> Iterator[Finding]:
     try:
         parsed = parser(cfg_file=str(path))
         parsed.parse()
-    except Exception as error:  # whatever pynag makes of a damaged file
+    except Exception as error:  # pynag's exceptions for a damaged file are not documented
         said = " ".join(str(error).split()) or type(error).__name__
-        yield Finding("unknown", "nagios.cfg", f"{path}: pynag cannot read it: {said}", f"{way('verify')} {path}")
+        yield Finding("unknown", "nagios.cfg", f"{path}: pynag cannot read it: {said}", f"{how_to('verify')} {path}")
         return
     yield from _settings(scene.config, path, dict(parsed.maincfg_values))
     for service in scene.config.services:
@@ -153,7 +164,7 @@ def nagios(scene: Scene) -> Iterator[Finding]:
 
 
 def _settings(config: Config, path: Path, values: Mapping[str, str]) -> Iterator[Finding]:
-    """A setting that is not there has the core's default, which is 1 for all of these."""
+    """The core's settings. A missing one has the core's default, which is 1 for all of these."""
     off = [name for name in SETTINGS if str(values.get(name, "1")).strip() == "0"]
     for name in off:
         yield Finding("missing", "nagios.cfg", f"{name}=0", f"set {name}=1 in {path} and restart Nagios")
@@ -168,7 +179,7 @@ def _objects(service: Service, objects: list[dict[str, Any]]) -> Iterator[Findin
     lost = []
     for suffix in (*SUFFIXES, *(["sync"] if service.sync else [])):
         name = f"{service.name} {suffix}"
-        found = next((o for o in objects if o.get("service_description") == name and _carried(service, o)), None)
+        found = next((o for o in objects if o.get("service_description") == name and _is_on_host(service, o)), None)
         if found is None:
             lost.append(name)
         elif suffix in HANDLERS and (
@@ -184,13 +195,13 @@ def _objects(service: Service, objects: list[dict[str, Any]]) -> Iterator[Findin
         yield Finding("ok", f"{service.name} in Nagios", f"its services are defined for {service.host}")
 
 
-def _carried(service: Service, found: Mapping[str, Any]) -> bool:
+def _is_on_host(service: Service, found: Mapping[str, Any]) -> bool:
     hosts = [name.strip() for name in str(found.get("host_name", "")).split(",")]
     return service.host in hosts or "hostgroup_name" in found
 
 
 def _handler(config: Config, commands: list[dict[str, Any]], resources: Iterable[tuple[str, str]]) -> Iterator[Finding]:
-    """Whether the core's user may run what the command of the event handler names."""
+    """Whether the core's user may run the program of the event handler's command."""
     command = next((c for c in commands if str(c.get("command_name")).startswith(HANDLERS["primary"])), None)
     if command is None:
         yield Finding("missing", "event handler", f"no command {HANDLERS['primary']}", "failoverctl nagios-config")
@@ -206,13 +217,13 @@ def _handler(config: Config, commands: list[dict[str, Any]], resources: Iterable
         yield Finding("unknown", "event handler", f"where {program or 'it'} is", "is resource_file there and readable?")
         return
     do = f"make install, and let {config.controller.core_user} run it"
-    bad = list(may("event handler", who(config.controller.core_user), Path(program), READ | EXECUTE, do))
+    bad = list(access("event handler", find_user(config.controller.core_user), Path(program), READ | EXECUTE, do))
     yield from bad or [Finding("ok", "event handler", f"{config.controller.core_user} may run {program}")]
 
 
 def orders(scene: Scene) -> Iterator[Finding]:
-    """Whether the core ever ran the handler: an order that came from its user shows it, or a drill."""
-    core = who(scene.config.controller.core_user)
+    """Whether the core has ever run the handler: the journal has an order from its user, or a drill."""
+    core = find_user(scene.config.controller.core_user)
     if scene.redirector.status is None or core is None:
         return
     try:
@@ -228,18 +239,18 @@ def orders(scene: Scene) -> Iterator[Finding]:
             yield Finding("ok", about, f"the core ran it, last: {ours[-1].line}")
         else:
             yield Finding(
-                "warning", about, "the core has never run it, by the journal", f"failoverctl drill {service.name}"
+                "warning", about, "the core has never run it (no journal entry)", f"failoverctl drill {service.name}"
             )
 
 
 def _uids(entry: JournalEntry) -> list[int]:
-    """The users that gave the order, or ran the handler in a drill."""
+    """The users that gave the order or ran the handler in a drill."""
     handler = (entry.parts or {}).get("handler")
     return [caller.uid for caller in (entry.peer, handler) if caller is not None]
 
 
 def sms(scene: Scene) -> Iterator[Finding]:
-    """Whether each gateway would take a text."""
+    """Whether each gateway would accept a text."""
     first = scene.config.sms
     for about, options in (("SMS gateway", first), ("second SMS gateway", (first or {}).get("second"))):
         if options is None:

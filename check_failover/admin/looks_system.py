@@ -1,4 +1,4 @@
-"""The doctor's looks at the system below: forwarding, routes, the redirect's rules, files."""
+"""The doctor's looks at the operating system: forwarding, routes, the redirect's rules, files."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from check_failover.admin.finding import (
     WRITE,
     Finding,
     Scene,
-    Who,
+    User,
     absent,
+    access,
     describe,
-    may,
+    find_user,
+    how_to,
     output,
-    way,
-    who,
 )
 from check_failover.model import Target
 
 PROC = Path("/proc/sys/net")
-CONNTRACK_FULL = 0.8  # share of nf_conntrack_max above which it is only a matter of time
+CONNTRACK_FULL = 0.8  # share of nf_conntrack_max from which the doctor warns
 
 
 def redirect(scene: Scene) -> Iterator[Finding]:
     """The rules as the redirector reads them back from the kernel."""
     path = "/sbin:/usr/sbin:/bin:/usr/bin:/usr/local/sbin"
     if scene.config.controller.redirect == "nftables" and shutil.which("nft", path=path) is None:
-        yield Finding("warning", "nft", "not installed: nobody can look at the rules by hand", "install nftables")
+        yield Finding("warning", "nft", "not installed: the rules cannot be listed by hand", "install nftables")
     if scene.redirector.status is None:
         yield Finding("unknown", "redirect", "failover-redirector is away", "start it first")
         return
     for service in scene.config.services:
         status, about = scene.redirector.status.get(service.name), f"{service.name} redirect"
         if status is None:
-            do = way("order", verb="restart", daemon="failover-redirector")
+            do = how_to("order", verb="restart", daemon="failover-redirector")
             yield Finding("missing", about, "unknown to failover-redirector", do)
         elif status.problem or status.kernel is not status.target:
             found = status.problem or f"the kernel says {status.kernel or 'nothing'}, not {status.target}"
@@ -53,7 +53,7 @@ def redirect(scene: Scene) -> Iterator[Finding]:
 
 
 def network(scene: Scene) -> Iterator[Finding]:
-    """Interfaces, forwarding, routes and what may drop packets on the way."""
+    """Interfaces, forwarding, routes and possible reasons for dropped packets."""
     here = [name for _, name in socket.if_nameindex()]
     for name in scene.config.controller.client_interfaces:
         if name not in here:
@@ -87,7 +87,7 @@ def _forwarding_linux(scene: Scene) -> Iterator[Finding]:
 
 
 def _routes(scene: Scene) -> Iterator[Finding]:
-    """To both servers and the service address; then whether the interfaces on the way check where packets come from."""
+    """The routes to both servers and the service address; then the reverse path filter of their interfaces."""
     interfaces = set(scene.config.controller.client_interfaces)
     for service in scene.config.services:
         for target in Target:
@@ -109,7 +109,7 @@ def _routes(scene: Scene) -> Iterator[Finding]:
         every = _proc("ipv4/conf/all/rp_filter") or 0
         for name in sorted(interfaces - {"lo"}):
             if max(every, _proc(f"ipv4/conf/{name}/rp_filter") or 0) == 1:  # the higher one counts (ip-sysctl.rst)
-                found = f"rp_filter is strict on {name}: packets whose way back is another interface are dropped"
+                found = f"rp_filter is strict on {name}: it drops packets whose return route is another interface"
                 yield Finding("warning", "rp_filter", found, f"sysctl -w net.ipv4.conf.{name}.rp_filter=2")
 
 
@@ -140,10 +140,10 @@ def _proc(name: str) -> int | None:
 
 
 def files(scene: Scene) -> Iterator[Finding]:
-    """State and secrets: there, and whose."""
+    """Existence and permissions of state and secrets."""
     state_dir = scene.config.controller.state_dir
     user = scene.redirector.user
-    bad = list(may("state", user, state_dir, WRITE | EXECUTE, way("state")))
+    bad = list(access("state", user, state_dir, WRITE | EXECUTE, how_to("state")))
     yield from bad or [Finding("ok", "state", f"{state_dir} can be written by {user.name if user else 'its daemon'}")]
     for path, reader in sorted(_secrets(scene).items()):
         yield from _secret(Path(path), reader)
@@ -154,9 +154,9 @@ def files(scene: Scene) -> Iterator[Finding]:
         )
 
 
-def _secrets(scene: Scene) -> dict[str, Who | None]:
-    """Each password file and who needs it; the sniffer binds with the same files as the core's plugins."""
-    core, sms = who(scene.config.controller.core_user), scene.config.sms or {}
+def _secrets(scene: Scene) -> dict[str, User | None]:
+    """Each password file and its reader; sniffer and the core's plugins use the same files."""
+    core, sms = find_user(scene.config.controller.core_user), scene.config.sms or {}
     tables: list[Mapping[str, Any]] = [sms, sms.get("second", {})]
     found = {str(table["password_file"]): core for table in tables if "password_file" in table}
     for service in scene.config.services:
@@ -167,16 +167,16 @@ def _secrets(scene: Scene) -> dict[str, Who | None]:
     return found
 
 
-def _secret(path: Path, reader: Who | None) -> Iterator[Finding]:
+def _secret(path: Path, reader: User | None) -> Iterator[Finding]:
     do = f"chown root:check_failover {path} && chmod 640 {path}"
     if absent(path):
         do = f"write the password into it, then {do}"
-    bad = list(may("password", reader, path, READ, do))
+    bad = list(access("password", reader, path, READ, do))
     yield from bad
     if bad:
         return
     mode = path.stat()
     if mode.st_mode & stat.S_IRWXO:
-        yield Finding("warning", "password", f"{path} is {describe(mode)}, everybody may use it", do)
+        yield Finding("warning", "password", f"{path} is {describe(mode)}, all users may use it", do)
     else:
         yield Finding("ok", "password", f"{path} is {describe(mode)}")

@@ -1,9 +1,9 @@
 """Nagios objects for a config: commands, templates and the services, in one text that a site includes.
 
-Commands and templates are the files of ``nagios-conf/nagios4``, installed beside the package, with the config's own
-paths; the services come from the config. Contacts, groups and escalations are the site's: services without contacts
-inherit their host's. That is why the contact that tells of downtimes stands at the site's host: a contact at
-"NAME primary" would have it inherit nobody else.
+Commands and templates are the files of ``nagios-conf/nagios4``, installed beside the package, with the config's paths;
+the services come from the config. Contacts, groups and escalations belong to the site: services without contacts
+inherit their host's. Therefore the contact for downtimes belongs to the site's host: a contact at "NAME primary" would
+end that inheritance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILES = ("commands.cfg", "templates.cfg")
 
 
 class ObjectsError(Exception):
-    """The templates are not where the installation puts them: one line."""
+    """An installed template is missing or unreadable: one line."""
 
 
 def nagios(config: Config, *, templates: bool = True) -> str:
@@ -39,9 +39,9 @@ def nagios(config: Config, *, templates: bool = True) -> str:
 
 
 def links(config: Config, service: Service) -> dict[str, str]:
-    """The site's own links beside a service in the web interface (``[monitoring]``), both cores' directives.
+    """The site's links beside a service in the web interface (``[monitoring]``), as both cores' directives.
 
-    Where it has none for actions, the list of the service's incidents.
+    The default for actions is the list of the service's incidents.
     """
     shown = {key: str(config.monitoring[key]) for key in ("notes_url", "action_url") if key in config.monitoring}
     if "report_url" in config.monitoring:
@@ -67,7 +67,7 @@ def _file(name: str, config: Config) -> str:
 
 
 def with_paths(text: str, config: Config) -> str:
-    """A template, written with the paths of Linux, with the config's own."""
+    """A template with its Linux paths replaced by the config's."""
     text = text.replace(f"{LINUX['run_dir']}/redirector.sock", str(config.controller.redirector_socket))
     return text.replace(LINUX["config"], str(config.path.absolute()))
 
@@ -97,15 +97,15 @@ def _service(service: Service, shown: Mapping[str, str]) -> str:
 
 
 def _sms(host: str) -> str:
-    """The gateway and the spool, once for the config. It names no contacts either: the site's, from the host."""
+    """The gateway and the spool, once for the config. Its contacts are inherited from the host, too."""
     directives = {"use": "failover-sms", "host_name": host, "service_description": "failover sms"}
-    return "# ---- how texts leave\n" + _block("service", {**directives, "check_command": "check_failover_sms"})
+    return "# ---- SMS gateway and spool\n" + _block("service", {**directives, "check_command": "check_failover_sms"})
 
 
 def _plugin(service: Service, name: str) -> str:
-    """The site's own plugin as a command: it asks the standby what the sniffer asks.
+    """The site's own plugin as a command, which sends the standby the sniffer's request.
 
-    Everything stands in the definition, so no argument passes through ``check_command``, where ``!`` separates.
+    The definition contains all arguments, because ``!`` would separate arguments in ``check_command``.
     """
     line = shlex.join(arguments(service.check.options, service.standby)).replace("$", "$$")
     return _block("command", {"command_name": name, "command_line": line})
@@ -124,7 +124,7 @@ def _define(service: Service, suffix: str, directives: Mapping[str, str]) -> str
 
 
 def _dependency(service: Service) -> str:
-    """One fault pages once: while "NAME primary" is CRITICAL the traffic's own alarm says nothing new."""
+    """One page per fault: "NAME traffic" does not notify while "NAME primary" is CRITICAL."""
     return _block(
         "servicedependency",
         {

@@ -1,9 +1,9 @@
 """Exact lines for a core on another machine: ``failoverctl remote-config --way WAY --on controller|core``.
 
 Results go to the core by ``nsca`` or ``nrdp``; orders and checks come back by ``nrpe`` or ``ssh`` (for Icinga 2:
-``icinga2-config --endpoint``). What a core is given are the objects that ``nagios-config`` prints, with the commands
-that need the controller's sockets asked over there. NRPE runs fixed commands only: all that the macros can say is
-spelled out, one command each, so that ``dont_blame_nrpe`` stays 0.
+``icinga2-config --endpoint``). The core's objects are those of ``nagios-config``, but the commands that need the
+controller's sockets run on the controller. NRPE runs fixed commands only: each combination of the macros' values is a
+command, so that ``dont_blame_nrpe`` stays 0.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from check_failover.places import HERE
 
 STATES, TYPES = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), ("SOFT", "HARD")
 NOTICES = ("DOWNTIMESTART", "DOWNTIMEEND", "DOWNTIMECANCELLED")
-# How the redirector's own result for "NAME fail-back" begins (redirector.report): no person submitted that OK.
+# Prefix of the redirector's own result for "NAME fail-back" (redirector.report); not an operator's OK.
 OWN_RESULT = "OK: on the primary"
-IN_DOWNTIME = "$$(($SERVICEDOWNTIME$ + $HOSTDOWNTIME$ > 0))"  # for the shell that Nagios runs it with: 0 or 1
+IN_DOWNTIME = "$$(($SERVICEDOWNTIME$ + $HOSTDOWNTIME$ > 0))"  # Nagios's shell computes 0 or 1
 
-# command of nagios-conf/nagios4/commands.cfg -> what is asked over NRPE in its place
+# command of nagios-conf/nagios4/commands.cfg -> its replacement over NRPE
 NRPE = {
     "check_failover_traffic": "{nrpe} -c failover_$ARG1$_traffic",
     "check_failover_redirect": "{nrpe} -c failover_$ARG1$_redirect",
@@ -35,7 +35,7 @@ NRPE = {
     "check_failover_event_own_check": f"{{nrpe}} -c failover_$ARG1$_$SERVICESTATE$_$SERVICESTATETYPE$_{IN_DOWNTIME}",
     "check_failover_event_fail_back": f"echo '$SERVICEOUTPUT$' | grep -q '^{OWN_RESULT}' || "
     "{nrpe} -c failover_$ARG1$_fail_back_$SERVICESTATE$",
-    # a drill's number cannot be told in fixed words, so failoverctl drill will say that the handler was not run
+    # fixed commands cannot carry a drill's ID, so failoverctl drill reports that the handler did not run
     "check_failover_event_drill": "echo no drill over {nrpe}",
     "check_failover_downtime_of_service": "{nrpe} -c 'failover_$NOTIFICATIONTYPE$_$HOSTNAME$_$SERVICEDESC$'",
     "check_failover_downtime_of_host": "{nrpe} -c 'failover_$NOTIFICATIONTYPE$_$HOSTNAME$'",
@@ -62,7 +62,7 @@ PLUGINS_HERE = HERE["plugins"]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What only the site knows: the controller's address for the core, and where things are."""
+    """The site's own settings: the controller's address for the core, and paths."""
 
     controller: str
     plugins: str = PLUGINS_HERE  # on the controller
@@ -86,7 +86,7 @@ def _ssh_core(config: Config, site: Site) -> str:
 
 
 def _objects(config: Config, way: str, asked: dict[str, str], values: dict[str, str]) -> str:
-    """``nagios-config``'s text with these commands' lines."""
+    """The text of ``nagios-config`` with these commands' lines replaced."""
     asked = asked | {f"check_failover_{service.check.type}": PROBE[way] for service in config.services}
     asked |= {f"check_failover_plugin_{s.name}": PLUGIN[way] % s.name for s in config.services}
 
@@ -102,7 +102,7 @@ def _nrpe_controller(config: Config, site: Site) -> str:
     own = site.certificates
     head = (
         "# /etc/nagios/nrpe.d/check_failover.cfg on the controller. dont_blame_nrpe stays 0, nrpe_user is core_user,\n"
-        "# allowed_hosts names the core; only who has a certificate of the site's CA is listened to:\n"
+        "# allowed_hosts names the core; only clients with a certificate of the site's CA are accepted:\n"
         f"ssl_version=TLSv1.2+\nssl_use_adh=0\nssl_client_certs=2\nssl_cacert_file={own}/ca.pem\n"
         f"ssl_cert_file={own}/controller.pem\nssl_privatekey_file={own}/controller.key\n"
     )
@@ -131,7 +131,7 @@ def _nrpe_service(config: Config, service: Service, site: Site) -> Iterator[str]
 
 
 def _nrpe_notices(config: Config, site: Site) -> Iterator[str]:
-    """What the contact failover-downtime tells, where a policy asks for it."""
+    """The notifications of the contact failover-downtime, if a policy needs them."""
     draining = [service for service in config.services if service.policy.downtime == "drain"]
     hosts = {host for service in draining for host in (service.host, service.primary_host) if host}
     for notice, host in itertools.product(NOTICES, sorted(hosts)):

@@ -1,10 +1,10 @@
 """The pages of incidents: for ``failoverctl history --report``, and in a directory that the site's web server shows.
 
-``failoverctl reports`` brings ``[monitoring] report_dir`` up to date once: ``ID.html`` for each flip and each refused
-fail-over, ``NAME.html`` with the list of a service's. With ``--follow`` it stays: the redirector tells it of what
-happens, and it looks again later, when texts have left and their receipts have come. It runs as a user of its own
-(failover-report.service), who may read evidence and the log of texts and write to that directory only: the process that
-steers makes no HTML. It removes nothing but pages of its own.
+``failoverctl reports`` updates ``[monitoring] report_dir`` once: ``ID.html`` for each flip and each refused fail-over,
+``NAME.html`` with a service's list. With ``--follow`` it keeps running: it subscribes to the redirector's events and
+updates again later, when texts and receipts have followed. It runs as a separate user (failover-report.service), who
+may read evidence and the SMS log and write to that directory only, so that the redirector makes no HTML. It removes
+only its own pages.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from check_failover.story import page_name
 
 log = logging.getLogger("failover-report")
 
-KEPT = 100  # pages of incidents
-HISTORY = 1000  # entries of the journal that are looked at
-LATER = (0.5, 5.0, 60.0, 600.0, 3600.0)  # seconds after an event: its line is in the journal; texts; receipts
-PAUSE = 2.0  # seconds between two tries while the redirector is away
-PAGE = re.compile(r"\d{8}T\d{6}-[A-Za-z][A-Za-z0-9_-]*-\d+\.html")  # as the redirector numbers its entries
+MAX_PAGES = 100  # pages of incidents
+HISTORY = 1000  # entries of the journal that are read
+DELAYS = (0.5, 5.0, 60.0, 600.0, 3600.0)  # seconds after an event, for the journal's line, texts and receipts
+RETRY_EVERY = 2.0  # seconds, while the redirector is away
+PAGE = re.compile(r"\d{8}T\d{6}-[A-Za-z][A-Za-z0-9_-]*-\d+\.html")  # ID as the redirector makes it
 
 
 class ReportsError(Exception):
@@ -41,13 +41,13 @@ class ReportsError(Exception):
 
 
 def evidence_base(config: Config, entry: JournalEntry) -> Path | None:
-    """Where the sniffer kept the evidence of the verdict behind an attempt."""
+    """The path, without suffix, of the sniffer's evidence for an attempt."""
     number = None if entry.facts is None else entry.facts.evidence
     return None if number is None else config.controller.state_dir / "sniffer/evidence" / f"{entry.service}-{number}"
 
 
 def page(config: Config, entry: JournalEntry, journal: Sequence[JournalEntry]) -> str:
-    """One incident's page, with what can be read of evidence and SMS log; what cannot be is missing from it."""
+    """One incident's page, without the parts of evidence and SMS log that cannot be read."""
     base, evidence, at = evidence_base(config, entry), None, None
     if base is not None:
         with contextlib.suppress(OSError, ValueError):
@@ -65,16 +65,16 @@ def publish(config: Config) -> None:
     """Bring the directory up to date. Raises ReportsError or ControlError."""
     directory = config.monitoring.get("report_dir")
     if directory is None:
-        raise ReportsError(f"{config.path}: $.monitoring.report_dir: needed here: where are the pages written to?")
+        raise ReportsError(f"{config.path}: $.monitoring.report_dir: missing: set it to the pages' directory")
     reply = control.ask(config.controller.redirector_socket, {"verb": "history", "limit": HISTORY}, 20.0)
     journal = journal_entries(reply.get("entries"))
-    incidents = [e for e in journal if PAGE.fullmatch(page_name(e) or "")][-KEPT:]
+    incidents = [e for e in journal if PAGE.fullmatch(page_name(e) or "")][-MAX_PAGES:]
     try:
         for entry in incidents:
             path = Path(directory) / str(page_name(entry))
             if time.time() - entry.at <= incident.AFTER or not path.exists():
                 _write(path, page(config, entry, journal))
-        for old in sorted(path for path in Path(directory).iterdir() if PAGE.fullmatch(path.name))[:-KEPT]:
+        for old in sorted(path for path in Path(directory).iterdir() if PAGE.fullmatch(path.name))[:-MAX_PAGES]:
             old.unlink()
         for service in config.services:
             own = [entry for entry in incidents if entry.service == service.name]
@@ -84,7 +84,7 @@ def publish(config: Config) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, and only what is news."""
+    """Replace the file atomically if its text changed."""
     with contextlib.suppress(FileNotFoundError):
         if path.read_text("utf-8") == text:
             return
@@ -94,7 +94,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def follow(config: Config) -> None:
-    """For ever. What goes wrong is said once in the log and tried again."""
+    """Update for ever. An error is logged once, and the update is retried."""
     log_to_stderr("failover-report")
     complained = ""
     while True:
@@ -104,11 +104,11 @@ def follow(config: Config) -> None:
             if str(error) != complained:
                 log.warning("%s", error)
                 complained = str(error)
-        time.sleep(PAUSE)
+        time.sleep(RETRY_EVERY)
 
 
 def _follow(config: Config) -> None:
-    """Until the redirector is gone. Raises ControlError then, ReportsError where the pages cannot be written."""
+    """Update until the redirector is gone (ControlError) or the pages cannot be written (ReportsError)."""
     sock, _ = control.subscribe(config.controller.redirector_socket)
     with sock:
         due = [time.monotonic()]
@@ -118,7 +118,7 @@ def _follow(config: Config) -> None:
                 if not sock.recv(65536):
                     raise ControlError(f"{config.controller.redirector_socket}: the redirector is gone")
                 now = time.monotonic()
-                due = sorted([*due[:1], *(now + later for later in LATER)])
+                due = sorted([*due[:1], *(now + later for later in DELAYS)])
             if due and due[0] <= time.monotonic():
                 publish(config)
                 due = [moment for moment in due if moment > time.monotonic()]

@@ -1,4 +1,4 @@
-"""What ``failoverctl`` prints: status, history and config as lines for a person. Pure."""
+"""``failoverctl``'s output: status, history and config as lines of text. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from check_failover.story import moment
 def status(
     service: Service, redirect: ServiceStatus, sniffer: Mapping[str, Any] | None, away: str | None, now: float
 ) -> list[str]:
-    """One service: first line for a glance, then what explains it."""
+    """One service: a summary line, then the details."""
     lines = [f"{service.name}: {redirect.state.name}: {redirect.text}"]
     lines.append(f"  {service.protocol} {service.address} -> {redirect.target} {_server(service, redirect)}")
     if service.policy.shadow:
@@ -71,7 +71,7 @@ def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
 
 
 def drain(name: str, going_on: DrainStatus) -> str:
-    """How far a drain is."""
+    """A drain's progress."""
     deadline = going_on.deadline
     until = "" if deadline is None else f", cut at {moment(deadline)}"
     left = "an unknown number of" if going_on.left is None else going_on.left
@@ -85,7 +85,7 @@ def line(entry: JournalEntry) -> str:
 
 
 def entry(found: JournalEntry) -> list[str]:
-    """All that the journal knows of one attempt."""
+    """All fields of one journal entry."""
     lines = [line(found)]
     for key, value in to_json(found).items():
         if key in ("line", "at"):
@@ -98,7 +98,7 @@ def entry(found: JournalEntry) -> list[str]:
 
 
 def evidence(kept: Mapping[str, Any]) -> list[str]:
-    """What the sniffer saw and probed."""
+    """The sniffer's evidence: traffic and probes."""
     known = {key: value for key, value in kept["traffic"].items() if value is not None}
     return [
         f"  evidence: {kept['verdict']}",
@@ -115,7 +115,7 @@ _WRITES = {
 
 
 def config(config: Config) -> list[str]:
-    """What a config means, in a few lines."""
+    """A config's meaning in a few lines."""
     controller = config.controller
     interfaces = ", ".join(controller.client_interfaces) or "none (the sniffer will not start)"
     lines = [

@@ -1,8 +1,8 @@
 """A test client on this machine: a network namespace behind a pair of virtual interfaces, gone with its one process.
 
-What it sends arrives from outside, is translated in prerouting, forwarded and routed back like any client's packets;
-only the interface is another one (``LINK``). The namespace belongs to a ``cat`` that ends when our end of its pipe
-closes, so it goes however this program ends, SIGKILL included, and with it the interfaces and their routes.
+Its packets arrive from outside; the kernel translates, forwards and routes them like any client's, only through another
+interface (``LINK``). The namespace belongs to a ``cat`` that ends when our end of its pipe closes. So the namespace,
+its interfaces and routes vanish with this program, even after SIGKILL.
 
 Linux, as root. Source: network_namespaces(7), veth(4), setns(2), unshare(1).
 """
@@ -24,12 +24,12 @@ from check_failover.model import Endpoint
 T = TypeVar("T")
 LINK = "failover-drill"  # the controller's end
 IP, UNSHARE = "/usr/sbin/ip", "/usr/bin/unshare"
-_OURS, _THEIRS = "02:cf:0d:00:00:01", "02:cf:0d:00:00:02"  # locally administered; nobody has to ask who has them
+_OURS, _THEIRS = "02:cf:0d:00:00:01", "02:cf:0d:00:00:02"  # locally administered; fixed, so that no ARP is needed
 _CLONE_NEWNET = 0x40000000
 
 
 class ClientError(Exception):
-    """It cannot be made: one line."""
+    """The test client cannot be made: one line."""
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def client_at(address: str, service: Endpoint) -> Iterator[Callable[[Callable[[]
         yield lambda act: _inside(keeper.pid, act)
     finally:
         keeper.communicate()
-        subprocess.run([IP, "link", "delete", LINK], capture_output=True, check=False)  # the kernel takes its time
+        subprocess.run([IP, "link", "delete", LINK], capture_output=True, check=False)  # the kernel does it later
 
 
 def _wire(keeper: subprocess.Popen[bytes], address: str, service: Endpoint) -> None:
@@ -76,7 +76,7 @@ def _wait_for_namespace(keeper: subprocess.Popen[bytes]) -> None:
 
 
 def _inside(pid: int, act: Callable[[], T]) -> T:
-    """Call ``act`` in the network namespace of that process: in a thread of its own, which moves alone (setns(2))."""
+    """Call ``act`` in the network namespace of that process. setns(2) moves one thread, so it runs in a new thread."""
     outcome: list[T] = []
     errors: list[BaseException] = []
 

@@ -1,7 +1,7 @@
-"""What each verb of ``failoverctl`` does, one small function a verb. ``ctl.VERBS`` has their names and arguments.
+"""The verbs of ``failoverctl``, one function each. ``ctl.VERBS`` has their names and arguments.
 
-A function raises FailedError where something was refused or is impossible; the errors of the rooms that it asks
-(ControlError, ConfigError, ...) pass through to ``ctl.main``.
+A function raises FailedError if an order is refused or impossible; errors of other modules (ControlError, ConfigError,
+...) pass through to ``ctl.main``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from check_failover.model import Service, Target
 from check_failover.records import JournalEntry, journal_entries, service_statuses, to_json
 
 REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server
-PROGRESS_EVERY = 0.5  # seconds between two looks at a drain
+PROGRESS_EVERY = 0.5  # seconds between two lines during a drain
 
 
 class FailedError(Exception):
@@ -60,7 +60,7 @@ def fail_over(config: Config, arguments: argparse.Namespace) -> None:
     service = config.service(arguments.service)
     message: dict[str, Any] = {"verb": "fail-over", "service": service.name, "by": _by(), "manual": True}
     reply = _ask(config, message)
-    if reply["reason"] == "standby-not-probed":  # the sniffer is away: look for ourselves
+    if reply["reason"] == "standby-not-probed":  # the sniffer is away: probe here
         reply = _ask(config, {**message, "facts": {"standby_ok": _probe(service, Target.STANDBY)}})
     _print_text(reply)
 
@@ -106,7 +106,7 @@ def history(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def _evidence(config: Config, entry: JournalEntry) -> list[str]:
-    """What the sniffer kept of the verdict behind an attempt."""
+    """The sniffer's evidence for an attempt."""
     base = reports.evidence_base(config, entry)
     if base is None:
         return []
@@ -163,7 +163,7 @@ def remote_config(config: Config, arguments: argparse.Namespace) -> None:
     print(remote.lines(config, arguments.way, arguments.on, site))
 
 
-# ---------------------------------------------------------------- help for them
+# ---------------------------------------------------------------- helpers
 
 
 def _chosen(config: Config, name: str | None) -> tuple[Service, ...]:
@@ -193,7 +193,7 @@ def _print_text(reply: dict[str, Any]) -> None:
 
 
 def _drained(config: Config, service: Service, arguments: argparse.Namespace, verb: str) -> None:
-    """Order it and show the open connections that are left, once or until none is; Ctrl-C ends the showing only."""
+    """Order a drain and show the open connections, once or until none is left; Ctrl-C ends only the display."""
     message = {"verb": verb, "service": service.name, "by": _by(), "manual": True, "deadline": arguments.deadline}
     _print_text(_ask(config, message))
     shown = None
@@ -218,7 +218,7 @@ def _probe(service: Service, target: Target) -> bool:
 
 
 def _by() -> str:
-    """The person, also behind sudo (sudo(8), SUDO_USER)."""
+    """The operator's user name, also behind sudo (sudo(8), SUDO_USER)."""
     if os.getuid() == 0 and "SUDO_USER" in os.environ:
         return os.environ["SUDO_USER"]
     try:

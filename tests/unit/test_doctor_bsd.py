@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from check_failover.admin import finding, looks_bsd
-from check_failover.admin.finding import Daemon, Scene, Who, way
+from check_failover.admin.finding import Daemon, Scene, User, how_to
 from check_failover.config import Config, Controller
 from check_failover.model import CheckSpec, Endpoint, Service
 
@@ -51,7 +51,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     monkeypatch.setattr(finding, "PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(looks_bsd, "BPF", bpf)
     well = WELL | {"sysrc -n ipnat_rules": f"{rules}\n"}
-    me = Daemon(None, "", Who(pwd.getpwuid(os.getuid()).pw_name, os.getuid(), frozenset()))
+    me = Daemon(None, "", User(pwd.getpwuid(os.getuid()).pw_name, os.getuid(), frozenset()))
 
     def look(
         wrong: dict[str, str | None] | None = None,
@@ -151,7 +151,7 @@ def test_a_tool_that_is_not_there(look: Look) -> None:
 
 def test_the_packet_filter_devices(look: Look, tmp_path: Path) -> None:
     """failover-sniffer opens them for reading and writing."""
-    stranger = Daemon(None, "", Who("failover-sniffer", 4242, frozenset()))
+    stranger = Daemon(None, "", User("failover-sniffer", 4242, frozenset()))
     tmp_path.joinpath("bpf").chmod(0o644)
     found = look(sniffer=stranger)
     assert [line for line in found if not line.startswith("missing  capture: failover-sniffer may not use ")] == []
@@ -163,10 +163,10 @@ def test_the_packet_filter_devices(look: Look, tmp_path: Path) -> None:
 
 def test_every_system_has_every_way() -> None:
     """What the doctor advises is said for each system; bpf's devices are the BSDs' alone."""
-    ways = {name: set(rows) for name, rows in finding.WAYS.items()}
+    ways = {name: set(rows) for name, rows in finding.INSTRUCTIONS.items()}
     assert ways["freebsd"] == ways["netbsd"] == ways["linux"] | {"devices"}
-    assert way("order", "freebsd14", verb="start", daemon="failover-sniffer") == "service failover_sniffer start"
-    assert way("order", "linux", verb="start", daemon="failover-sniffer") == "systemctl start failover-sniffer"
+    assert how_to("order", "freebsd14", verb="start", daemon="failover-sniffer") == "service failover_sniffer start"
+    assert how_to("order", "linux", verb="start", daemon="failover-sniffer") == "systemctl start failover-sniffer"
 
 
 def test_netbsd(look: Look) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from check_failover.admin.objects import links
-from check_failover.admin.reports import KEPT, ReportsError, publish
+from check_failover.admin.reports import MAX_PAGES, ReportsError, publish
 from check_failover.config import Config, ConfigError, load
 from check_failover.control import Message
 from check_failover.listening import Server
@@ -82,11 +82,11 @@ def test_the_newest_are_kept_and_nobody_elses_are_touched(
     """Also those that the journal has forgotten count; what is not ours stays."""
     (pages / "index.html").write_text("the site's own")
     (pages / "20200101T000000-ldap-1.html").write_text("long ago")
-    journal[:] = [{**FLIP, "id": f"20261125T{number:06d}-ldap-{number}"} for number in range(KEPT + 20)]
+    journal[:] = [{**FLIP, "id": f"20261125T{number:06d}-ldap-{number}"} for number in range(MAX_PAGES + 20)]
     publish(config)
     ours = sorted(path.name for path in pages.iterdir() if "-ldap-" in path.name)
-    assert len(ours) == KEPT
-    assert ours[-1] == f"20261125T{KEPT + 19:06d}-ldap-{KEPT + 19}.html"
+    assert len(ours) == MAX_PAGES
+    assert ours[-1] == f"20261125T{MAX_PAGES + 19:06d}-ldap-{MAX_PAGES + 19}.html"
     assert (pages / "index.html").read_text() == "the site's own"
 
 
@@ -100,7 +100,7 @@ def test_an_entry_names_no_other_file(config: Config, pages: Path, journal: list
 def test_a_directory_that_is_not_there(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ReportsError, match=r"pages/.*: No such file or directory: may this user write there"):
         publish(config)
-    with pytest.raises(ReportsError, match=r"\$\.monitoring\.report_dir: needed here"):
+    with pytest.raises(ReportsError, match=r"\$\.monitoring\.report_dir: missing: set it"):
         publish(load(GOOD))
 
 
