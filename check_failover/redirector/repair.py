@@ -1,4 +1,4 @@
-"""What clients need once the kernel's rule has moved: nobody is left waiting for the old server."""
+"""The repair after a flip: no client's connection is left waiting for the old server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from check_failover.redirector.store import StateStore
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
-SWEEP_AFTER = 0.3  # seconds from the poke until the rest is forgotten: a client's answer has come by then
+SWEEP_AFTER = 0.3  # seconds from the poke to the sweep; clients have answered by then
 
 
 class Repair:
-    """The caller holds ``lock``, which the sweep takes when its time has come. A repair that fails is told."""
+    """The caller holds ``lock``; the later sweep takes it itself. The journal reports a repair that fails."""
 
     def __init__(
         self, redirect: Redirect, store: StateStore, publish: Callable[[Event], None], lock: threading.Lock
@@ -28,7 +28,7 @@ class Repair:
         self._redirect, self._store, self._publish, self._lock = redirect, store, publish, lock
 
     def flipped(self, service: Service, old: Target, entry: JournalEntry, *, drain: bool) -> JournalEntry:
-        """After a flip away from ``old``; ``drain``: what is open to it stays. Returns the entry with what was done."""
+        """Repair after a flip from ``old``; ``drain``: open connections stay. Returns the entry with the counts."""
         done: dict[str, Any] = {}
         if not drain:
             self._try(done, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
@@ -44,14 +44,14 @@ class Repair:
         return replace(entry, **done)
 
     def resume(self, service: Service) -> None:
-        """The repair and the journal's line of a flip in whose middle an earlier process ended."""
+        """Repair and journal a flip during which an earlier process ended."""
         name, state = service.name, self._store.state[service.name]
         old = state.target.other
         text = f"a flip from the {old} to the {state.target} was cut short by the redirector's end; finished"
         entry = replace(self._store.new_entry(name, "resume", "redirector", text), from_=old)
         done: dict[str, Any] = {}
         if state.drain is None:
-            if self._redirect.cuts:  # rules that were loaded anew do not know that the old server is dead
+            if self._redirect.cuts:  # reloaded rules do not know that the old server failed
                 self._try(done, "freed", lambda: self._redirect.cut(service, old))
             else:
                 self._try(done, "forgotten", lambda: self._redirect.forget_unanswered(service, old))
@@ -73,7 +73,7 @@ class Repair:
                 quietly(lambda: self._redirect.sweep(service, old))
 
     def _try(self, done: dict[str, Any], what: str, repair: Callable[[], int]) -> None:
-        """A repair that fails does not undo the flip; the journal tells it. ``done``: fields of the entry so far."""
+        """Run one repair. A failure is journalled and does not undo the flip. ``done``: the entry's new fields."""
         try:
             done[what] = int(repair())
         except RedirectError as error:
@@ -90,7 +90,7 @@ class Repair:
 
 
 def quietly(act: Callable[[], object]) -> None:
-    """For what is good to have and must not spoil the answer."""
+    """Run an optional action; its failure is only logged."""
     try:
         act()
     except (RedirectError, StateError) as error:

@@ -1,4 +1,4 @@
-"""What the verbs of the redirector's socket do: a message becomes an order, its outcome an answer and a report."""
+"""The verbs of the redirector's socket: makes an order of a message, and an answer and a report of its outcome."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class RedirectorRequests:
-    """What the socket's verbs do. One method per verb would only repeat the table in ``control``."""
+    """Handles the socket's verbs. The table in ``control`` describes them."""
 
     def __init__(self, config: Config, steering: Steering, report: CoreReports, drills: Drills) -> None:
         self._services, self._controller = config.services, config.controller
@@ -37,7 +37,7 @@ class RedirectorRequests:
         self._afterwards = Afterwards()
 
     def authorise(self, verb: str, peer: Peer) -> str | None:
-        """None, or why not."""
+        """Why the peer may not use the verb; None if it may."""
         return refused(self._controller, verb, peer)
 
     def handle(self, message: Message, peer: Peer) -> Message:
@@ -59,7 +59,7 @@ class RedirectorRequests:
             raise RequestRefusedError(str(error)) from None
 
     def status(self, service: Service) -> ServiceStatus:
-        """The steering's status, with the state and all the lines that "NAME redirect" shows for it."""
+        """The steering's status, with the state and the lines of "NAME redirect"."""
         order = None
         if self._steering.targets()[service.name] is Target.STANDBY:
             ending = self._afterwards.closing
@@ -112,11 +112,11 @@ class RedirectorRequests:
         return {"text": text}
 
     def _do(self, order: Order) -> JournalEntry:
-        """The journal's entry; reported as well."""
+        """Execute and report an order; returns the journal's entry."""
         return self._reported(order.service, self._steering.order(order))
 
     def _reported(self, service: Service, entry: JournalEntry) -> JournalEntry:
-        """Report it after the answer; not an order that found all done, which a core may give a hundred times."""
+        """Report an attempt after the answer, except ``already-there``: a core may repeat an order many times."""
         if entry.reason != Reason.ALREADY:
             self._afterwards.submit(lambda: self._report.attempt(service, entry, self.status(service)))
         return entry
@@ -125,7 +125,7 @@ class RedirectorRequests:
         self._afterwards.submit(lambda: self._report.state(service, self.status(service)))
 
     def _downtime(self, message: Message, by: str, peer: Peer) -> Message:
-        """A downtime of the primary begins or ends. The end moves nothing: it is an item of the fail-back checklist."""
+        """A downtime of the primary begins or ends. Its end flips nothing, but lifts a refusal of a fail-back."""
         host, description = str(message.get("host") or ""), str(message.get("description") or "")
         begin, said = bool(message.get("begin")), []
         for service in self._services:
@@ -159,7 +159,7 @@ class RedirectorRequests:
         order = Order(service, verb, by, facts, manual=manual, peer=Caller(peer.pid, peer.uid))
         if verb == "fail-over":
             return self._with_health(order)
-        # Nobody waits for a standby that died: then a fail-back is a flip like a fail-over.
+        # Connections to a dead standby cannot finish: then a fail-back drains nothing.
         order = replace(order, drain=verb == "drain" or facts.standby_ok is not False, deadline=deadline)
         if verb == "drain":
             return order
@@ -168,7 +168,7 @@ class RedirectorRequests:
         return replace(order, manual=True)
 
     def _with_health(self, order: Order) -> Order:
-        """A fail-over with what its table asks about the other server, as the sniffer knows it from its probes."""
+        """A fail-over with the facts that its table needs about the other server, from the sniffer's probes."""
         service = order.service
         if order.manual:
             return order
@@ -181,7 +181,7 @@ class RedirectorRequests:
         return order
 
     def _with_primary(self, order: Order, primary_ok: bool | None, health: dict[str, Any]) -> Order:
-        """The order with what its checklist asks about the primary."""
+        """The order with the facts that its checklist needs about the primary."""
         since, planned = self._steering.since(order.service.name), order.verb != "fail-over"
         return replace(
             order,
@@ -194,7 +194,7 @@ class RedirectorRequests:
     # ------------------------------------------------------------ every few seconds
 
     def advance(self, service: Service) -> None:
-        """Look after a drain or a drill that goes on."""
+        """Advance a running drain or drill."""
         try:
             self._drills.advance(service)
         except RedirectError as error:
@@ -208,15 +208,15 @@ class RedirectorRequests:
             self._report_state(service)
 
     def look(self, service: Service) -> None:
-        """Report how things stand where that has changed, or nothing was reported for long."""
+        """Report the state after a change, or as a heartbeat."""
         self._afterwards.submit(lambda: self._report.look(service, self.status(service)), only=service.name)
 
     def close(self) -> None:
-        """Send what is still to be reported."""
+        """Send the waiting reports."""
         self._afterwards.close()
 
     def fail_back(self, service: Service) -> None:
-        """The automatic fail-back, where it is on. A restart proves nothing anew."""
+        """The automatic fail-back, if it is on. A restart begins the proof of the primary anew."""
         if not service.policy.auto_fail_back or self._steering.targets()[service.name] is Target.PRIMARY:
             return
         health = inquiry.health(self._controller, service, Target.PRIMARY)
@@ -250,7 +250,7 @@ class RedirectorRequests:
 
 
 def _of_primary(service: Service, host: str, description: str) -> bool:
-    """Whether the core's object stands for that service's primary: its host, or "NAME primary"."""
+    """Whether the core's object represents that service's primary: its host, or "NAME primary"."""
     if description:
         return host == service.host and description == f"{service.name} primary"
     return host in (service.host, service.primary_host)
@@ -284,7 +284,7 @@ def _states(message: Message) -> dict[str, ServiceState]:
 
 
 def _deadline(service: Service, message: Message) -> float | None:
-    """Seconds until a drain cuts what is left: the order's own, or the policy's."""
+    """Seconds until a drain cuts open connections: the order's own, or the policy's."""
     deadline = message.get("deadline")
     if deadline is None:
         return service.policy.drain_deadline
@@ -294,7 +294,7 @@ def _deadline(service: Service, message: Message) -> float | None:
 
 
 def _words(text: object) -> str:
-    """Free text as one line: the journal's lines and a core's results are read line by line."""
+    """Free text as one line, because the journal and the core's results are line-based."""
     return " ".join(str(text).encode(errors="replace").decode().split())
 
 

@@ -1,11 +1,11 @@
 """The target across restarts: one small JSON file per service, safe against a kill and a power cut.
 
-A new state is first *intended*: written to a file beside the old one, which a kill leaves whole in the page cache.
-*Settled*, it is on the disk and in the old one's place: fsync, rename, fsync of the directory (rename(2) is atomic;
-fsync(2) of the directory makes it last). A flip moves the kernel's rule between the two, so that clients do not wait
-for a disk, which takes 1 to 10 ms here and seconds when it is busy: a restart finds the intent and follows it; a power
-cut takes the kernel's rule along and may leave no intent, and then the old state stands. A file that cannot be read is
-reported, never guessed at: the caller keeps what the kernel has.
+``intend`` writes the new state to a file beside the old one; after a kill the file is still in the page cache.
+``settle`` makes it durable in the old one's place: fsync, rename (atomic, rename(2)), fsync(2) of the directory.
+A flip changes the kernel's rule between the two, so that clients do not wait for the disk, which takes 1 to 10 ms, or
+seconds when it is busy. After a kill, the restart finds the intent and follows it. A power cut removes the kernel's
+rule and perhaps the intent; then the old state is valid. A damaged file is reported, and the caller keeps the kernel's
+target.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class StateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """New connections go elsewhere, those open to ``old`` finish there; cut at ``deadline`` (None: never)."""
+    """Open connections finish on ``old``; the redirector cuts the rest at ``deadline`` (None: never)."""
 
     old: Target
     at: float
@@ -36,7 +36,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """What must survive a restart. Wall clock times; ``pending`` is the core's order that still stands, as text."""
+    """A service's state across restarts. Wall clock times; ``pending``: the refusal of the core's pending order."""
 
     target: Target = Target.PRIMARY
     since: Moment | None = None
@@ -44,15 +44,15 @@ class ServiceState:
     pending: str | None = None
     drain: Drain | None = None
     damping: Damping = field(default_factory=Damping)
-    moved_by_person: bool = False  # the last flip
-    downtime: tuple[str, ...] = ()  # the core's objects whose downtime began and did not end
+    moved_by_person: bool = False  # an operator ordered the last flip
+    downtime: tuple[str, ...] = ()  # the core's objects that are in downtime
     reached: tuple[Reach, ...] = ()  # by clients: see ``check_failover.reach``
-    flips: int = 0  # how many there were, and changes of any kind: which of two controllers knows more
+    flips: int = 0  # and ``changes`` of any kind: the more recent of two controllers has more
     changes: int = 0
 
 
 def load(directory: Path, name: str) -> ServiceState | None:
-    """The settled state; None when there is none yet. Raises StateError when there is one that makes no sense."""
+    """The settled state; None if there is none yet. Raises StateError if the file is unreadable or damaged."""
     path = directory / f"{name}.json"
     try:
         return parsed(json.loads(path.read_bytes()))
@@ -65,7 +65,7 @@ def load(directory: Path, name: str) -> ServiceState | None:
 
 
 def intended(directory: Path, name: str) -> ServiceState | None:
-    """What an earlier process meant to settle; None: nothing, or a power cut left no whole file."""
+    """An earlier process's intent; None: there is none, or a power cut left no complete file."""
     try:
         return parsed(json.loads(_intent(directory, name).read_bytes()))
     except (OSError, ValueError, RecursionError):
@@ -73,7 +73,7 @@ def intended(directory: Path, name: str) -> ServiceState | None:
 
 
 def intend(directory: Path, name: str, state: ServiceState) -> None:
-    """Write what is about to become true. Raises StateError; what was intended before stands then."""
+    """Write an intent. Raises StateError; then an earlier intent stays."""
     intent = _intent(directory, name)
     whole = intent.with_suffix(".writing")
     try:
@@ -84,7 +84,7 @@ def intend(directory: Path, name: str, state: ServiceState) -> None:
 
 
 def withdraw(directory: Path, name: str) -> None:
-    """What was intended did not come true. Raises StateError."""
+    """Remove the intent of a failed flip. Raises StateError."""
     try:
         _intent(directory, name).unlink(missing_ok=True)
     except OSError as error:
@@ -92,7 +92,7 @@ def withdraw(directory: Path, name: str) -> None:
 
 
 def settle(directory: Path, name: str) -> None:
-    """What was intended is true and must last. Raises StateError; the intent is still there then."""
+    """Make the intent the durable state. Raises StateError; then the intent stays."""
     path, intent = directory / f"{name}.json", _intent(directory, name)
     try:
         _sync(intent, os.O_RDONLY)
@@ -119,10 +119,10 @@ def _cannot_write(directory: Path, name: str, error: OSError) -> StateError:
 
 
 def outranks(theirs: ServiceState, mine: ServiceState) -> bool:
-    """Whether the other controller of a pair knows more: it has seen more flips, or as many and more changes since.
+    """Whether the other controller's state is more recent: more flips, or as many flips and more changes.
 
-    Where both changed something at once the text decides, so that both come to the same. Targets that differ after as
-    many flips have no order: nobody may move the traffic for that.
+    After simultaneous changes the states' texts decide, so that both controllers agree. Different targets after equally
+    many flips have no order: then neither controller flips.
     """
     if theirs.flips == mine.flips and theirs.target is not mine.target:
         return False
@@ -135,7 +135,7 @@ def _rank(state: ServiceState) -> tuple[int, int, str]:
 
 
 def parsed(raw: object) -> ServiceState:
-    """From what JSON made of a state. Raises RecordError, also where no target is said: none may be assumed."""
+    """The state in parsed JSON. Raises RecordError, also without a target: none may be assumed."""
     if not isinstance(raw, dict) or "target" not in raw:
         raise RecordError("a state names its target")
     state = from_json(ServiceState, raw)

@@ -1,17 +1,14 @@
-"""Steer: take an order, decide, flip, repair, remember. One lock, one writer.
+"""Steering: takes orders, decides, flips, repairs and records. One lock, one writer.
 
-The order of a flip, so that a kill or a power cut at any moment leaves the old state or the new one, never half:
+The sequence of a flip; a kill or a power cut at any moment leaves the complete old state or the complete new one:
 
-1. the intent is written beside the state file (see ``state``): a restart follows it, and finishes what follows here
-2. one transaction in the kernel; connections in the making are forgotten; the event has the sniffer replay them
-3. stranded flows are freed, the rule is read back
-4. the intent is settled, the journal line written (both with fsync), the order answered; passive results follow
+1. write the intent beside the state file (see ``state``); a restart follows it and does the remaining steps
+2. change the kernel's rule in one transaction; forget half-open connections; publish the event, so the sniffer replays
+3. reset stranded flows, read the rule back
+4. settle the intent and write the journal line (both with fsync), answer the order; passive results follow
 
-An order of the core that is refused for a reason that may pass (``decide.RETRYABLE``) stays *pending*: fresh evidence
-from the sniffer, a released hold or the end of the hold-down have it decided anew, until a flip or the core's recovery
-withdraws it. The core runs its handler on changes of state only, and volatile services would page on every result; a
-pending order is how "flips as soon as one recovers" works with the core as the judge. A restart forgets the facts and
-keeps the order: only fresh evidence acts on it.
+The core's order stays *pending* after a refusal that may be lifted (``decide.RETRYABLE``), because the core runs its
+event handler only once for each change of state. A restart keeps the order and forgets its facts.
 """
 
 from __future__ import annotations
@@ -42,7 +39,14 @@ log = logging.getLogger(__name__)
 
 
 class Steering:
-    """The state of all services. ``publish`` gets events."""
+    """The state of all services. ``publish`` sends events. A core's order:
+
+    state    event                                                             next
+    -------  ----------------------------------------------------------------  -------
+    none     ``order``: refused with a reason in RETRYABLE, or the flip fails  pending
+    pending  ``facts``: the sniffer's fresh evidence, still refused            pending
+    pending  a flip by any order, or ``recovered``: the core withdraws         none
+    """
 
     def __init__(self, config: Config, redirect: Redirect, publish: Callable[[Event], None]) -> None:
         self._services = {service.name: service for service in config.services}
@@ -57,7 +61,7 @@ class Steering:
     # ------------------------------------------------------------ start and repair
 
     def restore(self) -> None:
-        """Bring the kernel to the saved targets. Raises RedirectError; a damaged state file keeps the kernel's."""
+        """Set the kernel's rules to the saved targets; with a damaged state file, keep them. Raises RedirectError."""
         with self._lock:
             unfinished = self._store.load(lambda name: self._redirect.current(self._services[name]))
             self._redirect.install(self.targets())
@@ -69,7 +73,7 @@ class Steering:
                     self._store.write(self._store.new_entry(name, "restore", "redirector", text))
 
     def reconcile(self) -> None:
-        """Put right what another hand did to the kernel's rules, or a full disk to the state; every few seconds."""
+        """Restore rules that another program changed and retry failed writes; called every few seconds."""
         with self._lock:
             self._store.retry_writes()
             self.reaching.look()
@@ -95,20 +99,20 @@ class Steering:
         return {name: state.target for name, state in self._store.state.items()}
 
     def since(self, name: str) -> float | None:
-        """When a service was last moved (Unix time); None: never."""
+        """Unix time of a service's last flip; None: never."""
         return self._store.state[name].since
 
     # ------------------------------------------------------------ orders
 
     def order(self, order: Order) -> JournalEntry:
-        """Decide and, if right, flip. Returns the journal's entry. Raises RedirectError for what it cannot do."""
+        """Decide and perhaps flip. Returns the journal's entry. Raises RedirectError for an unsupported deadline."""
         if order.deadline is not None and not self._redirect.cuts:
             raise RedirectError("this redirect cannot cut what a drain leaves: drain without a deadline")
         with self._lock:
             return self._order(order, self._decided(order))
 
     def refusal(self, order: Order) -> Decision | None:
-        """What ``order`` would be refused for now; None when it would be done. Nothing happens."""
+        """The refusal that ``order`` would get now; None if it would be executed. Changes nothing."""
         with self._lock:
             decision = self._decided(order)
         return None if decision.flip else decision
@@ -131,7 +135,7 @@ class Steering:
             if decision.reason is Reason.ALREADY and order.drain and order.deadline is not None:
                 entry = replace(entry, text=entry.text + self._change_deadline(order, order.deadline))
             elif decision.reason in RETRYABLE:
-                self._keep(order, str(decision.reason))
+                self._make_pending(order, str(decision.reason))
         took = round(time.monotonic() - began, 6)
         entry = replace(entry, took=took)
         if decision.reason is not Reason.ALREADY:
@@ -144,8 +148,8 @@ class Steering:
             self._publish({**event, "at": entry.at})
         return entry
 
-    def _keep(self, order: Order, reason: str) -> None:
-        """The core says it once: its order stays pending, the next evidence tries again."""
+    def _make_pending(self, order: Order, reason: str) -> None:
+        """Make the core's order pending: the sniffer's next evidence retries it."""
         if order.verb == "fail-over" and not order.manual:
             self._pending[order.service.name] = order
             self._store.set_pending(order.service.name, reason)
@@ -153,15 +157,15 @@ class Steering:
     def _flip(self, order: Order, decision: Decision, entry: JournalEntry) -> JournalEntry:
         name = order.service.name
         intended = after(self._store.state[name], order, time.time())
-        entry = self._bring_about(order.service, intended, decision.text, entry)
+        entry = self._execute(order.service, intended, decision.text, entry)
         if entry.flipped:
             self._pending.pop(name, None)
         else:
-            self._keep(order, "error")
+            self._make_pending(order, "error")
         return entry
 
-    def _bring_about(self, service: Service, intended: ServiceState, why: str, entry: JournalEntry) -> JournalEntry:
-        """A flip to the end of its repair. ``flipped`` is False where all is as it was; ``error`` says why."""
+    def _execute(self, service: Service, intended: ServiceState, why: str, entry: JournalEntry) -> JournalEntry:
+        """Flip and repair. ``flipped`` is False if nothing changed; ``error`` is the cause."""
         began, name, store = time.monotonic(), service.name, self._store
         old, drain = store.state[name].target, intended.drain is not None
         try:
@@ -181,7 +185,7 @@ class Steering:
         return entry
 
     def _move(self, service: Service, target: Target, *, drain: bool) -> None:
-        """One transaction; where another hand removed our rules, after all of them anew. Raises RedirectError."""
+        """Change the rule; if that fails, load all rules anew and retry once. Raises RedirectError."""
         try:
             self._redirect.set(service, target, drain=drain)
         except RedirectError as error:
@@ -192,13 +196,13 @@ class Steering:
     # ------------------------------------------------------------ drain
 
     def draining(self, name: str) -> Drain | None:
-        """The drain that goes on; None when every open connection is where the target is."""
+        """The running drain; None if there is none."""
         return self._store.state[name].drain
 
     def advance(self, name: str, *, old_failed: bool = False) -> JournalEntry | None:
-        """Look whether a drain is over, and cut what is left where it ends so: the journal's entry; None: it goes on.
+        """End a drain if it is over, cutting open connections if necessary: the journal's entry; None: it goes on.
 
-        A cut that fails is told, and tried again with the next look.
+        A cut that fails is reported as a problem and retried with the next call.
         """
         with self._lock:
             service, store, state = self._services[name], self._store, self._store.state[name]
@@ -228,7 +232,7 @@ class Steering:
         return entry
 
     def _change_deadline(self, order: Order, deadline: float) -> str:
-        """A second order while the first one's drain goes on, in the same direction: what to add to its text."""
+        """A repeated order changes the running drain's deadline; returns the addition to its text."""
         name, state = order.service.name, self._store.state[order.service.name]
         if state.drain is None:
             return ""
@@ -243,7 +247,7 @@ class Steering:
     # ------------------------------------------------------------ what may follow an order
 
     def facts(self, fresh: Order) -> JournalEntry | None:
-        """Decide a pending order anew, with what ``fresh`` knows. None when nothing is pending, or nothing changed."""
+        """Decide a pending order anew with fresh facts. None if no order is pending, or the refusal is the same."""
         name = fresh.service.name
         with self._lock:
             order = self._pending.get(name)
@@ -261,7 +265,7 @@ class Steering:
             return self._order(fresh, decision)
 
     def flapping(self, service: Service) -> bool:
-        """Whether automatic flips came so often that the next one asks for a longer proof."""
+        """Whether the next automatic flip needs a longer proof (see ``damping``)."""
         damping = self._store.state[service.name].damping
         return proof(decayed(damping, time.time(), service.policy.damping_half_life), 1.0) > 0
 
@@ -293,7 +297,7 @@ class Steering:
         return f"{name}: released by {by}"
 
     def downtime(self, name: str, of: str, by: str, *, begin: bool) -> None:
-        """A downtime of the core's object ``of`` began or ended; said twice is said once. Raises StateError."""
+        """A downtime of the core's object ``of`` began or ended. Idempotent. Raises StateError."""
         with self._lock:
             state = self._store.state[name]
             others = tuple(one for one in state.downtime if one != of)
@@ -307,11 +311,11 @@ class Steering:
     # ------------------------------------------------------------ the other controller
 
     def states(self) -> dict[str, ServiceState]:
-        """What the other controller of a pair follows."""
+        """The states that the pair's other controller follows."""
         return dict(self._store.state)
 
     def follow(self, states: Mapping[str, ServiceState]) -> list[str]:
-        """What the other controller says of its services; returns those of which it knew more. Raises StateError."""
+        """Follow the other controller's more recent states; returns the changed services. Raises StateError."""
         with self._lock:
             self.reaching.heard()
             return [name for name, theirs in states.items() if name in self._services and self._follow(name, theirs)]
@@ -333,9 +337,11 @@ class Steering:
             return True
         why = "the other controller did"
         entry = store.new_entry(name, "follow", "the other controller", why)
-        entry = self._bring_about(self._services[name], theirs, why, entry)
+        entry = self._execute(self._services[name], theirs, why, entry)
         last = store.last_entry.get(name)
-        if entry.flipped or last is None or last.error != entry.error:  # said once, tried every second
+        if (
+            entry.flipped or last is None or last.error != entry.error
+        ):  # an error is logged once and retried every second
             store.write(entry)
             log.log(logging.INFO if entry.flipped else logging.ERROR, "%s", entry.line)
         return entry.flipped
@@ -349,18 +355,18 @@ class Steering:
         return forget() if reads else self.reaching.rescue(name, forget)
 
     def note(self, name: str, verb: str, by: str, text: str, parts: DrillParts | None = None) -> JournalEntry:
-        """A journal line about something that moves nothing; ``parts``: of a drill."""
+        """A journal line about an event other than a flip; ``parts``: of a drill."""
         with self._lock:
             entry = replace(self._store.new_entry(name, verb, by, text), parts=parts)
             self._store.write(entry)
         return entry
 
-    # ------------------------------------------------------------ what is asked
+    # ------------------------------------------------------------ queries
 
     def history(self, limit: int) -> list[JournalEntry]:
         return self._store.history(limit)
 
     def status(self, name: str, fail_back: Order | None = None) -> ServiceStatus:
-        """See ``records``; ``fail_back``: what is known of the primary."""
+        """See ``records``; ``fail_back``: an order to fail back, with the known facts about the primary."""
         order = fail_back or Order(self._services[name], "fail-back", "", Facts())
         return replace(status(self._redirect, self._store, order), peer_silent=self.reaching.silent())
