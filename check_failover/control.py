@@ -20,6 +20,10 @@ hold        service, by, reason                         ``text``
 release     service, by                                 ``text``
 forget      service, client, port                       ``forgotten``: no unanswered conntrack entry is left (rescue);
                                                         ``reason``: why a rescue is forbidden for this service now
+elsewhere   service, after                              ``clients``: those with open connections to a server that is
+                                                        not the ``target``, sorted, at most ``ELSEWHERE_PAGE``; the
+                                                        next page follows the client ``after`` ("": the last page);
+                                                        ``more``: there are more than ``MAX_ELSEWHERE``
 drill       service, client, seconds, by                ``id``, ``client``, ``in_use``: the primary answered it recently
 drilled     service, id, part, problem                  ``text``: the core ran this part (handler or notification)
 drill-end   service, id, failed, by                     ``text``
@@ -64,6 +68,7 @@ REDIRECTOR_VERBS = frozenset(
         "hold",
         "release",
         "forget",
+        "elsewhere",
         "drill",
         "drilled",
         "drill-end",
@@ -77,6 +82,8 @@ DRILL_STEPS = ("standby", "redirect", "client", "result", "handler", "notificati
 SNIFFER_VERBS = frozenset({"status", "probe", "drill"})
 
 MAX_LINE = 65536  # bytes of one request or reply line; history is cut to fit
+ELSEWHERE_PAGE = 1000  # clients in one reply: fits in MAX_LINE, IPv6 too
+MAX_ELSEWHERE = 100_000  # clients of one service that are ever listed
 
 
 class ControlError(Exception):

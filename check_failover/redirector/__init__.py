@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from check_failover.config import Config
-from check_failover.model import Service, Target
+from check_failover.model import Endpoint, Service, Target
 from check_failover.records import Activity
 
 
@@ -55,6 +55,9 @@ class Redirect(Protocol):
 
     def open_connections(self, service: Service, server: Target) -> int:
         """The number of clients' open connections to that server (UDP: flows that the kernel still remembers)."""
+
+    def elsewhere(self, service: Service, target: Target) -> list[Endpoint]:
+        """Clients with an open connection to another server than ``target`` (UDP: the kernel still remembers it)."""
 
     def cut(self, service: Service, old: Target) -> int:
         """End a drain: treat the old server's connections as a fail-over does. Returns how many were reset."""

@@ -17,6 +17,7 @@ from check_failover.records import Caller, DrillStatus, JournalEntry, RecordErro
 from check_failover.redirector import RedirectError, inquiry
 from check_failover.redirector.afterwards import Afterwards
 from check_failover.redirector.drill import Drills
+from check_failover.redirector.elsewhere import Elsewhere
 from check_failover.redirector.order import Order
 from check_failover.redirector.report import CoreReports, detail_lines, redirect_state
 from check_failover.redirector.rights import by_hand, refused, user_name
@@ -35,6 +36,7 @@ class RedirectorRequests:
         self._report_url: str | None = config.monitoring.get("report_url")
         self._started = time.monotonic()
         self._afterwards = Afterwards()
+        self._elsewhere = Elsewhere(steering.elsewhere)
 
     def authorise(self, verb: str, peer: Peer) -> str | None:
         """Why the peer may not use the verb; None if it may."""
@@ -104,6 +106,8 @@ class RedirectorRequests:
             if refusal is not None:
                 return {"forgotten": False, "reason": str(refusal.reason)}
             return {"forgotten": self._steering.forget(name, client, port, reads=message.get("reads") is True)}
+        if verb == "elsewhere":
+            return self._elsewhere.page(name, str(message.get("after") or ""))
         if verb == "hold":
             text = self._steering.hold(name, by, _words(message.get("reason") or "")[:500])
         else:

@@ -19,6 +19,7 @@ RIGHTS: dict[str, frozenset[str]] = {
     "recovered": frozenset({_CORE, _SNIFFER}),
     "facts": frozenset({_SNIFFER}),
     "forget": frozenset({_SNIFFER}),
+    "elsewhere": frozenset({_SNIFFER}),
     "drain": frozenset({_OPERATORS}),
     "fail-back": frozenset({_CORE, _OPERATORS}),
     "downtime": frozenset({_CORE, _OPERATORS}),

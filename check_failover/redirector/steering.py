@@ -23,7 +23,7 @@ from check_failover import reach, story
 from check_failover.config import Config
 from check_failover.damping import decayed, proof
 from check_failover.decide import RETRYABLE, Decision, Reason
-from check_failover.model import Facts, Hold, Service, Target, Why
+from check_failover.model import Endpoint, Facts, Hold, Service, Target, Why
 from check_failover.records import DrillParts, JournalEntry, ServiceStatus
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.drain import ending
@@ -353,6 +353,11 @@ class Steering:
             return self._redirect.forget(self._services[name], client, port)
 
         return forget() if reads else self.reaching.rescue(name, forget)
+
+    def elsewhere(self, name: str) -> tuple[Target, list[Endpoint]]:
+        """The target, and the clients with open connections to another server. Raises RedirectError."""
+        target = self.targets()[name]
+        return target, self._redirect.elsewhere(self._services[name], target)
 
     def note(self, name: str, verb: str, by: str, text: str, parts: DrillParts | None = None) -> JournalEntry:
         """A journal line about an event other than a flip; ``parts``: of a drill."""

@@ -24,11 +24,12 @@ from check_failover.sniffer.monitor import ServiceMonitor
 from check_failover.sniffer.redirector_link import RedirectorLink
 from check_failover.sniffer.rescue import Rescue
 from check_failover.sniffer.stage1.detectors import NEVER
+from check_failover.sniffer.stage1.flows import FlowKey
 from check_failover.sniffer.stage1.packet import RST, Packet
 
 PAUSE = 0.01  # seconds between two reads of the rings while there is traffic
 CHECK_TAPS_EVERY = 0.5  # seconds between two checks of interfaces and drops
-COMPARE_EVERY = 5.0  # seconds between two comparisons of the NAT's counters with what was captured
+COMPARE_EVERY = 5.0  # seconds between two comparisons of the NAT's counters and connections with what was captured
 
 
 class Loop:
@@ -163,6 +164,9 @@ class Loop:
             self._compared = now + COMPARE_EVERY
             seen = {name: count for name, count in self._captured.items() if self._taps.share(name) == 1}
             self.link.compare_counters(seen)
+            for name, monitor in self.monitors.items():
+                if monitor.traffic.knows_elsewhere():
+                    self.link.ask_elsewhere(name)
 
     def _status(self) -> str:
         """For ``systemctl status``: how many services, and the first that is not well."""
@@ -185,6 +189,16 @@ class Loop:
             monitor.flipped(target, now)
 
         self.call(moved)
+
+    def listed_elsewhere(
+        self, name: str, target: Target, flows: list[FlowKey], asked: float, *, complete: bool
+    ) -> None:
+        def listed() -> None:
+            monitor = self.monitors.get(name)
+            if monitor is not None and monitor.target is target:  # else the redirect moved meanwhile
+                monitor.traffic.list_elsewhere(flows, asked, complete=complete)
+
+        self.call(listed)
 
     def order_refused(self, name: str) -> None:
         self.call(lambda: self.link.watchdog.order_refused(name, time.monotonic()))

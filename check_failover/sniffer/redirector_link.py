@@ -7,9 +7,11 @@ judge: ``core_watchdog`` decides when the sniffer orders a fail-over itself.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -17,12 +19,13 @@ from typing import Protocol
 
 from check_failover import control
 from check_failover.config import Config
-from check_failover.control import ControlError, Message, UnreachableError
+from check_failover.control import ELSEWHERE_PAGE, MAX_ELSEWHERE, ControlError, Message, UnreachableError
 from check_failover.model import Facts, Service, Target
 from check_failover.records import RecordError, service_statuses
 from check_failover.sniffer.bypass import Bypass
 from check_failover.sniffer.core_watchdog import CoreWatchdog
 from check_failover.sniffer.monitor import Condition, ServiceMonitor
+from check_failover.sniffer.stage1.flows import FlowKey
 
 log = logging.getLogger("failover-sniffer")
 
@@ -32,6 +35,11 @@ class Listener(Protocol):
 
     def redirected(self, name: str, target: Target, *, replay: bool) -> None:
         """The redirect points to ``target``. ``replay``: it was flipped now, without a drain."""
+
+    def listed_elsewhere(
+        self, name: str, target: Target, flows: list[FlowKey], asked: float, *, complete: bool
+    ) -> None:
+        """These flows use another server than ``target``. ``asked``: when the question was sent."""
 
     def order_refused(self, name: str) -> None:
         """The redirector refused a fail-over, from the core or from the sniffer."""
@@ -45,6 +53,7 @@ class RedirectorLink:
         self._listener, self._bypass = listener, bypass
         self.watchdog = CoreWatchdog(config.monitoring.get("core_deadline"))
         self._asker = ThreadPoolExecutor(1, thread_name_prefix="redirector")
+        self._lister = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")  # a long list delays no order
         self._stop = threading.Event()
         self._subscription: socket.socket | None = None
 
@@ -59,7 +68,8 @@ class RedirectorLink:
 
     def close(self) -> None:
         self._stop.set()
-        self._asker.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._asker, self._lister):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ orders and questions
 
@@ -105,6 +115,27 @@ class RedirectorLink:
             if name in seen and status.activity is not None:
                 self._bypass.compare(name, status.activity.asked, seen[name])
 
+    def ask_elsewhere(self, name: str) -> None:
+        """Ask which clients of a service use another server than the target; the listener gets the list."""
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self._lister.submit(self._list_elsewhere, name)
+
+    def _list_elsewhere(self, name: str) -> None:
+        asked, clients, after = time.monotonic(), list[FlowKey](), ""
+        for _ in range(MAX_ELSEWHERE // ELSEWHERE_PAGE):
+            reply = self.ask({"verb": "elsewhere", "service": name, "after": after})
+            if reply is None:
+                return
+            try:
+                clients += map(_flow_key, reply["clients"])
+                target, after, complete = Target(reply["target"]), str(reply["after"]), not reply["more"]
+            except (LookupError, TypeError, ValueError) as error:
+                log.warning("the redirector's list of connections is not understood: %s", error)
+                return
+            if not after:
+                self._listener.listed_elsewhere(name, target, clients, asked, complete=complete)
+                return
+
     # ------------------------------------------------------------ events
 
     def _follow(self) -> None:
@@ -125,6 +156,7 @@ class RedirectorLink:
             sock.settimeout(None)
             for name, target in hello.get("targets", {}).items():
                 self._listener.redirected(name, Target(target), replay=False)
+                self.ask_elsewhere(name)
             buffer = bytearray()
             while chunk := _receive(sock):
                 buffer += chunk
@@ -137,6 +169,13 @@ class RedirectorLink:
         if event.get("event") == "flip":
             name, target = str(event["service"]), Target(event["target"])
             self._listener.redirected(name, target, replay=not event.get("drain"))
+            if event.get("drain"):
+                self.ask_elsewhere(name)
+
+
+def _flow_key(client: object) -> FlowKey:
+    address, _, port = str(client).rpartition(":")
+    return ipaddress.ip_address(address.strip("[]")).packed, int(port)
 
 
 def _receive(sock: socket.socket) -> bytes:

@@ -131,3 +131,26 @@ def test_a_restart_keeps_the_drain(controller: Controller) -> None:
     assert (status["target"], status["kernel"]) == ("standby", "standby")
     assert session.said(5) == {"primary"}
     assert [entry["verb"] for entry in controller.journal()] == ["drain"]
+
+
+@pytest.mark.parametrize("service", ["tcp4", "tcp6", "tcp4-snat", "tcp4-port", "udp4"])
+def test_connections_elsewhere_are_listed(controller: Controller, service: str) -> None:
+    """Those of the old server in a drain, never those of the target; over a restart too; until they end."""
+
+    def elsewhere() -> list[str]:
+        reply = controller.say("elsewhere", service, after="")
+        assert (reply["after"], reply["more"]) == ("", False)
+        return [str(one) for one in reply["clients"]]
+
+    session = Session(controller, service)
+    assert elsewhere() == []
+    drain(controller, service)
+    assert controller.ask(service).startswith("standby")
+    [client] = elsewhere()
+    assert session.said(3) == {"primary"}
+    controller.kill()
+    controller.start()
+    assert elsewhere() == [client]
+    if service != "udp4":  # UDP has no end
+        session.end()
+        poll(lambda: elsewhere() == [], 20.0, "the session ended")

@@ -251,6 +251,7 @@ def test_drain_leaves_open_connections_where_they_are(kernel: Kernel, tmp_path: 
     redirect.set(WEB, STANDBY, drain=True)
     assert kernel.connect(WEB, "192.0.2.7", 1001) == "10.0.0.1 8080"
     assert kernel.connect(WEB, "192.0.2.7", 1002) == "10.0.0.2 8081"
+    assert redirect.elsewhere(WEB, STANDBY) == [Endpoint("192.0.2.7", 1001)]
     assert (redirect.forget_unanswered(WEB, PRIMARY), redirect.free_stranded(WEB, PRIMARY), poked) == (0, 0, [])
 
 

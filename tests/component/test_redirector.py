@@ -338,7 +338,7 @@ def test_who_may_say_what(controller: Controller) -> None:
 
     order = json.dumps({"verb": "fail-over", "service": "tcp4", "facts": FACTS})
     assert say("daemon", json.dumps({"verb": "status"}))["ok"]
-    for verb in ("fail-over", "fail-back", "hold", "release", "facts", "forget", "recovered"):
+    for verb in ("fail-over", "fail-back", "hold", "release", "facts", "forget", "elsewhere", "recovered"):
         refused = say("daemon", json.dumps({"verb": verb, "service": "tcp4", "facts": FACTS}))
         assert "not for user daemon; allowed are: " in refused["error"], verb
     assert say("daemon", json.dumps({"verb": "hold", "service": "tcp4"}))["error"].endswith(

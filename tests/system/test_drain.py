@@ -169,3 +169,36 @@ def test_back_by_itself_once(make_site: MakeSite, make_load: MakeLoad) -> None:
     site.poll(lambda: any("fail-back CRITICAL" in t for _, t in site.kannel.received()), 20.0, "somebody is paged")
     site.ctl("fail-back", "ldap")
     assert site.status()["auto_fail_back"] == {"penalty": 0, "locked": False, "moved_by_person": True}
+
+
+@pytest.mark.parametrize("restarted", ["sniffer", "redirector"])
+def test_answers_of_the_other_server_are_no_veto(
+    make_site: MakeSite, make_load: MakeLoad, tmp_path: Path, restarted: str
+) -> None:
+    """Sessions finish on the standby after a fail-back; the daemon restarts; the primary dies: it flips at once.
+
+    The sessions' answers come from the standby. They say nothing about the primary, whichever daemon knows it anew.
+    """
+    site = make_site(nagios=False, kannel=False)
+    load = make_load(site, rate=10.0)
+    site.ctl("drain", "ldap")
+    served_by(load, time.monotonic(), "standby", 10)
+    with Load(site.house, tmp_path / "kept", base=BASE, attribute="description", rate=0, kept=20) as sessions:
+        assert kept_by(sessions, 0.0) == {"standby"}
+        site.poll(lambda: all(why is None for _, why in site.status()["fail_back"][1:]), 30.0, "ready to fail back")
+        site.ctl("fail-back", "ldap")
+        assert site.status()["drain"]["left"] >= 20
+        site.poll(lambda: site.status()["hold_down_left"] == 0, 10.0, "hold-down is over")
+        site.kill(restarted)
+        site.start(restarted)
+        site.wait_healthy("standby")
+        again = time.monotonic()
+        site.poll(lambda: len(sessions.requests(again)) >= 40, 20.0, "the sessions go on")
+        assert kept_by(sessions, again) == {"standby"}
+        crashed = site.fault("crash")
+        site.wait_target("standby", 10.0)
+        flip = site.journal("fail-over")[-1]
+        assert flip["flipped"]
+        assert (flip["facts"]["replies"] or 0) == 0
+        served = site.poll(lambda: load.answered_by("standby", crashed), 10.0, "new clients are served")
+        assert served.end - crashed < 2.0

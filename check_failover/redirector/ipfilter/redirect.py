@@ -153,6 +153,11 @@ class Ipfilter:
         wanted = service.server(server)
         return sum(one.of(service) and one.server == wanted for one in self._ipnat.read(verbose=True).sessions)
 
+    def elsewhere(self, service: Service, target: Target) -> list[Endpoint]:
+        wanted = service.server(target)
+        sessions = self._ipnat.read(verbose=True).sessions
+        return [one.client for one in sessions if one.of(service) and one.server != wanted]
+
     def cut(self, service: Service, old: Target) -> int:
         """Always RedirectError: a session whose rule is gone cannot be removed without everybody else's."""
         raise RedirectError("ipfilter cannot cut what a drain left: 'ipnat -F' frees it, and everybody else's sessions")

@@ -72,7 +72,8 @@ class Conntrack:
         """All entries with that mark. ``family`` is 4 or 6."""
         filters = _attribute(_CTA_MARK, struct.pack("!I", mark)) + _attribute(_CTA_MARK_MASK, struct.pack("!I", mask))
         with self._lock:
-            entries = [_entry(payload) for payload in self._ask(_MSG_GET, _NLM_DUMP, _af(family), filters)]
+            payloads = list(self._ask(_MSG_GET, _NLM_DUMP, _af(family), filters))
+        entries = map(_entry, payloads)  # without the lock: a flip does not wait for a long list
         return [entry for entry in entries if entry is not None and entry.mark & mask == mark]
 
     def delete(self, entry: Entry) -> bool:

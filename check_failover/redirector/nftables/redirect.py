@@ -140,6 +140,10 @@ class Nftables:
     def open_connections(self, service: Service, server: Target) -> int:
         return sum(entry.open for entry in self._entries(service, server))
 
+    def elsewhere(self, service: Service, target: Target) -> list[Endpoint]:
+        found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
+        return [entry.client for entry in found if entry.open and entry.server != service.server(target)]
+
     def cut(self, service: Service, old: Target) -> int:
         self._nft.run(f"add element {TABLE} dead_{service.name} {{ {pair(service.server(old))} }}\n")
         cut = self.open_connections(service, old)

@@ -111,6 +111,7 @@ class Flow:
 
     __slots__ = (
         "acked",
+        "began",
         "client",
         "client_fin",
         "client_seen",
@@ -129,6 +130,7 @@ class Flow:
         self.client, self.server = StreamDirection(), StreamDirection()
         self.open: OrderedDict[Hashable, Request] = OrderedDict()
         self.syn: tuple[int, float] | None = None  # ISN and time of an unanswered SYN
+        self.began: float | None = None  # when its SYN was captured; None: the capture did not see its beginning
         self.syn_repeated = False  # the SYN was retransmitted: it gives no round-trip sample (Karn; RFC 6298, 3)
         self.acked: int | None = None  # the server's last acknowledgement number
         self.last_payload = 0.0  # when the server last sent payload here

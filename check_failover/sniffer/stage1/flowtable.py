@@ -6,16 +6,27 @@ Every table is bounded; the flow that was idle longest is dropped first.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from check_failover.sniffer.stage1.dialects import ALL, Dialect
 from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, StalledFlows
-from check_failover.sniffer.stage1.packet import SYN, TCP, UDP, Packet
+from check_failover.sniffer.stage1.packet import RST, SYN, TCP, UDP, Packet
 
 MAX_FLOWS = 20000
 MAX_FRAMES = 5000
+MAX_ELSEWHERE = 100_000  # flows; as many as the redirector lists
 REPLAY_AGE = 3.0  # seconds: the sender of an older SYN or datagram gave up or retransmitted
+SENT_ON = REPLAY_AGE + 1.0  # seconds after which conntrack has the entry of a first packet sent to the standby
 UDP_ELSEWHERE = 120.0  # seconds without a packet until conntrack's entry for a client's UDP port expires
+
+
+@dataclass(slots=True)
+class Elsewhere:
+    """A flow that uses another server than the target."""
+
+    seen: float  # its last packet; UDP only
+    sent_on: tuple[float, int] | None = None  # time and ISN of a first packet that was sent to the standby
 
 
 class FlowTable:
@@ -25,8 +36,8 @@ class FlowTable:
         self._dialect = dialect
         self._flows: OrderedDict[FlowKey, Flow] = OrderedDict()
         self._frames: OrderedDict[tuple[bytes, int, object], tuple[bytes, Packet]] = OrderedDict()
-        # Flows that use another server than the target, with the ISN (TCP) or the time of the last packet (UDP).
-        self._elsewhere: OrderedDict[FlowKey, float] = OrderedDict()
+        self._elsewhere: OrderedDict[FlowKey, Elsewhere] = OrderedDict()
+        self._complete = True  # False: a flow whose beginning was not captured may use either server
         self._connecting: OrderedDict[int, FlowKey] = OrderedDict()  # by the number that acknowledges the SYN
         self.stalled = StalledFlows()
 
@@ -76,7 +87,7 @@ class FlowTable:
 
     def connects(self, flow: Flow, seq: int, now: float) -> None:
         """A new SYN opened this flow."""
-        flow.syn = (seq, now)
+        flow.syn, flow.began = (seq, now), now
         self._connecting[(seq + 1) & 0xFFFFFFFF] = flow.key
         if len(self._connecting) > MAX_FLOWS:
             self._connecting.popitem(last=False)
@@ -134,40 +145,74 @@ class FlowTable:
                 self._frames.pop((*key, request.key), None)
             flow.open.clear()
         self.drop(key)
-        self._elsewhere[key] = p.seq if p.proto == TCP else p.now
+        self._elsewhere[key] = Elsewhere(p.now, (p.now, p.seq))
         self._elsewhere.move_to_end(key)
-        if len(self._elsewhere) > MAX_FLOWS:
+        if len(self._elsewhere) > MAX_ELSEWHERE:
             self._elsewhere.popitem(last=False)
+            self._complete = False
+
+    def list_elsewhere(self, others: Iterable[FlowKey], asked: float, *, complete: bool) -> bool:
+        """The flows that use another server, as conntrack had them some time after ``asked``.
+
+        ``complete``: these are all of them. Returns whether a flow may have been taken for the target's by mistake.
+        """
+        before, self._elsewhere = self._elsewhere, OrderedDict()
+        mistaken = self._complete and not complete
+        self._complete = complete
+        for key, mark in before.items():
+            if mark.sent_on is not None and mark.sent_on[0] > asked - SENT_ON:
+                self._elsewhere[key] = mark
+        for key in others:
+            flow = self._flows.get(key)
+            if flow is not None and flow.began is not None and flow.began >= asked:
+                continue  # the port was used again since
+            mistaken = mistaken or key not in before
+            mark = self._elsewhere[key] = before.get(key) or Elsewhere(asked)
+            mark.seen = max(mark.seen, asked)
+            self.drop(key)
+        for key in [] if complete else [key for key, flow in self._flows.items() if flow.began is None]:
+            self.drop(key)
+        return mistaken
+
+    def knows_elsewhere(self) -> bool:
+        """Whether a flow uses another server, or may use it."""
+        return bool(self._elsewhere) or not self._complete
 
     def asks_elsewhere(self, key: FlowKey, p: Packet) -> bool:
-        """Whether the client of this packet still uses the other server; a new connection does not."""
+        """Whether the client of this packet still uses another server, or may use it; a new connection does not."""
         mark = self._elsewhere.get(key)
         if mark is None:
-            return False
+            return not p.flags & SYN and self._unknown(key)
         if p.proto == UDP:
-            stays = p.now - mark < UDP_ELSEWHERE
-            self._elsewhere[key] = p.now
+            stays = p.now - mark.seen < UDP_ELSEWHERE
         else:
-            stays = not p.flags & SYN or mark == p.seq
+            stays = not p.flags & SYN or (mark.sent_on is not None and mark.sent_on[1] == p.seq)
+        mark.seen = p.now
         if not stays:
             del self._elsewhere[key]
         return stays
 
     def answers_elsewhere(self, key: FlowKey, p: Packet) -> bool:
-        """Whether this packet comes from the other server."""
-        if key not in self._elsewhere:
-            return False
-        if p.proto == UDP:
-            self._elsewhere[key] = p.now
+        """Whether this packet comes from another server, or may come from it."""
+        mark = self._elsewhere.get(key)
+        if mark is None:
+            return not p.flags & RST and self._unknown(key)
+        mark.seen = p.now
         return True
 
-    def flipped(self, proto: int) -> None:
+    def _unknown(self, key: FlowKey) -> bool:
+        if self._complete:
+            return False
+        flow = self._flows.get(key)
+        return flow is None or flow.began is None
+
+    def flipped(self, proto: int, now: float) -> None:
         """Another server serves now: the open connections stay with the old one."""
         self._elsewhere.clear()
         if proto == TCP:
             for key, flow in self._flows.items():
                 if flow.syn is None:
-                    self._elsewhere[key] = -1
+                    self._elsewhere[key] = Elsewhere(now)
         self._flows.clear()
         self._frames.clear()
         self.stalled.clear()

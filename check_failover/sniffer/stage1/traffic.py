@@ -6,7 +6,7 @@ interprets the packets: their connection, their requests and replies, the end of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from check_failover.model import Detector, Service, Suspicion, TrafficStats
 from check_failover.sniffer.stage1.detectors import NEVER, RECENT, Detectors
@@ -51,10 +51,10 @@ class TrafficMonitor:
         return None
 
     def _from_client(self, p: Packet, frame: bytes | None) -> Suspicion | None:
-        self._detect.quiet.traffic(p.now)
         key = (p.src, p.sport)
         if self._flows.asks_elsewhere(key, p):
             return None
+        self._detect.quiet.traffic(p.now)
         if p.proto == UDP:
             self._datagram(key, p, frame)
             return None
@@ -255,8 +255,13 @@ class TrafficMonitor:
 
     def flipped(self, now: float) -> None:
         """Another server serves now: open requests and connections do not belong to it."""
-        self._flows.flipped(self._proto)
+        self._flows.flipped(self._proto, now)
         self._detect.flipped(now)
+
+    def list_elsewhere(self, others: Iterable[FlowKey], asked: float, *, complete: bool) -> None:
+        """Conntrack's list of the flows that use another server (see ``FlowTable``): these are no evidence."""
+        if self._flows.list_elsewhere(others, asked, complete=complete):
+            self._detect.recent.clear()  # some of it was about another server
 
     def lost(self, now: float, drops: int) -> None:
         """The capture dropped packets: these may have been replies, so no open request counts as evidence."""
@@ -274,6 +279,10 @@ class TrafficMonitor:
         self._flows.sent_to_standby(p)
 
     # ------------------------------------------------------------ queries
+
+    def knows_elsewhere(self) -> bool:
+        """Whether a flow uses another server than the target, or may use it."""
+        return self._flows.knows_elsewhere()
 
     def since(self, at: float, detector: Detector | None = None) -> tuple[int, int]:
         """(requests since ``at``, usefully answered ones among them), restricted to those relevant to ``detector``."""
