@@ -118,13 +118,13 @@ def _daemon(path: Path, usual_user: str, read: Callable[[Message], Mapping[str, 
     try:
         status = read(control.ask(path, {"verb": "status"}, LOOK_TIMEOUT))
     except (ControlError, RecordError) as error:
-        return Daemon(None, str(error), find_user(usual_user), isinstance(error, SilentError))
+        return Daemon(None, str(error), user_of(usual_user), isinstance(error, SilentError))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             sock.connect(str(path))
             peer = peer_of(sock)  # the listening daemon, with the groups of its unit
         except (OSError, ControlError):  # the daemon is gone, or the system has no such function
-            return Daemon(status, "", find_user(usual_user))
+            return Daemon(status, "", user_of(usual_user))
     return Daemon(status, "", User(_user_name(peer.uid), peer.uid, peer.gids))
 
 
@@ -136,7 +136,7 @@ def how_to(what: str, platform: str = sys.platform, **words: str) -> str:
     return rows[what].format(**words)
 
 
-def find_user(name: str) -> User | None:
+def user_of(name: str) -> User | None:
     """A user from the user database; None: there is no such user."""
     try:
         entry = pwd.getpwnam(name)

@@ -12,18 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import control
-from check_failover.admin.finding import (
-    EXECUTE,
-    READ,
-    WRITE,
-    Finding,
-    Scene,
-    absent,
-    access,
-    describe,
-    find_user,
-    how_to,
-)
+from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, absent, access, describe, user_of, how_to
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service
@@ -63,8 +52,8 @@ def daemons(scene: Scene) -> Iterator[Finding]:
         yield Finding("ok", name, f"answers, {runs}, its socket is {describe(path.stat())}")
     if scene.redirector.status is not None:
         do = f"{how_to('member', group='check_failover', user=controller.core_user)}, and restart the core"
-        yield from access("event handler", find_user(controller.core_user), controller.redirector_socket, WRITE, do)
-    if find_user(controller.core_user) is None:
+        yield from access("event handler", user_of(controller.core_user), controller.redirector_socket, WRITE, do)
+    if user_of(controller.core_user) is None:
         do = "set [controller] core_user to the user that Nagios or Icinga runs as"
         yield Finding("missing", "core_user", f"no user {controller.core_user} here: the core can order nothing", do)
     try:
@@ -217,13 +206,13 @@ def _handler(config: Config, commands: list[dict[str, Any]], resources: Iterable
         yield Finding("unknown", "event handler", f"where {program or 'it'} is", "is resource_file there and readable?")
         return
     do = f"make install, and let {config.controller.core_user} run it"
-    bad = list(access("event handler", find_user(config.controller.core_user), Path(program), READ | EXECUTE, do))
+    bad = list(access("event handler", user_of(config.controller.core_user), Path(program), READ | EXECUTE, do))
     yield from bad or [Finding("ok", "event handler", f"{config.controller.core_user} may run {program}")]
 
 
 def orders(scene: Scene) -> Iterator[Finding]:
     """Whether the core has ever run the handler: the journal has an order from its user, or a drill."""
-    core = find_user(scene.config.controller.core_user)
+    core = user_of(scene.config.controller.core_user)
     if scene.redirector.status is None or core is None:
         return
     try:

@@ -22,7 +22,7 @@ from check_failover.admin.finding import (
     absent,
     access,
     describe,
-    find_user,
+    user_of,
     how_to,
     output,
 )
@@ -156,7 +156,7 @@ def files(scene: Scene) -> Iterator[Finding]:
 
 def _secrets(scene: Scene) -> dict[str, User | None]:
     """Each password file and its reader; sniffer and the core's plugins use the same files."""
-    core, sms = find_user(scene.config.controller.core_user), scene.config.sms or {}
+    core, sms = user_of(scene.config.controller.core_user), scene.config.sms or {}
     tables: list[Mapping[str, Any]] = [sms, sms.get("second", {})]
     found = {str(table["password_file"]): core for table in tables if "password_file" in table}
     for service in scene.config.services:

@@ -39,10 +39,7 @@ def nagios(config: Config, *, templates: bool = True) -> str:
 
 
 def links(config: Config, service: Service) -> dict[str, str]:
-    """The site's links beside a service in the web interface (``[monitoring]``), as both cores' directives.
-
-    The default for actions is the list of the service's incidents.
-    """
+    """The site's links beside a service (``[monitoring]``), for both cores; default action: the list of incidents."""
     shown = {key: str(config.monitoring[key]) for key in ("notes_url", "action_url") if key in config.monitoring}
     if "report_url" in config.monitoring:
         shown.setdefault("action_url", f"{config.monitoring['report_url'].rstrip('/')}/{{service}}.html")
@@ -103,10 +100,7 @@ def _sms(host: str) -> str:
 
 
 def _plugin(service: Service, name: str) -> str:
-    """The site's own plugin as a command, which sends the standby the sniffer's request.
-
-    The definition contains all arguments, because ``!`` would separate arguments in ``check_command``.
-    """
+    """The site's own plugin as a command with all its arguments, because ``!`` would separate them elsewhere."""
     line = shlex.join(arguments(service.check.options, service.standby)).replace("$", "$$")
     return _block("command", {"command_name": name, "command_line": line})
 

@@ -24,10 +24,7 @@ class Redirect(Protocol):
     drills: bool  # whether ``send_to_standby`` works
 
     def install(self, targets: Mapping[str, Target]) -> None:
-        """Set the kernel's rules to exactly these targets (service name -> target), at boot or after damage.
-
-        Idempotent: correct rules stay untouched, so a restart neither flips nor interrupts.
-        """
+        """Set the rules to exactly these targets (service name -> target). Correct rules stay, so no restart flips."""
 
     def current(self, service: Service) -> Target | None:
         """The target in the kernel's rule; None: there is no rule, or it points to neither server."""
@@ -72,10 +69,7 @@ class Redirect(Protocol):
         """Forget a client's unanswered connection for a rescue; False if the server has answered it."""
 
     def send_to_standby(self, service: Service, client: str | None, seconds: float) -> None:
-        """Drill: send this client's new connections to the standby until the kernel's timeout; None: end it now.
-
-        Never called if ``drills`` is False.
-        """
+        """Drill: send this client's new connections to the standby until the kernel's timeout; None: end it now."""
 
     def answered(self, service: Service, client: str) -> frozenset[tuple[Target, int]]:
         """Server and client port of this client's answered connections that the kernel still remembers."""

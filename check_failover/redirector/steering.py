@@ -200,10 +200,7 @@ class Steering:
         return self._store.state[name].drain
 
     def advance(self, name: str, *, old_failed: bool = False) -> JournalEntry | None:
-        """End a drain if it is over, cutting open connections if necessary: the journal's entry; None: it goes on.
-
-        A cut that fails is reported as a problem and retried with the next call.
-        """
+        """End a drain if it is over; cut open connections if necessary. None: it goes on, or the cut failed."""
         with self._lock:
             service, store, state = self._services[name], self._store, self._store.state[name]
             if state.drain is None:
@@ -339,9 +336,7 @@ class Steering:
         entry = store.new_entry(name, "follow", "the other controller", why)
         entry = self._execute(self._services[name], theirs, why, entry)
         last = store.last_entry.get(name)
-        if (
-            entry.flipped or last is None or last.error != entry.error
-        ):  # an error is logged once and retried every second
+        if entry.flipped or last is None or last.error != entry.error:  # each error once, though retried every second
             store.write(entry)
             log.log(logging.INFO if entry.flipped else logging.ERROR, "%s", entry.line)
         return entry.flipped

@@ -84,10 +84,7 @@ class StateStore:
         return unfinished
 
     def since_move(self, name: str) -> float | None:
-        """Seconds since a service's last flip, by the monotonic clock; None: never.
-
-        After a restart the count begins with the wall clock's difference; if that is negative, with 0.
-        """
+        """Seconds since a service's last flip, by the monotonic clock (a restart asks the wall clock); None: never."""
         return time.monotonic() - self._moved[name] if name in self._moved else None
 
     def drain_now(self, name: str, drain: Drain) -> float:
@@ -168,13 +165,7 @@ class StateStore:
     # ------------------------------------------------------------ journal
 
     def new_entry(
-        self,
-        name: str,
-        verb: str,
-        by: str,
-        text: str,
-        facts: Facts | None = None,
-        peer: Caller | None = None,
+        self, name: str, verb: str, by: str, text: str, facts: Facts | None = None, peer: Caller | None = None
     ) -> JournalEntry:
         """A new journal entry, without a flip so far."""
         now, target = time.time(), self.state[name].target
