@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import control
-from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, absent, access, describe, user_of, how_to
+from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, absent, access, describe, how_to, user_of
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service

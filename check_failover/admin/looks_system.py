@@ -22,9 +22,9 @@ from check_failover.admin.finding import (
     absent,
     access,
     describe,
-    user_of,
     how_to,
     output,
+    user_of,
 )
 from check_failover.model import Target
 
