@@ -22,7 +22,7 @@ from check_failover.places import HERE
 
 DEFAULT_PATH = HERE["config"]
 
-CORE_DEADLINE = 5.0  # seconds, for a core on another machine
+CORE_DEADLINE = 5.0  # seconds
 
 
 class ConfigError(Exception):
@@ -135,6 +135,7 @@ def _monitoring(path: Path, table: dict[str, Any]) -> dict[str, Any]:
         "transport": "command_file",
         "command_file": HERE["command_file"],
         "core_deadline": CORE_DEADLINE,
+        "nagios_cfg": HERE["nagios_cfg"],
     } | table
     names, urls = options.get("server_name"), options.get("url")
     if isinstance(names, list) and (not isinstance(urls, list) or len(urls) != len(names)):

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     SHADOW = "shadow"
     BLIND = "blind"
     DOWNTIME = "downtime"
+    HANDLERS_OFF = "handlers-off"
     NOT_CONFIRMED = "not-confirmed"
     TRAFFIC_ANSWERED = "traffic-answered"
     STANDBY_UNKNOWN = "standby-not-probed"
@@ -46,6 +47,7 @@ RETRYABLE = frozenset(
     {
         Reason.HOLD,
         Reason.BLIND,
+        Reason.HANDLERS_OFF,
         Reason.NOT_CONFIRMED,
         Reason.TRAFFIC_ANSWERED,
         Reason.STANDBY_UNKNOWN,
@@ -178,16 +180,12 @@ def _primary_in_downtime(_f: Facts, p: Policy, s: Situation) -> str | None:
     return "the primary is in downtime" if s.downtime and p.downtime != "ignore" else None
 
 
-_ON_STANDBY: Row = (
-    Reason.ALREADY,
-    False,
-    lambda _f, _p, s: "already on the standby" if s.target is Target.STANDBY else None,
-)
-_ON_PRIMARY: Row = (
-    Reason.ALREADY,
-    False,
-    lambda _f, _p, s: "already on the primary" if s.target is Target.PRIMARY else None,
-)
+def _on(target: Target) -> Row:
+    return Reason.ALREADY, False, lambda _f, _p, s: f"already on the {target}" if s.target is target else None
+
+
+_OFF = "event handlers are switched off in the core: the fail-over waits for a person"
+_ON_STANDBY, _ON_PRIMARY = _on(Target.STANDBY), _on(Target.PRIMARY)
 _HOLD: Row = (Reason.HOLD, False, _held)
 _SHADOW: Row = (Reason.SHADOW, True, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None)
 _SYNC_RUNNING: Row = (
@@ -212,6 +210,7 @@ _PROVEN_FAULT: tuple[Row, ...] = (
     _SHADOW,
     (Reason.BLIND, True, lambda f, _p, _s: "the sniffer is blind" if f.blind else None),
     (Reason.DOWNTIME, True, _in_downtime),
+    (Reason.HANDLERS_OFF, True, lambda f, _p, _s: _OFF if f.handlers_off else None),
     (Reason.NOT_CONFIRMED, True, _not_confirmed),
     (Reason.TRAFFIC_ANSWERED, True, _answered),
 )

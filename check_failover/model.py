@@ -163,6 +163,7 @@ class Facts:
     downtime: bool = False
     server: Target = Target.PRIMARY  # the serving server, which has the fault
     evidence: int | None = None  # the name of the sniffer's evidence for this verdict: Unix time in milliseconds
+    handlers_off: bool = False  # a person switched event handlers off in the core
 
     def perfdata(self) -> str:
         """The facts as perfdata. Labels have no spaces, so that Nagios's macro cleaning does not change them."""

@@ -16,7 +16,6 @@ from typing import Any
 
 from check_failover import __version__
 from check_failover.admin import remote, verbs
-from check_failover.admin.doctor import NAGIOS_CFG
 from check_failover.admin.objects import ObjectsError
 from check_failover.admin.reports import ReportsError
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
@@ -97,7 +96,7 @@ VERBS: dict[str, tuple[Act, str, tuple[Argument, ...]]] = {
     "doctor": (
         verbs.run_doctor,
         "find what is missing; exit code 0: nothing, 1: warnings, 2: a fail-over would not work",
-        (_argument("--nagios-cfg", type=Path, default=NAGIOS_CFG, metavar="PATH", help="default: %(default)s"),),
+        (_argument("--nagios-cfg", type=Path, metavar="PATH", help="default: [monitoring] nagios_cfg"),),
     ),
     "check-config": (verbs.check_config, "read the config and say what it means", ()),
     "nagios-config": (verbs.nagios_config, "print the Nagios objects for this config", (_SERVICES_ONLY,)),

@@ -12,9 +12,6 @@ from pathlib import Path
 from check_failover.admin import looks_core, looks_system
 from check_failover.admin.finding import SEVERITY, Finding, Scene, scene
 from check_failover.config import Config
-from check_failover.places import HERE
-
-NAGIOS_CFG = Path(HERE["nagios_cfg"])
 
 LOOKS: dict[str, Callable[[Scene], Iterable[Finding]]] = {
     "daemons": looks_core.daemons,
@@ -29,9 +26,9 @@ LOOKS: dict[str, Callable[[Scene], Iterable[Finding]]] = {
 }
 
 
-def doctor(config: Config, nagios_cfg: Path) -> int:
+def doctor(config: Config, nagios_cfg: str | Path) -> int:
     """Run all looks and print their findings; returns the exit code."""
-    seen = scene(config, nagios_cfg)
+    seen = scene(config, Path(nagios_cfg))
     worst = 0
     for name, look in LOOKS.items():
         for finding in _findings(name, look, seen):

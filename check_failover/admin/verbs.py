@@ -138,7 +138,7 @@ def drill(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def run_doctor(config: Config, arguments: argparse.Namespace) -> None:
-    code = doctor(config, arguments.nagios_cfg)
+    code = doctor(config, arguments.nagios_cfg or config.monitoring["nagios_cfg"])
     sys.stdout.flush()
     sys.exit(code)
 

@@ -67,7 +67,7 @@ def with_missing_facts(
 def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Facts:
     """The sniffer's present verdict on the primary; without one, two probes of it."""
     known = _sniffer(controller, service)
-    found = Facts(downtime=facts.downtime, blind=bool(known.get("blind")))
+    found = Facts(downtime=facts.downtime, handlers_off=facts.handlers_off, blind=bool(known.get("blind")))
     if found.blind:
         return found
     verdict = known.get("facts")
@@ -75,7 +75,9 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Fa
         try:
             told = from_json(Facts, verdict)
             if told.detector is not None:
-                return synced(controller, service, replace(told, downtime=facts.downtime))
+                return synced(
+                    controller, service, replace(told, downtime=facts.downtime, handlers_off=facts.handlers_off)
+                )
         except RecordError as error:  # another version of it
             log.warning("%s: the sniffer's facts are not understood: %s", service.name, error)
     outcomes = [probe(controller, service, Target.PRIMARY) for _ in range(2)]

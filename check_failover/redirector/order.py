@@ -46,6 +46,7 @@ class Order:
     drain: bool = False
     deadline: float | None = None  # drain: seconds until the remaining connections are cut
     why: str = ""  # the cause, if it is neither a fault nor an operator
+    note: str = ""  # follows the decision's text: why the order did not come from the core
     peer: Caller | None = None
     primary_ok: bool | None = None
     primary_passes: int = 0
@@ -83,7 +84,8 @@ def table(order: Order) -> tuple[Row, ...]:
 
 def decided(order: Order, state: ServiceState, age: float | None, now: float) -> Decision:
     """The decision by the order's table."""
-    return decide(table(order), order.facts, order.service.policy, situation(order, state, age, now))
+    decision = decide(table(order), order.facts, order.service.policy, situation(order, state, age, now))
+    return replace(decision, text=f"{decision.text}; {order.note}") if order.note else decision
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,8 @@ def _redirect_state(status: ServiceStatus) -> tuple[State, str]:
         return State.CRITICAL, str(status.problem)
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.since)) if status.since else "the start"
     if status.pending:
-        return State.CRITICAL, f"fail-over pending, {status.pending}"
+        why = f": {status.last.text}" if status.last and status.last.reason == status.pending else ""
+        return State.CRITICAL, f"fail-over pending, {status.pending}{why}"
     if status.target == Target.STANDBY:
         return State.WARNING, f"on the standby {status.standby} since {since}{draining(status)}"
     if status.hold:

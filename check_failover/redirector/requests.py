@@ -160,7 +160,8 @@ class RedirectorRequests:
         facts = inquiry.synced(self._controller, service, _facts(message))
         since = self._steering.since(service.name)
         facts = inquiry.with_missing_facts(self._controller, service, verb, facts, manual=manual, since=since)
-        order = Order(service, verb, by, facts, manual=manual, peer=Caller(peer.pid, peer.uid))
+        note = _words(message.get("note") or "")[:200]
+        order = Order(service, verb, by, facts, manual=manual, note=note, peer=Caller(peer.pid, peer.uid))
         if verb == "fail-over":
             return self._with_health(order)
         # Connections to a dead standby cannot finish: then a fail-back drains nothing.

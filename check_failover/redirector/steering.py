@@ -249,10 +249,12 @@ class Steering:
         with self._lock:
             order = self._pending.get(name)
             if order is not None:
-                facts = replace(fresh.facts, downtime=order.facts.downtime)
-                fresh = replace(fresh, by=order.by, peer=order.peer, facts=facts)
-            elif self._store.state[name].pending is not None:
-                fresh = replace(fresh, by="core (order kept over a restart)")
+                known = order.facts
+                facts = replace(fresh.facts, downtime=known.downtime, handlers_off=known.handlers_off)
+                fresh = replace(fresh, by=order.by, peer=order.peer, note=order.note, facts=facts)
+            elif (kept := self._store.state[name].pending) is not None:
+                facts = replace(fresh.facts, handlers_off=kept == Reason.HANDLERS_OFF)
+                fresh = replace(fresh, by="core (order kept over a restart)", facts=facts)
             else:
                 return None
             self._pending[name] = fresh

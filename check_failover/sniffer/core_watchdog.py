@@ -6,14 +6,21 @@ stopped, or the core cannot reach the redirector. A refused order counts as an o
 downtime, for example), and the facts that follow decide about a pending order.
 
 After the deadline the watchdog also overrules a core that is alive and orders nothing, for example because its event
-handlers are disabled. To prevent a flip, set a downtime or use ``failoverctl hold``.
+handler cannot be run. Before the order the sniffer asks the core for what a person set there (``core_state``): in a
+downtime the service's policy decides, and event handlers that are switched off are not replaced. While such a refusal
+stands, the sniffer asks again, and orders once the core no longer forbids it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from check_failover.decide import Reason
+
 ORDER_INTERVAL = 2.0  # seconds between two of the sniffer's orders without a reply
+ASK_INTERVAL = 5.0  # seconds between two questions whether the core still forbids it
+AWAY, SILENT, ALLOWED = "the core is away", "the core is silent", "the core allows it now"
+_SET_IN_THE_CORE = (Reason.DOWNTIME, Reason.HANDLERS_OFF)
 
 
 @dataclass(slots=True)
@@ -35,22 +42,29 @@ class CoreWatchdog:
     either     the redirector refuses an order, or refused one at most         deferred
                ``deadline`` seconds before the fault
     deferred   the target changes                                              waiting
+    deferred   the refusal was for what is set in the core, and each
+               ``ASK_INTERVAL``: ask, and order if it is set no longer         ordered
     any        the verdict ends (``must_withdraw``: take the order back)       idle
     """
 
     def __init__(self, deadline: float | None) -> None:
         self._deadline = deadline
         self._cases: dict[str, _Case] = {}
-        self._refused_at: dict[str, float] = {}
+        self._refused: dict[str, tuple[float, str]] = {}  # when, and for which reason
+        self._asked: dict[str, float] = {}
         self._ordered: set[str] = set()  # services with an order of the sniffer's, pending or carried out
 
-    def order_refused(self, name: str, now: float) -> None:
+    def order_refused(self, name: str, now: float, reason: str = "") -> None:
         """The redirector refused an order for this service, from the core or from the sniffer."""
-        self._refused_at[name] = now
+        self._refused[name] = (now, reason)
+
+    def since_refusal(self, name: str, now: float) -> float:
+        """Seconds; infinite without a refusal."""
+        return now - self._refused.get(name, (float("-inf"), ""))[0]
 
     def target_changed(self, name: str) -> None:
         """The target changed: earlier orders and refusals no longer count."""
-        self._refused_at.pop(name, None)
+        self._refused.pop(name, None)
         self._ordered.discard(name)
 
     def must_withdraw(self, name: str, *, well: bool) -> bool:
@@ -64,18 +78,26 @@ class CoreWatchdog:
         return True
 
     def due(self, name: str, now: float, *, failed: bool, reachable: bool) -> str | None:
-        """Why the sniffer must order a fail-over now; None: it must not. ``failed``: a failed verdict stands."""
+        """Why the sniffer must order a fail-over now; None: it must not. ``failed``: a failed verdict stands.
+
+        ``ALLOWED``: only if the core, when asked, no longer forbids it.
+        """
         if not failed:
             self._cases.pop(name, None)
             return None
         case = self._cases.setdefault(name, _Case(now))
-        if self._refused_at.get(name, float("-inf")) >= case.since - (self._deadline or 0.0):
-            return None
+        refused_at, reason = self._refused.get(name, (float("-inf"), ""))
+        if refused_at >= case.since - (self._deadline or 0.0):
+            if reason not in _SET_IN_THE_CORE or now - max(refused_at, self._asked.get(name, 0.0)) < ASK_INTERVAL:
+                return None
+            self._asked[name] = now
+            self._ordered.add(name)
+            return ALLOWED
         if case.ordered is not None and now - case.ordered < ORDER_INTERVAL:
             return None
-        why = None if reachable else "the core is away"
+        why = None if reachable else AWAY
         if why is None and self._deadline is not None and now - case.since >= self._deadline:
-            why = "the core is silent"
+            why = SILENT
         if why is not None:
             case.ordered = now
             self._ordered.add(name)

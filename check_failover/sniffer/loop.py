@@ -200,5 +200,5 @@ class Loop:
 
         self.call(listed)
 
-    def order_refused(self, name: str) -> None:
-        self.call(lambda: self.link.watchdog.order_refused(name, time.monotonic()))
+    def order_refused(self, name: str, reason: str) -> None:
+        self.call(lambda: self.link.watchdog.order_refused(name, time.monotonic(), reason))

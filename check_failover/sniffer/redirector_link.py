@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Protocol
 
 from check_failover import control
@@ -23,9 +23,10 @@ from check_failover.control import ELSEWHERE_PAGE, MAX_ELSEWHERE, ControlError, 
 from check_failover.model import Facts, Service, Target
 from check_failover.records import RecordError, service_statuses
 from check_failover.sniffer.bypass import Bypass
-from check_failover.sniffer.core_watchdog import CoreWatchdog
+from check_failover.sniffer.core_watchdog import ALLOWED, AWAY, SILENT, CoreWatchdog
 from check_failover.sniffer.monitor import Condition, ServiceMonitor
 from check_failover.sniffer.stage1.flows import FlowKey
+from check_failover.transports.core_state import LIMIT, LIMIT_AWAY, CoreQuestion
 
 log = logging.getLogger("failover-sniffer")
 
@@ -41,7 +42,7 @@ class Listener(Protocol):
     ) -> None:
         """These flows use another server than ``target``. ``asked``: when the question was sent."""
 
-    def order_refused(self, name: str) -> None:
+    def order_refused(self, name: str, reason: str) -> None:
         """The redirector refused a fail-over, from the core or from the sniffer."""
 
 
@@ -51,7 +52,9 @@ class RedirectorLink:
     def __init__(self, config: Config, listener: Listener, bypass: Bypass) -> None:
         self._socket = config.controller.redirector_socket
         self._listener, self._bypass = listener, bypass
-        self.watchdog = CoreWatchdog(config.monitoring.get("core_deadline"))
+        self._deadline: float = config.monitoring["core_deadline"]
+        self.watchdog = CoreWatchdog(self._deadline)
+        self._core = CoreQuestion(config.monitoring)
         self._asker = ThreadPoolExecutor(1, thread_name_prefix="redirector")
         self._lister = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")  # a long list delays no order
         self._stop = threading.Event()
@@ -92,11 +95,24 @@ class RedirectorLink:
             self._asker.submit(self.ask, {"verb": "recovered", "service": name, "by": "sniffer"})
         why = self.watchdog.due(name, now, failed=monitor.failed, reachable=reachable)
         facts = None if why is None else monitor.last_facts()
-        if facts is None:
+        if why is None or facts is None:
             return
-        log.warning("%s: %s; asking the redirector", name, why)
-        message = {"verb": "fail-over", "service": name, "by": f"sniffer ({why})", "facts": asdict(facts)}
-        self._asker.submit(self.ask, message)
+        self._asker.submit(self._order, monitor.service, why, facts, self.watchdog.since_refusal(name, now))
+
+    def _order(self, service: Service, why: str, facts: Facts, since_refusal: float) -> None:
+        """Order a fail-over in place of the core, with what the core says of it. ``since_refusal``: seconds."""
+        core = self._core.ask(service, LIMIT_AWAY if why == AWAY else LIMIT)
+        if core is not None:
+            facts = replace(facts, downtime=core.downtime, handlers_off=core.handlers_off)
+        forbidden = facts.handlers_off or (facts.downtime and service.policy.downtime == "inhibit")
+        if why == ALLOWED and (core is None or core.age >= since_refusal or forbidden):
+            return
+        log.warning("%s: %s; asking the redirector", service.name, why)
+        message = {"verb": "fail-over", "service": service.name, "by": f"sniffer ({why})", "facts": asdict(facts)}
+        if why == SILENT and not facts.handlers_off:
+            does_it = "does its event handler run? failoverctl doctor"
+            message["note"] = f"the core did not order within {self._deadline:g} s: {does_it}"
+        self.ask(message)
 
     def compare_counters(self, seen: Mapping[str, int]) -> None:
         """Compare the NAT's counters with the capture. ``seen``: service -> frames captured so far."""
@@ -165,7 +181,7 @@ class RedirectorLink:
 
     def _event(self, event: Message) -> None:
         if event.get("event") == "refused" and event.get("verb") == "fail-over":
-            self._listener.order_refused(str(event["service"]))
+            self._listener.order_refused(str(event["service"]), str(event.get("reason")))
         if event.get("event") == "flip":
             name, target = str(event["service"]), Target(event["target"])
             self._listener.redirected(name, target, replay=not event.get("drain"))

@@ -63,12 +63,28 @@ class Icinga2:
             self._session.cert = (str(options["certificate"]), str(options["key_file"]))
         names = options.get("server_name", [])
         for url, name in zip(self._urls, [names] * len(self._urls) if isinstance(names, str) else names, strict=False):
-            self._session.mount(url, _Named(name))
+            self._session.mount(f"{url.removesuffix(ACTION)}/v1/", _Named(name))
 
     def send(self, results: Sequence[PassiveResult]) -> None:
         """One request for each result, in order. Raises TransportError at the first that no node accepts."""
         for result in results:
             self._send(result)
+
+    def query(self, path: str, wanted: Mapping[str, str]) -> Mapping[str, Any]:
+        """The first row that a node has for a question below ``/v1/``. Raises TransportError, also without a row."""
+        problem = ""
+        for url in self._urls:
+            base = url.removesuffix(ACTION)
+            try:
+                answer = self._request(f"{base}/v1/{path}", wanted, {"X-HTTP-Method-Override": "GET"})
+            except TransportError as error:
+                problem = str(error)
+                continue
+            row = _row(answer)
+            if answer.ok and row and "code" not in row:
+                return row
+            problem = f"Icinga API {base}: {path}: {answer.status_code} {row.get('status', '')}"
+        raise TransportError(problem)
 
     def _send(self, result: PassiveResult) -> None:
         problems = []
@@ -99,11 +115,13 @@ class Icinga2:
         _check(f"Icinga API {url.removesuffix(ACTION)}: {result.host}!{result.service}", answer)
         self._started[name] = started
 
-    def _request(self, url: str, body: Mapping[str, Any]) -> requests.Response:
+    def _request(
+        self, url: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> requests.Response:
         limits = (min(CONNECT_TIMEOUT, self._timeout), self._timeout)
         for again in (True, False):
             try:
-                return self._session.post(url, json=body, auth=self._credentials(), timeout=limits)
+                return self._session.post(url, json=body, headers=headers, auth=self._credentials(), timeout=limits)
             except (requests.RequestException, OSError) as error:
                 stale = isinstance(error, requests.ConnectionError) and not isinstance(error, requests.Timeout)
                 if not (again and stale):

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from check_failover.admin.icinga2_objects import icinga2
 from check_failover.config import load
 from check_failover.model import PassiveResult, State
 from check_failover.transports import TransportError
+from check_failover.transports.core_state import CoreQuestion, CoreState
 from check_failover.transports.icinga2 import Icinga2
 from check_failover.transports.outbox import Outbox
 from tests.component.test_objects import ODD, config
@@ -97,6 +99,34 @@ def test_a_result_arrives_whole(core: Icinga) -> None:
     assert now["performance_data"] == "probes=2 'a b'=3s;1;2"
     assert float(now["execution_start"]) == pytest.approx(sent.at, abs=0.001)
     assert now["check_source"]
+
+
+def test_the_core_is_asked_for_its_settings(core: Icinga, tmp_path: Path) -> None:
+    """Downtimes of the service and its host, handlers of the service and of all, with the API user as shipped."""
+    service = load(config(tmp_path, ["/bin/true"])).services[0]
+    question = CoreQuestion({"transport": "icinga2", **options(core)})
+
+    def state() -> CoreState | None:
+        return question.ask(replace(service, name="ldap", host=HOST), 5.0)
+
+    free = CoreState(downtime=False, service_handler=True, handlers=True, age=0.0)
+    assert state() == free
+    for kind, target in (("Service", {"service": f"{HOST}!ldap primary"}), ("Host", {"host": HOST})):
+        now = int(time.time())
+        period = {"author": "boss", "comment": "disk", "start_time": now, "end_time": now + 600, "fixed": True}
+        core.api("POST", "/v1/actions/schedule-downtime", {"type": kind, **target, **period})
+        poll(lambda: state() == replace(free, downtime=True), 10.0, f"the {kind}'s downtime is known")
+        core.api("POST", "/v1/actions/remove-downtime", {"type": kind, **target})
+        poll(lambda: state() == free, 10.0, f"the end of the {kind}'s downtime is known")
+    own, every = f"/v1/objects/services/{HOST}!ldap primary", "/v1/objects/icingaapplications/app"
+    for path_of, name, off in (
+        (own, "enable_event_handler", replace(free, service_handler=False)),
+        (every, "enable_event_handlers", replace(free, handlers=False)),
+    ):
+        core.api("POST", path_of, {"attrs": {name: False}})
+        assert state() == off
+        core.api("POST", path_of, {"attrs": {name: True}})
+    assert CoreQuestion({"transport": "icinga2", **options(core, username="nobody")}).ask(service, 5.0) is None
 
 
 def test_time_does_not_go_back(core: Icinga) -> None:

@@ -239,7 +239,8 @@ class Site:
             return icinga.monitoring(self.directory / "icinga2")
         if self._kind == "icinga2 zone":
             return icinga_zone.monitoring(self.directory)
-        return f'command_file = "{self.directory}/nagios/rw/nagios.cmd"'
+        place = self.directory / "nagios"
+        return f'command_file = "{place}/rw/nagios.cmd"\nnagios_cfg = "{place}/nagios.cfg"'
 
     def objects(self) -> str:
         """What the core reads: the site's own objects and what ``failoverctl`` prints for it."""

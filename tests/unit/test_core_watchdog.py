@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from check_failover.sniffer.core_watchdog import ORDER_INTERVAL, CoreWatchdog
+from check_failover.sniffer.core_watchdog import ALLOWED, ASK_INTERVAL, ORDER_INTERVAL, CoreWatchdog
 
 
 def asked(watchdog: CoreWatchdog, moments: list[float], *, reachable: bool = True) -> list[tuple[float, str]]:
@@ -52,3 +52,15 @@ def test_what_was_said_of_an_earlier_fault_is_over() -> None:
     watchdog.order_refused("ldap", 99.0)
     watchdog.target_changed("ldap")
     assert asked(watchdog, [100.0, 105.0]) == [(105.0, "the core is silent")]
+
+
+def test_what_is_set_in_the_core_is_asked_for_again() -> None:
+    """A downtime or handlers that are off: the sniffer asks again while refusal and fault stand."""
+    for reason in ("downtime", "handlers-off"):
+        watchdog = CoreWatchdog(5.0)
+        watchdog.order_refused("ldap", 101.0, reason)
+        later = [101.0 + ASK_INTERVAL, 101.0 + 2 * ASK_INTERVAL]
+        assert asked(watchdog, [100.0, 105.9, later[0], later[0] + 0.1, later[1]]) == [(at, ALLOWED) for at in later]
+        assert watchdog.since_refusal("ldap", 111.0) == 10.0
+        watchdog.order_refused("ldap", 112.0, "hold")
+        assert asked(watchdog, [130.0, 140.0]) == []
