@@ -1,4 +1,4 @@
-"""What holds for every test: a skip needs a reason, and where everything is installed it is a failure.
+"""Rules for every test: a skip needs a reason, and is a failure on a machine with all programs.
 
 ``--strict-skips`` is what `make test` and CI use: the lab's installer has put every program there, so a test that did
 not run is a hole in the suite.

@@ -100,7 +100,7 @@ def _sms(host: str) -> str:
 
 
 def _plugin(service: Service, name: str) -> str:
-    """The site's own plugin as a command with all its arguments, because ``!`` would separate them elsewhere."""
+    """The site's own plugin as a command with all arguments: ``check_command`` would split them at each ``!``."""
     line = shlex.join(arguments(service.check.options, service.standby)).replace("$", "$$")
     return _block("command", {"command_name": name, "command_line": line})
 

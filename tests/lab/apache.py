@@ -1,4 +1,4 @@
-"""A private apache2 with HTTP and HTTPS, its certificate signed by a CA of its own; ended by whoever made it.
+"""A private apache2 with HTTP and HTTPS, with a certificate signed by its own CA; the caller ends it.
 
     with Apache(directory, "127.0.0.1", 13080, 13443) as apache: ...
 
@@ -84,13 +84,13 @@ class Apache(Program):
         return [*self._prefix, APACHE, "-f", str(self.directory / "apache.conf"), "-D", "FOREGROUND"]
 
     def spoil(self) -> None:
-        """From now on 503, whatever is asked; nobody notices the reload."""
+        """Answer every request with 503 from now on; the reload interrupts no client."""
         config = self.directory / "apache.conf"
         config.write_text(config.read_text().replace("Redirect 503 /sick", "RedirectMatch 503 .*"))
         os.kill(self.pid, signal.SIGUSR1)
 
     def serves(self) -> bool:
-        if self._prefix:  # in another namespace: its own word must do
+        if self._prefix:  # in another namespace: rely on its own log
             return (self.directory / "apache.pid").exists()
         try:
             socket.create_connection((self.host, self.tls_port), 1.0).close()

@@ -1,4 +1,4 @@
-"""Clients of a DNS, web or echo service: each asks five times a second and prints what came of it.
+"""Clients of a DNS, web or echo service: each sends five requests a second and prints each outcome.
 
 python -m tests.lab.asking dns|http|echo ADDRESS PORT CLIENTS
 """
@@ -46,7 +46,7 @@ def ask_http(address: str, port: int) -> str:
 
 
 def ask_echo(address: str, port: int) -> str:
-    """Who are you?"""
+    """Ask the server's name."""
     said = echo.ask("tcp", address, port, PATIENCE)
     return "ok" if said.split()[0] in ("primary", "standby") else said
 

@@ -1,4 +1,4 @@
-"""What the lab's daemons have in common: how they are started, awaited and ended; and a core's looks."""
+"""The common part of the lab's daemons: start, wait, stop, kill; and the queries that both cores share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.lab.netns import House, end, poll, spawn
 
 
 class Daemon(ABC):
-    """Started on the way in, stopped on the way out, and where the start fails."""
+    """A context manager: starts on entry; stops on exit and after a failed start."""
 
     @abstractmethod
     def start(self) -> None:
@@ -21,7 +21,7 @@ class Daemon(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End it as a service manager would; nothing where it does not run."""
+        """End it as a service manager would; does nothing if it does not run."""
 
     def __enter__(self) -> Self:
         try:
@@ -42,12 +42,12 @@ class Program(Daemon):
     out: str  # the file in ``directory`` that has what it printed
     limit = 15.0  # seconds until it must serve
     patience = 10.0  # seconds to end in order
-    every = 0.02  # seconds between two looks whether it serves
+    every = 0.02  # seconds between two checks that it serves
     _process: subprocess.Popen[Any] | None = None
 
     @abstractmethod
     def argv(self) -> Sequence[str]:
-        """How it is started."""
+        """The command that starts it."""
 
     @abstractmethod
     def serves(self) -> object:
@@ -75,7 +75,7 @@ class Program(Daemon):
         poll(there, self.limit, f"{name} serves", every=self.every)
 
     def ended(self) -> bool:
-        """Whether it has ended by itself."""
+        """Whether it has ended without ``stop`` or ``kill``."""
         return self._running().poll() is not None
 
     def stop(self) -> None:
@@ -118,7 +118,7 @@ class Housed(Program):
 
 
 class Core(Program):
-    """Nagios or Icinga, so that a test may have either: the same ways to look."""
+    """Nagios or Icinga, with the same queries, so that a test may use either."""
 
     log: Path  # its own
     every = 0.1

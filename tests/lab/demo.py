@@ -1,4 +1,4 @@
-"""``make demo``: the main job on real parts, with a timeline of what happened when, and what the clients felt.
+"""``make demo``: a fail-over with real programs, with a timeline of the events and of the clients' outages.
 
 Exit code 0 when the clients were served again and the SMS arrived, 1 otherwise. Ends by itself within two minutes and
 removes what it made; with ``--keep`` it stays, shows where the web interface is, and ends on Ctrl-C.

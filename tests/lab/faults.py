@@ -1,7 +1,7 @@
-"""What can happen to a server, done for real, and undone.
+"""Real faults of a server, and their removal.
 
 ========== ============================================ =====================================================
-fault      what is done                                 what the network shows
+fault      action                                       on the network
 ========== ============================================ =====================================================
 crash      SIGKILL to slapd                             open connections reset, new ones refused
 hang       SIGSTOP to slapd                             TCP looks perfect: SYNs are answered, data is ACKed

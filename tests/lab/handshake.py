@@ -1,4 +1,4 @@
-"""A TCP client by hand: it sends its SYN as often and when a test says, and tells everything that came back.
+"""A TCP client by hand: it sends its SYN at the times that a test gives, and reports all answers.
 
     python -m tests.lab.handshake ADDRESS PORT SOURCE_PORT SECONDS[,SECONDS...]     each SYN so many seconds after start
 

@@ -82,7 +82,7 @@ def monitoring(directory: Path, name: str = "core.example.org", bind: str = "127
 
 
 def site_objects(host: str, pager: str) -> str:
-    """What a site has of its own: our API user, somebody on call, a host, and its rules for who is told."""
+    """A site's own objects: our API user, a contact, a host, and its notification rules."""
     api_user = (ROOT / "nagios-conf/icinga2/api-user.conf").read_text().replace("CHANGE-ME", PASSWORD)
     return api_user + SITE_OBJECTS.replace("HOST", host).replace("PAGER", pager)
 
@@ -184,7 +184,7 @@ class Icinga(Core):
     # ------------------------------------------------------------ the API
 
     def api(self, method: str, path: str, body: Any = None, *, patient: bool = False) -> list[dict[str, Any]]:
-        """``results`` of a request as the tests' own user; nothing where nobody answers and ``patient`` is set."""
+        """``results`` of a request as the tests' own user; empty if Icinga does not answer and ``patient`` is set."""
         argv = [*self._prefix, sys.executable, "-m", "tests.lab.icinga", self.bind, method, path, json.dumps(body)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
         if done.returncode:

@@ -15,7 +15,7 @@ NAT = "add table inet ipnat; add chain inet ipnat in { type nat hook prerouting 
 
 
 class Ipnat(Kernel):
-    """It works in the network namespace of who calls it: failover-redirector's, the controller's."""
+    """It works in its caller's network namespace: failover-redirector's, the controller's."""
 
     def __init__(self, directory: Path, house: House) -> None:
         super().__init__(directory, below=("linux.py",))

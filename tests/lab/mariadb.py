@@ -20,7 +20,7 @@ MARIADBD = "/usr/sbin/mariadbd"
 
 
 class Mariadb(Program):
-    """``schemas``: files with the tables to make in it; ``user``: who may look into it, and whom it runs as."""
+    """``schemas``: files with the tables to make in it; ``user``: the user that it runs as and that may read it."""
 
     out = "mariadbd.log"
     limit, patience, every = 60.0, 15.0, 0.1

@@ -162,7 +162,7 @@ class Nagios(Core):
         return self.command_file.is_fifo()
 
     def kill(self) -> None:
-        """End it as an out-of-memory killer would: the command file stays behind and nobody reads it."""
+        """End it as an out-of-memory killer would: the command file stays, without a reader."""
         for pid in _children(self.pid):
             os.kill(pid, 9)
         super().kill()

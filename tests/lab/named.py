@@ -1,4 +1,4 @@
-"""A private bind9: one zone, one address and port; ended by whoever made it.
+"""A private bind9: one zone, one address and port; the caller ends it.
 
     with Named(directory, "127.0.0.1", 13053) as named: ...
 
@@ -74,7 +74,7 @@ class Named(Program):
         (self.directory / "named.conf").write_text(text)
 
     def spoil(self) -> None:
-        """Have it load a zone that is not there: from now on SERVFAIL."""
+        """Load a zone whose file is missing: answers SERVFAIL from now on."""
         self._configure("lost")
         os.kill(self.pid, signal.SIGHUP)
 
@@ -82,7 +82,7 @@ class Named(Program):
         return [*self._prefix, self._program, "-g", "-n", "1", "-c", str(self.directory / "named.conf")]
 
     def serves(self) -> bool:
-        if self._prefix:  # in another namespace: its own word must do
+        if self._prefix:  # in another namespace: rely on its own log
             return "all zones loaded" in (self.directory / "named.out").read_text()
         try:
             dns.query.udp(dns.message.make_query("www.example.org", "A"), self.address, 0.5, self.port)

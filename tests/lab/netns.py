@@ -193,7 +193,7 @@ class House:
 
 
 def inside(namespace: str, act: Callable[[], T]) -> T:
-    """``act`` in a child of this process that has entered a network namespace: its value, or its failure as one here.
+    """Call ``act`` in a child process inside a network namespace: returns its value, or raises its exception here.
 
     For many short steps with the product's own modules, where a start of Python for each would take minutes.
     """

@@ -28,7 +28,7 @@ FIELDS = {"checkresult", "hostname", "servicename", "state", "output"}
 
 
 class NrdpServer(Daemon):
-    """Serves in a thread. ``commands`` is what went to the core, ``answers`` is said once each in place of our own."""
+    """Serves in a thread. ``commands``: those sent to the core; ``answers``: each replaces one of our own answers."""
 
     def __init__(self, directory: Path, address: str, port: int = 0, command_file: Path | None = None) -> None:
         self.posts, self.commands, self._command_file = 0, list[str](), command_file

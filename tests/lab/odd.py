@@ -1,4 +1,4 @@
-"""Clients that behave oddly and are in their right, and a server that takes its time. Run in a namespace.
+"""Clients with unusual but valid behaviour, and a slow server. Run in a namespace.
 
     python -m tests.lab.odd KIND ADDRESS PORT SECONDS [SOURCE]        prints one line for each thing it did
 
@@ -7,11 +7,11 @@ waves      eighty clients ask at once, all close, and come again two seconds lat
 half       asks, closes its half of the connection (FIN), and reads the answer; or the end, because slapd drops what
            it still works on when it meets the FIN first
 pieces     sends each request in two writes without TCP_NODELAY, so that Nagle waits for a delayed ACK
-slow       one search of five seconds after the other, and nobody else (see ``serve``)
+slow       one search of five seconds after the other, without other clients (see ``serve``)
 scan       connects to every port up to 1100, then leaves half-open connections at the service's own
 flood      500 SYN a second from forged addresses, which never answer (needs root)
 burst      40,000 such SYNs as fast as it goes
-cut        connects and asks from SOURCE, and hears nothing, because somebody drops what comes back
+cut        connects and asks from SOURCE, and gets no answer, because the test drops the replies
 ========== ===========================================================================================
 
     python -m tests.lab.odd serve ADDRESS PORT SERVER_PORT            passes on to an LDAP server of that address
@@ -40,7 +40,7 @@ FORGED = "198.51.100."
 
 
 async def _ask(address: str, port: int, base: str = BASE) -> str:
-    """One short request; what came of it."""
+    """One short request; returns its outcome."""
     writer = None
     try:
         async with asyncio.timeout(PATIENCE):

@@ -57,7 +57,7 @@ KINDS = {
 
 
 class Clients:
-    """Of one service; ``said`` is what came of each request."""
+    """The clients of one service; ``said``: the outcome of each request."""
 
     def __init__(self, site: Site, name: str, many: int = 4) -> None:
         self.log = site.directory / f"clients-{name}.log"

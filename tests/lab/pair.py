@@ -4,7 +4,7 @@
                        ├── switch ──┤                               ├── switch ──┤
                        ┘            └── right 192.0.2.3, 10.0.0.3 ──┘            └── standby 10.0.0.12
 
-Who is active has 192.0.2.10 towards the clients and 10.0.0.1, the servers' way back. No core runs: the sniffer then
+The active controller has 192.0.2.10 towards the clients and 10.0.0.1, the servers' gateway. No core runs: the sniffer then
 asks the redirector itself.
 """
 
@@ -129,7 +129,7 @@ class Half:
         )
 
     def boot(self) -> None:
-        """All at once, as at a boot: what must wait for what is not the test's affair."""
+        """Start all programs at once, as at a boot; they must wait for one another themselves."""
         run = self.directory / "run"
         run.mkdir(exist_ok=True)
         for left_over in run.iterdir():
@@ -145,7 +145,7 @@ class Half:
         self._start("pair", *python_argv("check_failover.pair.daemon", "--config", str(self.config)))
 
     def power_off(self) -> None:
-        """Nothing more is sent or answered; rules and addresses are gone with the machine."""
+        """Cut the power: the machine sends nothing more, and its rules and addresses are gone."""
         for link in ("cl0", "sv0"):
             self._ip("link", "set", link, "down")
         for pid in self.house.pids(self.who):

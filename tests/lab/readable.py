@@ -1,4 +1,4 @@
-"""Runs the lab where every user may read it, whichever folder the project is in.
+"""Runs the lab in a copy that every user may read.
 
     .venv/bin/python -m tests.lab.readable -m pytest tests/component     # the arguments are Python's
 

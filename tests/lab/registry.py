@@ -1,4 +1,4 @@
-"""What the registry of check types says, in the files that repeat it. ``make registry`` writes them.
+"""Writes the registry of check types into the files that repeat it. ``make registry`` writes them.
 
     texts()    each file that repeats the registry, as it should be
     missing()  what a person has to write for a type and has not

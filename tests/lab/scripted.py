@@ -1,4 +1,4 @@
-"""Servers of our own that do to a client whatever a test says: lie, dribble, say nothing."""
+"""Servers that misbehave as a test demands: wrong answers, slow answers, no answer."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def dribble(text: bytes, every: float = 0.05) -> Callable[[socket.socket], None]
 
 
 def closed_port() -> int:
-    """A port where nobody listens, neither for TCP nor for UDP."""
+    """A port without a listener, neither for TCP nor for UDP."""
     while True:
         with socket.create_server((HOST, 0)) as stream, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
             port: int = stream.getsockname()[1]

@@ -366,7 +366,7 @@ class Site:
     # ------------------------------------------------------------ faults
 
     def fault(self, kind: str, who: str = "primary") -> float:
-        """Do it (see ``faults.FAULTS``); returns the moment, monotonic seconds."""
+        """Cause a fault (see ``faults.FAULTS``); returns its time, monotonic seconds."""
         at = time.monotonic()
         faults.FAULTS[kind](self.house, who, self.slapd[who])
         return at
@@ -417,7 +417,7 @@ def _shared(path: Path, user: str, mode: int) -> None:
 
 
 def _readable_by(user: str) -> None:
-    """Nagios runs plugins as its own user: say so at once when it could not."""
+    """Nagios runs plugins as its own user: fail at once if that user may not read them."""
     for path in (Path(sys.executable), ROOT / "check_failover" / "__init__.py"):
         done = subprocess.run(["/usr/sbin/runuser", "-u", user, "--", "/usr/bin/test", "-r", str(path)], check=False)
         assert done.returncode == 0, f"the user {user} cannot read {path}: run it by `python -m tests.lab.readable`"

@@ -1,4 +1,4 @@
-"""A private slapd: its own cn=config, an mdb database, three entries; ended by whoever made it.
+"""A private slapd: its own cn=config, an mdb database, three entries; the caller ends it.
 
     with Slapd(directory, "10.0.0.11", serves="primary", argv_prefix=house.argv("primary")) as slapd: ...
 

@@ -1,4 +1,4 @@
-"""A private smsd (SMS Server Tools) whose modem is switched off: what it would hand to the modem is in its log's PDU.
+"""A private smsd (SMS Server Tools) whose modem is switched off: its log has the PDUs for the modem.
 
 with Smsd(directory) as smsd:
     ... smsd.options goes into [sms] of a config ...
