@@ -4,8 +4,8 @@
                        ├── switch ──┤                               ├── switch ──┤
                        ┘            └── right 192.0.2.3, 10.0.0.3 ──┘            └── standby 10.0.0.12
 
-The active controller has 192.0.2.10 towards the clients and 10.0.0.1, the servers' gateway. No core runs: the sniffer then
-asks the redirector itself.
+The active controller has 192.0.2.10 towards the clients and 10.0.0.1, the servers' gateway.
+No core runs: the sniffer then orders the redirector itself.
 """
 
 from __future__ import annotations
