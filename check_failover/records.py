@@ -138,6 +138,9 @@ class ServiceStatus:
     since: Moment | None = None
     hold: Hold | None = None
     pending: str | None = None  # the refusal that must be lifted before the core's order is executed
+    refused: str | None = None  # the refusal of an order that is not pending, see ``redirector.state``
+    withheld: bool | None = None  # whether refused connections are withheld from clients; None: unsupported, unknown
+    dead: Target | None = None  # the server that was just left: its open connections are reset
     drain: DrainStatus | None = None
     downtime: tuple[str, ...] = ()
     auto_fail_back: AutoFailBack | None = None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from check_failover.model import Facts
-    from check_failover.records import JournalEntry
+    from check_failover.records import JournalEntry, ServiceStatus
 
 MAX_LINES, MAX_LINE_BYTES = 14, 160  # of one service's further lines
 
@@ -59,6 +59,13 @@ def seen(evidence: Mapping[str, Any]) -> list[str]:
 def refusal(entry: JournalEntry, age: str = "") -> str:
     """A refused order in one line; ``age``: text with the age of the standby's data."""
     return f"{entry.verb} refused, {entry.reason}{age}: {entry.text}"
+
+
+def unwithheld(status: ServiceStatus) -> str:
+    """Why refusals of new connections are not withheld."""
+    return (
+        f"clients see refused connections: fail-over refused, {status.pending or status.refused or 'no reason known'}"
+    )
 
 
 def headline(entry: JournalEntry) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from check_failover import story
 from check_failover.admin import looks_bsd
 from check_failover.admin.finding import (
     EXECUTE,
@@ -48,6 +49,9 @@ def redirect(scene: Scene) -> Iterator[Finding]:
         elif status.problem or status.kernel is not status.target:
             found = status.problem or f"the kernel says {status.kernel or 'nothing'}, not {status.target}"
             yield Finding("missing", about, found, "see failover-redirector's log")
+        elif status.withheld is False:
+            do = f"failoverctl status {service.name}; it ends with a flip or the server's recovery"
+            yield Finding("warning", about, f"withholding is off, {story.unwithheld(status)}", do)
         else:
             yield Finding("ok", about, f"intended and in the kernel: {status.target}")
 

@@ -28,6 +28,10 @@ def status(
         lines.append("  " + drain(service.name, redirect.drain).removeprefix(f"{service.name}: "))
     reached = reach.line(redirect.reached, redirect.target, now)
     lines += [] if reached is None else [f"  {reached}"]
+    if redirect.withheld is False:
+        lines.append(f"  withholding is off, {story.unwithheld(redirect)}")
+    if redirect.dead is not None:
+        lines.append(f"  open connections to the {redirect.dead} are reset")
     if redirect.downtime:
         lines.append(f"  in downtime: {', '.join(redirect.downtime)}")
     if redirect.hold_down_left:

@@ -5,7 +5,8 @@ A redirect is built from the config and implements ``Redirect``. A new one is on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from check_failover.config import Config
@@ -17,28 +18,40 @@ class RedirectError(Exception):
     """The kernel or its tool failed: one line that says what, where and what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What the kernel has for a service: its target, and what belongs to it beside the target."""
+
+    target: Target
+    dead: Target | None = None  # the server that was just left: its open connections are reset
+    withheld: bool | None = True  # whether refused connections are withheld from clients; None: unsupported
+
+
 class Redirect(Protocol):
     """One kind of redirect. A method that fails raises RedirectError and leaves the old state."""
 
-    cuts: bool  # whether ``cut`` works
+    cuts: bool  # whether ``cut`` works, and ``wire`` for what a ``Wiring`` has beside the target
     drills: bool  # whether ``send_to_standby`` works
 
     def install(self, targets: Mapping[str, Target]) -> None:
         """Set the rules to exactly these targets (service name -> target). Correct rules stay, so no restart flips."""
 
-    def current(self, service: Service) -> Target | None:
-        """The target in the kernel's rule; None: there is no rule, or it points to neither server."""
-
     def whole(self) -> bool:
-        """Whether the kernel has all our other rules, which ``current`` does not check."""
+        """Whether the kernel has all our other rules, which ``wired`` does not check."""
 
-    def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
-        """Flip in one transaction, so that a rule exists at any time. With ``drain``, open connections stay."""
+    def wire(self, service: Service, wiring: Wiring) -> None:
+        """Set the kernel to this in one transaction, so that a rule exists at any time. Idempotent.
+
+        Where the target changes and no server is dead (a drain), open connections stay.
+        """
+
+    def wired(self, services: Iterable[Service]) -> dict[str, Wiring]:
+        """What the kernel has (service name -> wiring). A service is missing where another hand changed its rules."""
 
     def forget_unanswered(self, service: Service, old: Target) -> int:
         """Forget half-open connections to the ``old`` server, so that their next packet goes to the new one.
 
-        Called right after ``set``, before the sniffer gets the event and replays first packets. Returns how many.
+        Called right after ``wire``, before the sniffer gets the event and replays first packets. Returns how many.
         """
 
     def free_stranded(self, service: Service, old: Target) -> int:
@@ -57,10 +70,10 @@ class Redirect(Protocol):
         """Clients with an open connection to another server than ``target`` (UDP: the kernel still remembers it)."""
 
     def cut(self, service: Service, old: Target) -> int:
-        """End a drain: treat the old server's connections as a fail-over does. Returns how many were reset."""
+        """End a drain: treat the old server's connections as a fail-over does. Returns how many were reset.
 
-    def withhold(self, service: Service, on: bool) -> None:
-        """Withhold refusals of new connections from clients while a fault is undecided. No-op if unsupported."""
+        Called right after ``wire``, with ``old`` as the dead server.
+        """
 
     def activity(self, service: Service) -> Activity:
         """Counters for ``check_failover_traffic`` without the sniffer."""
@@ -73,6 +86,12 @@ class Redirect(Protocol):
 
     def answered(self, service: Service, client: str) -> frozenset[tuple[Target, int]]:
         """Server and client port of this client's answered connections that the kernel still remembers."""
+
+
+def current(redirect: Redirect, service: Service) -> Target | None:
+    """The target in the kernel's rule; None: there is no rule, or it points to neither server."""
+    wiring = redirect.wired((service,)).get(service.name)
+    return None if wiring is None else wiring.target
 
 
 def _nftables(config: Config) -> Redirect:

@@ -122,6 +122,7 @@ def after(before: ServiceState, order: Order, now: float) -> ServiceState:
         target=before.target.other,
         since=now,
         pending=None,
+        refused=None,
         drain=drain,
         reached=reach.turned(before.reached, before.target.other, now, drain=order.drain),
         damping=damping,

@@ -204,12 +204,12 @@ class RedirectorRequests:
             self._drills.advance(service)
         except RedirectError as error:
             log.warning("%s: drill: %s", service.name, error)
-        drain = self._steering.draining(service.name)
+        drain = self._steering.drains.draining(service.name)
         if drain is None:
             return
         health = inquiry.health(self._controller, service, drain.old)
         failed = health.get("ok") is False and inquiry.probe(self._controller, service, drain.old) is False
-        if self._steering.advance(service.name, old_failed=failed):
+        if self._steering.drains.advance(service, old_failed=failed):
             self._report_state(service)
 
     def look(self, service: Service) -> None:

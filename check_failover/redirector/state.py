@@ -36,12 +36,17 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """A service's state across restarts. Wall clock times; ``pending``: the refusal of the core's pending order."""
+    """A service's state across restarts. Wall clock times.
+
+    A refused automatic fail-over stands until a flip or a recovery, by the refusal's reason: ``pending`` where fresh
+    evidence decides it anew, ``refused`` where not.
+    """
 
     target: Target = Target.PRIMARY
     since: Moment | None = None
     hold: Hold | None = None
     pending: str | None = None
+    refused: str | None = None
     drain: Drain | None = None
     damping: Damping = field(default_factory=Damping)
     moved_by_person: bool = False  # an operator ordered the last flip
@@ -49,6 +54,11 @@ class ServiceState:
     reached: tuple[Reach, ...] = ()  # by clients: see ``check_failover.reach``
     flips: int = 0  # and ``changes`` of any kind: the more recent of two controllers has more
     changes: int = 0
+
+    @property
+    def standing(self) -> str | None:
+        """Why the fail-over that somebody asked for is refused; None: nothing is decided, or all is well."""
+        return self.refused or self.pending
 
 
 def load(directory: Path, name: str) -> ServiceState | None:

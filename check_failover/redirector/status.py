@@ -18,7 +18,8 @@ from check_failover.redirector.store import StateStore
 def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceStatus:
     """See ``records``. ``fail_back``: an order to fail back, with the known facts about the primary."""
     service, state = fail_back.service, store.state[fail_back.service.name]
-    kernel = redirect.current(service)
+    wired = redirect.wired((service,)).get(service.name)
+    kernel = None if wired is None else wired.target
     activity = None
     drain = None if state.drain is None else DrainStatus(state.drain.old, state.drain.at, state.drain.deadline)
     problem = next(iter(store.problems[service.name].values()), None)
@@ -38,6 +39,9 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
         since=state.since,
         hold=state.hold,
         pending=state.pending,
+        refused=state.refused,
+        withheld=None if wired is None else wired.withheld,
+        dead=None if wired is None else wired.dead,
         drain=drain,
         downtime=state.downtime,
         auto_fail_back=_automatic(service, state, time.time()),

@@ -25,12 +25,12 @@ from check_failover.damping import decayed, proof
 from check_failover.decide import RETRYABLE, Decision, Reason
 from check_failover.model import Endpoint, Facts, Hold, Service, Target, Why
 from check_failover.records import DrillParts, JournalEntry, ServiceStatus
-from check_failover.redirector import Redirect, RedirectError
-from check_failover.redirector.drain import ending
+from check_failover.redirector import Redirect, RedirectError, Wiring, current
+from check_failover.redirector.draining import Drains
 from check_failover.redirector.order import Explained, Order, after, decided
 from check_failover.redirector.reaching import Reaching
 from check_failover.redirector.repair import Event, Repair, quietly
-from check_failover.redirector.state import Drain, ServiceState, StateError, outranks
+from check_failover.redirector.state import ServiceState, StateError, outranks
 from check_failover.redirector.status import status
 from check_failover.redirector.store import StateStore
 
@@ -53,7 +53,8 @@ class Steering:
         self._redirect, self._publish = redirect, publish
         self._store = StateStore(config.controller.state_dir, self._services)
         self._lock = threading.Lock()
-        self._repair = Repair(redirect, self._store, publish, self._lock)
+        self._repair = Repair(redirect, self._store, publish, self._lock, config.controller.state_dir)
+        self.drains = Drains(redirect, self._store, self._repair, self._lock)
         self._pending: dict[str, Order] = {}
         pair = config.controller.peer is not None
         self.reaching = Reaching(self._store, self._lock, self._services, pair=pair)
@@ -63,9 +64,14 @@ class Steering:
     def restore(self) -> None:
         """Set the kernel's rules to the saved targets; with a damaged state file, keep them. Raises RedirectError."""
         with self._lock:
-            unfinished = self._store.load(lambda name: self._redirect.current(self._services[name]))
+            unfinished = self._store.load(lambda name: current(self._redirect, self._services[name]))
             self._redirect.install(self.targets())
+            kernel = self._redirect.wired(self._services.values())
             for name, service in self._services.items():
+                dead = kernel[name].dead if name in kernel else None
+                if dead is not None:  # an earlier process ended before the sweep
+                    self._repair.sweep_later(service, dead)
+                quietly(lambda service=service: self._repair.rewire(service))  # type: ignore[misc]
                 if name in unfinished:
                     self._repair.resume(service)
                 elif self._store.journal_lags(name):
@@ -77,9 +83,9 @@ class Steering:
         with self._lock:
             self._store.retry_writes()
             self.reaching.look()
-            targets = self.targets()
-            whole = self._redirect.whole()
-            wrong = [n for n, s in self._services.items() if not whole or self._redirect.current(s) is not targets[n]]
+            targets, whole = self.targets(), self._redirect.whole()
+            kernel = self._redirect.wired(self._services.values()) if whole else {}
+            wrong = [n for n, target in targets.items() if n not in kernel or kernel[n].target is not target]
             try:
                 if wrong:
                     self._redirect.install(targets)
@@ -87,8 +93,12 @@ class Steering:
                 for name in wrong:
                     self._store.problems[name]["kernel"] = str(error)
                 return
-            for problems in self._store.problems.values():
-                problems.pop("kernel", None)
+            for name, service in self._services.items():
+                try:
+                    self._repair.rewire(service, None if name in wrong else kernel[name])
+                    self._store.problems[name].pop("kernel", None)
+                except RedirectError as error:
+                    self._store.problems[name]["kernel"] = str(error)
             for name in wrong:
                 text = "the rule was changed or removed by another hand; restored"
                 log.warning("%s: %s", name, text)
@@ -133,9 +143,9 @@ class Steering:
         else:
             entry = replace(entry, line=f"{name}: {story.refusal(entry)}")
             if decision.reason is Reason.ALREADY and order.drain and order.deadline is not None:
-                entry = replace(entry, text=entry.text + self._change_deadline(order, order.deadline))
-            elif decision.reason in RETRYABLE:
-                self._make_pending(order, str(decision.reason))
+                entry = replace(entry, text=entry.text + self.drains.change_deadline(order, order.deadline))
+            elif decision.reason is not Reason.ALREADY:
+                self._make_stand(order, str(decision.reason))
         took = round(time.monotonic() - began, 6)
         entry = replace(entry, took=took)
         if decision.reason is not Reason.ALREADY:
@@ -143,16 +153,22 @@ class Steering:
             level = logging.ERROR if entry.error else logging.INFO if decision.flip else logging.WARNING
             log.log(level, "%s, took %.0f ms", entry.line, 1000 * took)
         if not decision.flip:
-            quietly(lambda: self._redirect.withhold(order.service, on=False))
             event = {"event": "refused", "service": name, "verb": order.verb, "reason": str(decision.reason)}
             self._publish({**event, "at": entry.at})
         return entry
 
-    def _make_pending(self, order: Order, reason: str) -> None:
-        """Make the core's order pending: the sniffer's next evidence retries it."""
-        if order.verb == "fail-over" and not order.manual:
-            self._pending[order.service.name] = order
-            self._store.set_pending(order.service.name, reason)
+    def _make_stand(self, order: Order, reason: str) -> None:
+        """Make a refused automatic fail-over stand; where it is pending, the sniffer's next evidence retries it."""
+        if order.verb != "fail-over" or order.manual:
+            return
+        name = order.service.name
+        if reason in RETRYABLE or reason == "error":
+            self._pending[name] = order
+            self._store.set_standing(name, pending=reason)
+        else:
+            self._pending.pop(name, None)
+            self._store.set_standing(name, refused=reason)
+        quietly(lambda: self._repair.rewire(order.service))
 
     def _flip(self, order: Order, decision: Decision, entry: JournalEntry) -> JournalEntry:
         name = order.service.name
@@ -170,7 +186,7 @@ class Steering:
         old, drain = store.state[name].target, intended.drain is not None
         try:
             store.intend(name, intended)
-            self._move(service, intended.target, drain=drain)
+            self._move(service, self._repair.wanted(service, intended, None if drain else old))
         except (StateError, RedirectError) as error:
             store.problems[name]["state" if isinstance(error, StateError) else "kernel"] = str(error)
             store.withdraw(name)
@@ -184,62 +200,14 @@ class Steering:
         store.settle(name)
         return entry
 
-    def _move(self, service: Service, target: Target, *, drain: bool) -> None:
+    def _move(self, service: Service, wanted: Wiring) -> None:
         """Change the rule; if that fails, load all rules anew and retry once. Raises RedirectError."""
         try:
-            self._redirect.set(service, target, drain=drain)
+            self._redirect.wire(service, wanted)
         except RedirectError as error:
             log.warning("%s: %s: loading all rules anew", service.name, error)
             self._redirect.install(self.targets())
-            self._redirect.set(service, target, drain=drain)
-
-    # ------------------------------------------------------------ drain
-
-    def draining(self, name: str) -> Drain | None:
-        """The running drain; None if there is none."""
-        return self._store.state[name].drain
-
-    def advance(self, name: str, *, old_failed: bool = False) -> JournalEntry | None:
-        """End a drain if it is over; cut open connections if necessary. None: it goes on, or the cut failed."""
-        with self._lock:
-            service, store, state = self._services[name], self._store, self._store.state[name]
-            if state.drain is None:
-                return None
-            old, freed = state.drain.old, None
-            try:
-                left = self._redirect.open_connections(service, old)
-                why = ending(state.drain, left, old_failed=old_failed, now=store.drain_now(name, state.drain))
-                if why is None:
-                    return None
-                if left and self._redirect.cuts:
-                    freed = self._redirect.cut(service, old)
-                    self._repair.sweep_later(service, old)
-                    why += f": {left} open connections were cut"
-                elif left:
-                    why += f": {left} open connections stay with it"
-                reached = reach.closed(state.reached, Why.DRAIN, time.time())
-                store.save(name, replace(state, drain=None, reached=reached))
-            except (RedirectError, StateError) as error:
-                store.problems[name]["drain"] = str(error)
-                return None
-            store.problems[name].pop("drain", None)
-            entry = replace(store.new_entry(name, "drained", "redirector", why), freed=freed)
-            store.write(entry)
-            log.info("%s", entry.line)
-        return entry
-
-    def _change_deadline(self, order: Order, deadline: float) -> str:
-        """A repeated order changes the running drain's deadline; returns the addition to its text."""
-        name, state = order.service.name, self._store.state[order.service.name]
-        if state.drain is None:
-            return ""
-        try:
-            drain = replace(state.drain, deadline=self._store.drain_now(name, state.drain) + deadline)
-            self._store.save(name, replace(state, drain=drain))
-        except StateError as error:
-            self._store.problems[name]["state"] = str(error)
-            return ""
-        return f", what is left on the {drain.old} will be cut in {deadline:.0f} s"
+            self._redirect.wire(service, wanted)
 
     # ------------------------------------------------------------ what may follow an order
 
@@ -272,9 +240,8 @@ class Steering:
         """The core withdraws its order."""
         with self._lock:
             self._pending.pop(name, None)
-            if self._store.state[name].pending is not None:
-                self._store.set_pending(name, None)
-            quietly(lambda: self._redirect.withhold(self._services[name], on=True))
+            self._store.set_standing(name)
+            quietly(lambda: self._repair.rewire(self._services[name]))
         return f"{name}: no order pending"
 
     def hold(self, name: str, by: str, reason: str) -> str:
@@ -282,6 +249,7 @@ class Steering:
         with self._lock:
             self._store.save(name, replace(self._store.state[name], hold=Hold(by, time.time(), reason)))
             self._store.write(self._store.new_entry(name, "hold", by, reason or "no reason given"))
+            quietly(lambda: self._repair.rewire(self._services[name]))
         self._publish({"event": "hold", "service": name, "by": by})
         return f"{name}: held by {by}"
 
@@ -292,6 +260,7 @@ class Steering:
                 return f"{name}: was not held"
             self._store.save(name, replace(self._store.state[name], hold=None))
             self._store.write(self._store.new_entry(name, "release", by, "released"))
+            quietly(lambda: self._repair.rewire(self._services[name]))
         self._publish({"event": "release", "service": name, "by": by})
         return f"{name}: released by {by}"
 
@@ -333,6 +302,7 @@ class Steering:
         theirs = self.reaching.joined(name, theirs)
         if theirs.target is mine.target:
             store.adopt(name, theirs)
+            quietly(lambda: self._repair.rewire(self._services[name]))
             return True
         why = "the other controller did"
         entry = store.new_entry(name, "follow", "the other controller", why)

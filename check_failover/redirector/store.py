@@ -145,10 +145,12 @@ class StateStore:
                     self.settle(name)
         self._flush_journal()
 
-    def set_pending(self, name: str, reason: str | None) -> None:
-        """Save the refusal that keeps the core's order pending; None: no order is pending."""
+    def set_standing(self, name: str, pending: str | None = None, refused: str | None = None) -> None:
+        """Save why a fail-over stands refused (see ``ServiceState``); no argument: none does."""
+        state = replace(self.state[name], pending=pending, refused=refused)
         try:
-            self.save(name, replace(self.state[name], pending=reason))
+            if state != self.state[name]:
+                self.save(name, state)
         except StateError as error:
             self.problems[name]["state"] = str(error)
 

@@ -16,6 +16,7 @@ from tests.component.test_redirector import NFT, ROOT, SHAPES, Controller
 from tests.lab.netns import SERVICE_ADDRESS, House, poll
 
 pytestmark = pytest.mark.component
+SERVERS = ("10.0.0.11", "10.0.0.12")
 STRICT = "net.netfilter.nf_conntrack_tcp_loose=0"
 
 # One client waits for an answer; another has had one, and says more after the flip, when its standard input tells it.
@@ -91,7 +92,7 @@ def test_a_port_that_asks_on(strict: Controller, service: str) -> None:
 
 
 def test_one_transaction(strict: Controller) -> None:
-    """The old element, the new one and the dead server change in one generation of the kernel's rules."""
+    """Old element, new one, dead server and withheld refusals change in one generation of the kernel's rules."""
     log = strict.directory / "monitor.log"
     monitor = strict.house.start("controller", "/usr/bin/stdbuf", "-oL", NFT, "monitor", log=log)
 
@@ -113,6 +114,11 @@ def test_one_transaction(strict: Controller) -> None:
             f"delete {table} target_tcp4 {{ {SERVICE_ADDRESS} . 7001 : 10.0.0.11 . 7001 }}",
             f"add {table} target_tcp4 {{ {SERVICE_ADDRESS} . 7001 : 10.0.0.12 . 7001 }}",
             f"add {table} dead_tcp4 {{ 10.0.0.11 . 7001 }}",
+            *(
+                f"{verb} {table} withheld_tcp4 {{ {server} . 7001 }}"
+                for verb in ("delete", "add")
+                for server in SERVERS
+            ),
         ]
     )
 

@@ -22,7 +22,7 @@ import pytest
 
 from check_failover.config import Config, Controller, load
 from check_failover.model import CheckSpec, Endpoint, Service, Target
-from check_failover.redirector import REDIRECTS, Redirect, RedirectError
+from check_failover.redirector import REDIRECTS, Redirect, RedirectError, Wiring
 from check_failover.redirector.ipfilter.file import BEGIN, END
 from check_failover.redirector.ipfilter.rules import tag_of
 from tests.fixtures.ipfilter.standin import HERE, Kernel, Replay, numeric, recorded, serving
@@ -678,7 +678,7 @@ BLOCKED = """
 
     class Block:
         def find_spec(self, name, path=None, target=None):
-            if name.split(".")[-1] in ("nft", "conntrack", "nftables", "poke", "ruleset", "capture", "scapy"):
+            if name.split(".")[-1] in ("nft", "conntrack", "nftables", "poke", "ruleset", "capture", "scapy") and "ipfilter" not in name:
                 raise ImportError(f"{name} is for Linux")
 
     sys.meta_path.insert(0, Block())
@@ -693,7 +693,7 @@ BLOCKED = """
     service = config.services[0]
     redirect.set(service, Target.STANDBY)
     redirect.forget_unanswered(service, Target.PRIMARY), redirect.free_stranded(service, Target.PRIMARY)
-    redirect.withhold(service, True), redirect.activity(service), redirect.forget(service, "192.0.2.7", 1)
+    redirect.wired((service,)), redirect.activity(service), redirect.forget(service, "192.0.2.7", 1)
     print(redirect.current(service))
     try:
         REDIRECTS["nftables"](config)
@@ -739,7 +739,7 @@ def test_nothing_of_linux_is_needed(kernel: Kernel, tmp_path: Path) -> None:
         cwd=Path(__file__).parents[2],
         timeout=30,
     )
-    assert done.stdout == "standby\ncheck_failover.redirector.nftables.redirect is for Linux\n", done.stderr
+    assert done.stdout == "standby\ncheck_failover.redirector.nftables is for Linux\n", done.stderr
 
 
 def test_the_config_knows_the_keys(kernel: Kernel, tmp_path: Path) -> None:
@@ -754,12 +754,13 @@ def test_the_config_knows_the_keys(kernel: Kernel, tmp_path: Path) -> None:
 
 
 def test_what_a_rescue_may_expect(kernel: Kernel, tmp_path: Path) -> None:
-    """No single session can be removed: ``forget`` always says no; ``withhold`` does nothing, not even a call."""
+    """No single session can be removed: ``forget`` always says no; nothing is withheld, no server is dead."""
     redirect = _redirect(kernel.path, tmp_path)
-    redirect.withhold(WEB, True)
-    redirect.withhold(WEB, False)
     assert redirect.forget(WEB, "192.0.2.7", 1001) is False
     assert kernel.history == []
+    redirect.install({"web": PRIMARY})
+    redirect.wire(WEB, Wiring(STANDBY, PRIMARY))
+    assert redirect.wired((WEB,)) == {"web": Wiring(STANDBY, None, withheld=None)}
 
 
 def test_activity_goes_on_over_a_flip(kernel: Kernel, tmp_path: Path, poked: list[Any]) -> None:

@@ -169,8 +169,8 @@ def test_a_drain(kernel: Kernel, tmp_path: Path, events: list[dict[str, Any]]) -
     entry = steering.order(order)
     assert (entry.flipped, entry.forgotten, entry.freed) == (True, None, None)
     assert entry.left == steering.status("web").drain.left == 1
-    assert steering.advance("web") is None
-    over = steering.advance("web", old_failed=True)
+    assert steering.drains.advance(WEB) is None
+    over = steering.drains.advance(WEB, old_failed=True)
     assert over is not None
     assert over.text == "the primary fails its probes: 1 open connections stay with it"
     assert steering.status("web").drain is None

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
 from check_failover.records import Activity
-from check_failover.redirector import RedirectError
+from check_failover.redirector import RedirectError, Wiring
 from check_failover.redirector.ipfilter.file import BootFile
 from check_failover.redirector.ipfilter.poke import poke
 from check_failover.redirector.ipfilter.rules import (
@@ -96,10 +96,24 @@ class Ipfilter:
             return None
 
     def whole(self) -> bool:
-        """The redirect's rule of a service is all that there is, and ``current`` reads it."""
+        """The redirect's rule of a service is all that there is, and ``wired`` reads it."""
         return True
 
+    def wired(self, services: Iterable[Service]) -> dict[str, Wiring]:
+        """IPFilter cannot tell a refusal of a new connection from other RSTs: clients see it until the flip."""
+        try:
+            rules = self._ipnat.read().rules
+        except RedirectError:
+            return {}
+        served = ((service.name, self._served(service, rules)) for service in services)
+        return {name: Wiring(target, withheld=None) for name, target in served if target is not None}
+
+    def wire(self, service: Service, wiring: Wiring) -> None:
+        """The old server's sessions go with its rule: none counts as dead afterwards."""
+        self.set(service, wiring.target, drain=wiring.dead is None)
+
     def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
+        """Flip. With ``drain`` the old server's sessions stay."""
         before = self._ipnat.read(verbose=True)
         served = {name: self._served(other, before.rules) for name, other in self._services.items()}
         were = {name: one for name, one in served.items() if one} | self._targets
@@ -112,9 +126,6 @@ class Ipfilter:
             self._targets = were
             self._take_back(service, target.other)
             raise
-
-    def withhold(self, service: Service, on: bool) -> None:
-        """IPFilter cannot tell a refusal of a new connection from other RSTs: clients see it until the flip."""
 
     # ------------------------------------------------------------ connections
 

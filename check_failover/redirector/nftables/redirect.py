@@ -3,7 +3,7 @@
 What each service has (``ruleset`` says how the shared chains reach it)::
 
     map     target_NAME    service address . port -> server . port: the redirect; a flip replaces its one element
-    set     dead_NAME      a server that is gone: what its stranded clients send is answered with a RST
+    set     dead_NAME      the server that was just left: what its stranded clients send is answered with a RST
     set     withheld_NAME  the servers whose refusals of new connections are withheld while it is undecided
     set     drill_NAME     a drill's test client, which goes to the standby until its time is over
     counter requests_NAME, replies_NAME, refusals_NAME    packets that demand an answer, answers, withheld refusals
@@ -27,12 +27,13 @@ from typing import Any
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
 from check_failover.records import Activity
-from check_failover.redirector import RedirectError
+from check_failover.redirector import RedirectError, Wiring
 from check_failover.redirector.nftables.conntrack import Conntrack, Entry
 from check_failover.redirector.nftables.nft import Nft
 from check_failover.redirector.nftables.poke import Poker
 from check_failover.redirector.nftables.ruleset import CT_MASK, TABLE, counts, pair, ruleset, signatures, signed, update
 
+_WIRED = {"target": "map", "dead": "set", "withheld": "set"}
 COUNTERS_GOOD_FOR = 0.05  # seconds: a status of all services reads them once
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,9 @@ class Nftables:
     def install(self, targets: Mapping[str, Target]) -> None:
         """Right rules are left alone; where only services differ, only these are replaced; else the whole table."""
         services, marks, installed = self._services.values(), self._marks, self._installed()
-        changed = [service for name, service in self._services.items() if self._wrong(name, installed, targets)]
+        right = {name for name, wiring in self.wired(services).items() if wiring.target is targets[name]}
+        right = {name for name in right if installed.get(name) == self._signatures[name]}
+        changed = [service for name, service in self._services.items() if name not in right]
         gone = installed.keys() - self._signatures.keys()
         if installed.get("shared") == self._signatures["shared"]:
             if not changed and not gone and self.whole():
@@ -82,24 +85,17 @@ class Nftables:
                 log.warning("%s: loading the whole table", error)
         self._nft.run(ruleset(services, marks, targets))
 
-    def _wrong(self, name: str, installed: Mapping[str, str], targets: Mapping[str, Target]) -> bool:
-        return installed.get(name) != self._signatures[name] or self.current(self._services[name]) is not targets[name]
-
-    def current(self, service: Service) -> Target | None:
+    def wired(self, services: Iterable[Service]) -> dict[str, Wiring]:
+        """Of one service its own objects are listed, of several the whole table, once."""
+        services = tuple(services)
+        lists = [f"table {TABLE}"]
+        if len(services) == 1:
+            lists = [f"{kind} {TABLE} {what}_{services[0].name}" for what, kind in _WIRED.items()]
         try:
-            objects = self._nft.list(f"map {TABLE} target_{service.name}")
+            found = _elements(entry for what in lists for entry in self._nft.list(what))
         except RedirectError:
-            return None
-        elements: list[Any] = next((entry["map"].get("elem", []) for entry in objects if "map" in entry), [])
-        if len(elements) != 1:
-            return None
-        try:
-            key, server = (Endpoint(*part["concat"]) for part in elements[0])
-        except (KeyError, TypeError, ValueError):
-            return None  # not as we write it: another hand's, with a comment, say
-        if key != service.address:
-            return None
-        return next((target for target in Target if service.server(target) == server), None)
+            return {}
+        return {one.name: wiring for one in services if (wiring := _wiring(one, found)) is not None}
 
     def whole(self) -> bool:
         try:
@@ -107,19 +103,17 @@ class Nftables:
         except RedirectError:
             return False
         found = Counter(entry["rule"]["chain"] for entry in objects if "rule" in entry)
-        for entry in objects:
-            for one in (entry.get("map"), entry.get("set")):
-                if one is not None and one["name"] in self._counts:
-                    found[one["name"]] = len(one.get("elem", []))
+        found |= {name: len(elements) for name, elements in _elements(objects).items()}
         return all(found[name] >= number for name, number in self._counts.items())
 
-    def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
-        name, old = service.name, service.server(target.other)
-        dead = "" if drain else f"add element {TABLE} dead_{name} {{ {pair(old)} }}\n"
+    def wire(self, service: Service, wiring: Wiring) -> None:
+        name, server = service.name, service.server(wiring.target)
+        dead = [wiring.dead] if wiring.dead else []
         self._nft.run(
             f"flush map {TABLE} target_{name}\n"
-            f"add element {TABLE} target_{name} {{ {pair(service.address)} : {pair(service.server(target))} }}\n"
-            f"flush set {TABLE} dead_{name}\n{dead}"
+            f"add element {TABLE} target_{name} {{ {pair(service.address)} : {pair(server)} }}\n"
+            + _filled(service, "dead", dead)
+            + _filled(service, "withheld", list(Target) if wiring.withheld else [])
         )
 
     def forget_unanswered(self, service: Service, old: Target) -> int:
@@ -145,7 +139,6 @@ class Nftables:
         return [entry.client for entry in found if entry.open and entry.server != service.server(target)]
 
     def cut(self, service: Service, old: Target) -> int:
-        self._nft.run(f"add element {TABLE} dead_{service.name} {{ {pair(service.server(old))} }}\n")
         cut = self.open_connections(service, old)
         self.forget_unanswered(service, old)
         self.free_stranded(service, old)
@@ -155,11 +148,6 @@ class Nftables:
         wanted = service.server(server)
         found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
         return [entry for entry in found if entry.server == wanted]
-
-    def withhold(self, service: Service, on: bool) -> None:
-        servers = ", ".join(pair(service.server(target)) for target in Target) if on else ""
-        add = f"add element {TABLE} withheld_{service.name} {{ {servers} }}\n" if on else ""
-        self._nft.run(f"flush set {TABLE} withheld_{service.name}\n{add}")
 
     def activity(self, service: Service) -> Activity:
         at, values = self._counters
@@ -202,3 +190,29 @@ class Nftables:
             return {}
         names = [e["chain"]["name"] for e in chains if "chain" in e and e["chain"]["table"] == TABLE.split()[1]]
         return dict(found for name in names if (found := signed(name)) is not None)
+
+
+def _filled(service: Service, what: str, servers: Iterable[Target]) -> str:
+    """Commands that leave exactly these servers in one of the service's sets."""
+    name, pairs = f"{what}_{service.name}", ", ".join(pair(service.server(target)) for target in servers)
+    return f"flush set {TABLE} {name}\n" + (f"add element {TABLE} {name} {{ {pairs} }}\n" if pairs else "")
+
+
+def _elements(objects: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Of each map and set that was listed."""
+    found = (one for entry in objects for one in (entry.get("map"), entry.get("set")) if one is not None)
+    return {one["name"]: one.get("elem", []) for one in found}
+
+
+def _wiring(service: Service, found: Mapping[str, list[Any]]) -> Wiring | None:
+    """As the kernel has it; None where it is not as we write it: another hand's, with a comment, say."""
+    name, both = service.name, {service.server(each): each for each in Target}
+    try:
+        ((key, server),) = ((Endpoint(*part["concat"]) for part in one) for one in found[f"target_{name}"])
+        dead = [both[Endpoint(*one["concat"])] for one in found[f"dead_{name}"]]
+        withheld = {both[Endpoint(*one["concat"])] for one in found[f"withheld_{name}"]}
+        if key != service.address or len(dead) > 1 or withheld not in (set(), set(Target)):
+            return None
+        return Wiring(both[server], dead[0] if dead else None, bool(withheld))
+    except (KeyError, TypeError, ValueError):
+        return None
