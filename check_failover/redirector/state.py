@@ -46,7 +46,6 @@ class ServiceState:
     since: Moment | None = None
     hold: Hold | None = None
     pending: str | None = None
-    refused: str | None = None
     drain: Drain | None = None
     damping: Damping = field(default_factory=Damping)
     moved_by_person: bool = False  # an operator ordered the last flip
@@ -54,10 +53,11 @@ class ServiceState:
     reached: tuple[Reach, ...] = ()  # by clients: see ``check_failover.reach``
     flips: int = 0  # and ``changes`` of any kind: the more recent of two controllers has more
     changes: int = 0
+    refused: str | None = None
 
     @property
     def standing(self) -> str | None:
-        """Why the fail-over that somebody asked for is refused; None: nothing is decided, or all is well."""
+        """Why an automatic fail-over stands refused; None: none does."""
         return self.refused or self.pending
 
 

@@ -678,7 +678,9 @@ BLOCKED = """
 
     class Block:
         def find_spec(self, name, path=None, target=None):
-            if name.split(".")[-1] in ("nft", "conntrack", "nftables", "poke", "ruleset", "capture", "scapy") and "ipfilter" not in name:
+            if "ipfilter" in name:
+                return
+            if name.split(".")[-1] in ("nft", "conntrack", "nftables", "poke", "ruleset", "capture", "scapy"):
                 raise ImportError(f"{name} is for Linux")
 
     sys.meta_path.insert(0, Block())
