@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from check_failover import reach, story
+from check_failover import story
 from check_failover.config import Config
 from check_failover.damping import decayed, proof
 from check_failover.decide import RETRYABLE, Decision, Reason
-from check_failover.model import Endpoint, Facts, Hold, Service, Target, Why
+from check_failover.model import Endpoint, Facts, Hold, Service, Target
 from check_failover.records import DrillParts, JournalEntry, ServiceStatus
 from check_failover.redirector import Redirect, RedirectError, Wiring, current
 from check_failover.redirector.draining import Drains
@@ -45,7 +45,8 @@ class Steering:
     -------  ----------------------------------------------------------------  -------
     none     ``order``: refused with a reason in RETRYABLE, or the flip fails  pending
     pending  ``facts``: the sniffer's fresh evidence, still refused            pending
-    pending  a flip by any order, or ``recovered``: the core withdraws         none
+    any      refused with another reason, except ALREADY                       refused
+    any      a flip by any order, or ``recovered``: the core withdraws         none
     """
 
     def __init__(self, config: Config, redirect: Redirect, publish: Callable[[Event], None]) -> None:
@@ -177,7 +178,7 @@ class Steering:
         if entry.flipped:
             self._pending.pop(name, None)
         else:
-            self._make_pending(order, "error")
+            self._make_stand(order, "error")
         return entry
 
     def _execute(self, service: Service, intended: ServiceState, why: str, entry: JournalEntry) -> JournalEntry:
