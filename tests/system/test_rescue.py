@@ -7,10 +7,11 @@ connection is rescued, and each time the primary's answer comes late, to somebod
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from tests.component.test_drain import SESSION
 from tests.lab.echo import Echo
 from tests.lab.handshake import QUIET
+from tests.lab.load import Load
 from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, STANDBY, end
 from tests.lab.site import HOST, ROOT, SERVERS, Site
 from tests.lab.slapd import ADMIN, BASE, LDAPMODIFY, PASSWORD
@@ -196,3 +198,44 @@ def test_a_write_does_not_land_on_the_standby(lab: Lab) -> None:
         argv = ("/usr/bin/ldapsearch", "-x", "-LLL", "-H", url, "-b", BASE, "(cn=new*)", "cn")
         assert lab.house.run(who, *argv).count("cn: new") == added
     assert lab.rescued("ldap") == 0
+
+
+def test_a_refused_fail_over_ends_no_rescue(make_site: Callable[..., Site], make_load: Callable[..., Load]) -> None:
+    """The primary dies in a downtime that inhibits flips: for as long as that stands the standby serves each client."""
+    site = make_site(kannel=False, policy='downtime = "inhibit"')
+    assert site.core is not None
+    load = make_load(site)
+    now = int(time.time())
+    site.core.command(f"SCHEDULE_HOST_DOWNTIME;{HOST};{now};{now + 3600};1;0;3600;ada;new disks")
+    site.poll(lambda: site.core is not None and site.core.lines("HOST DOWNTIME ALERT"), 20.0, "the downtime began")
+    site.fault("crash")
+    site.poll(lambda: [e for e in site.journal("fail-over") if e["reason"] == "downtime"], 20.0, "it is refused")
+    since = time.monotonic()
+    site.poll(lambda: len([r for r in load.requests(since) if r.kind == "short"]) > 200, 30.0, "requests all the time")
+    short = [request for request in load.requests(since) if request.kind == "short"]
+    assert [request.error for request in short if request.error] == []
+    assert {request.server for request in short} == {"standby"}
+    assert site.status()["target"] == "primary"
+
+
+def test_after_a_cut_the_standby_can_be_used(make_site: Callable[..., Site], make_load: Callable[..., Load]) -> None:
+    """A fail-back cuts what is left on the standby: a drill to it passes then, and the next crash fails nobody."""
+    site = make_site(kannel=False, service='test_client = "192.0.2.250"')
+    load = make_load(site)
+    site.fault("crash")
+    site.wait_target("standby")
+    site.heal("crash")
+    site.poll(lambda: all(why is None for _, why in site.status()["fail_back"][1:]), 40.0, "ready to fail back")
+    site.ctl("fail-back", "ldap", "--deadline", "1")
+    site.poll(lambda: site.status()["drain"] is None, 20.0, "the drain is over")
+    assert "were cut" in site.journal("drained")[-1]["text"]
+    drilled = site.ctl("drill", "ldap", check=False)
+    assert re.search(r" s  client +(?!FAILED)", drilled), drilled
+    since = time.monotonic()
+    site.poll(lambda: len(load.requests(since)) > 60, 15.0, "sixty requests")
+    crashed = time.monotonic()
+    site.fault("crash")
+    site.wait_target("standby", 20.0)
+    site.poll(lambda: len(load.requests(crashed)) > 150, 20.0, "clients are served")
+    failed = [r for r in load.requests(crashed) if r.kind == "short" and r.error]
+    assert len(failed) <= 4, failed
