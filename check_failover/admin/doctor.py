@@ -21,6 +21,7 @@ LOOKS: dict[str, Callable[[Scene], Iterable[Finding]]] = {
     "files": looks_system.files,
     "command file": looks_core.command_file,
     "nagios": looks_core.nagios,
+    "settings": looks_core.settings,
     "orders": looks_core.orders,
     "sms": looks_core.sms,
 }

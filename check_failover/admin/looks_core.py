@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
+import re
 import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from check_failover.control import ControlError
 from check_failover.model import Service
 from check_failover.records import JournalEntry, journal_entries
 from check_failover.sms import GATEWAYS, GatewayError
+from check_failover.transports.core_state import QUESTIONS, CoreQuestion, status_file
 
 SETTINGS = (
     "check_external_commands",
@@ -25,6 +29,8 @@ SETTINGS = (
     "enable_event_handlers",
     "check_service_freshness",
 )
+LOG_TAIL, LOG_LINES = 1 << 20, 200  # bytes of nagios.log; lines after a handler's start
+ASK_LIMIT = 3.0  # seconds
 SUFFIXES = ("traffic", "primary", "standby", "redirect", "fail-back", "drill")
 HANDLERS = {
     "primary": "check_failover_event",
@@ -141,7 +147,8 @@ def nagios(scene: Scene) -> Iterator[Finding]:
         said = " ".join(str(error).split()) or type(error).__name__
         yield Finding("unknown", "nagios.cfg", f"{path}: pynag cannot read it: {said}", f"{how_to('verify')} {path}")
         return
-    yield from _settings(scene.config, path, dict(parsed.maincfg_values))
+    values = dict(parsed.maincfg_values)
+    yield from _settings(scene.config, path, values)
     for service in scene.config.services:
         yield from _objects(service, parsed.data.get("all_service", []))
     try:
@@ -149,7 +156,8 @@ def nagios(scene: Scene) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("unknown", "event handler", f"{error.filename}: {error.strerror}", "run it as root")
         return
-    yield from _handler(scene.config, parsed.data.get("all_command", []), resources)
+    yield from _handlers(scene.config, parsed.data.get("all_command", []), resources)
+    yield from _last_run(Path(values.get("log_file", "")))
 
 
 def _settings(config: Config, path: Path, values: Mapping[str, str]) -> Iterator[Finding]:
@@ -189,25 +197,91 @@ def _is_on_host(service: Service, found: Mapping[str, Any]) -> bool:
     return service.host in hosts or "hostgroup_name" in found
 
 
-def _handler(config: Config, commands: list[dict[str, Any]], resources: Iterable[tuple[str, str]]) -> Iterator[Finding]:
-    """Whether the core's user may run the program of the event handler's command."""
-    command = next((c for c in commands if str(c.get("command_name")).startswith(HANDLERS["primary"])), None)
-    if command is None:
+def _handlers(
+    config: Config, commands: list[dict[str, Any]], resources: Iterable[tuple[str, str]]
+) -> Iterator[Finding]:
+    """Whether the core's user may run the programs of the event handlers' commands."""
+    ours = [c for c in commands if str(c.get("command_name")).startswith(HANDLERS["primary"])]
+    if not ours:
         yield Finding("missing", "event handler", f"no command {HANDLERS['primary']}", "failoverctl nagios-config")
-        return
-    line = str(command.get("command_line", ""))
+    programs = dict.fromkeys(_program(str(command.get("command_line", "")), resources) for command in ours)
+    user, do = config.controller.core_user, f"make install, and let {config.controller.core_user} run it"
+    for program in programs:
+        macro = re.match(r"\$USER\d+\$", program)
+        if macro and resources:
+            yield Finding("missing", "event handler", f"{program}: no {macro[0]}", "define it in resource_file")
+        elif not program.startswith("/"):
+            do = "is resource_file there and readable?"
+            yield Finding("unknown", "event handler", f"where {program or 'it'} is", do)
+        else:
+            bad = list(access("event handler", user_of(user), Path(program), READ | EXECUTE, do))
+            if not bad and (interpreter := _interpreter(Path(program))):
+                bad = list(access(f"interpreter of {program}", user_of(user), interpreter, EXECUTE, do))
+            yield from bad or [Finding("ok", "event handler", f"{user} may run {program}")]
+
+
+def _program(line: str, resources: Iterable[tuple[str, str]]) -> str:
     for name, value in resources:
         line = line.replace(str(name), str(value))
     try:
-        program = shlex.split(line)[0]
+        return shlex.split(line)[0]
     except (ValueError, IndexError):
-        program = ""
-    if not program.startswith("/"):
-        yield Finding("unknown", "event handler", f"where {program or 'it'} is", "is resource_file there and readable?")
+        return ""
+
+
+def _interpreter(program: Path) -> Path | None:
+    """What the first line names (execve(2)); None: nothing, or this user cannot look."""
+    try:
+        with program.open("rb") as file:
+            words = file.readline(256).removeprefix(b"#!").split() if file.peek(2)[:2] == b"#!" else []
+    except OSError:
+        return None
+    return Path(os.fsdecode(words[0])) if words else None
+
+
+def _last_run(log: Path) -> Iterator[Finding]:
+    """How the last run of a handler ended. Nagios logs its start, and without a name a failure that follows."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError as error:
+        yield Finding("unknown", "event handler", f"{log}: {error.strerror}", "run it as root")
         return
-    do = f"make install, and let {config.controller.core_user} run it"
-    bad = list(access("event handler", user_of(config.controller.core_user), Path(program), READ | EXECUTE, do))
-    yield from bad or [Finding("ok", "event handler", f"{config.controller.core_user} may run {program}")]
+    starts = [n for n, line in enumerate(lines) if re.search(rf" EVENT HANDLER: .*;{HANDLERS['primary']}", line)]
+    after = lines[starts[-1] : starts[-1] + LOG_LINES] if starts else []
+    for number, line in enumerate(after):
+        if failed := re.search(r"EVENTHANDLER job .* (exited with return code \d+|timed out after \S+)$", line):
+            said = "".join(re.findall(r"line 01(: .*)", "\n".join(after[number : number + 4]))[:1])
+            about = f"{log}: after its last start, {after[0].split(']')[0]}], a handler {failed[1]}{said}"
+            yield Finding("warning", "event handler", about, "mend it, then failoverctl drill NAME")
+            return
+
+
+def settings(scene: Scene) -> Iterator[Finding]:
+    """What is switched off in the running core, which keeps it over restarts, and whether the sniffer can know it."""
+    options = {**scene.config.monitoring, "nagios_cfg": str(scene.nagios_cfg)}
+    if options["transport"] not in QUESTIONS:
+        return
+    question = CoreQuestion(options)
+    for service in scene.config.services:
+        name, state = f"{service.name} primary", question.ask(service, ASK_LIMIT)
+        if state is None:
+            if options["transport"] == "icinga2":
+                do = "is Icinga there, with the permissions of nagios-conf/icinga2/api-user.conf?"
+                yield Finding("unknown", name, "whether its event handler is switched on", do)
+            continue
+        if not state.service_handler:
+            do = f"switch it on there (Nagios: ENABLE_SVC_EVENT_HANDLER;{service.host};{name})"
+            yield Finding("missing", name, "its event handler is switched off in the core", do)
+        if not state.handlers:
+            do = "switch them on there (Nagios: ENABLE_EVENT_HANDLERS)"
+            yield Finding("missing", name, "all event handlers are switched off in the core", do)
+    with contextlib.suppress(OSError, LookupError):  # the look at Nagios says why
+        path = status_file(scene.nagios_cfg)
+        if options["transport"] == "command_file" and scene.sniffer.status is not None and path.exists():
+            for found in access("status_file", scene.sniffer.user, path, READ, how_to("reach")):
+                yield replace(found, level="warning")  # downtimes are then not known to the sniffer's own orders
 
 
 def orders(scene: Scene) -> Iterator[Finding]:
