@@ -13,9 +13,7 @@ from tests.chaos.model import KINDS, Event, World, apply, last_resort, possible,
 
 # What the suite's rounds leave out because the product does not do it yet: kinds of events, and "last resort", a
 # standby that fails while it serves. An empty list is the aim.
-# handlers off: what a person switched off on purpose is not done by the sniffer instead.
-# downtime: a fail-over that a downtime forbade is made once the downtime is over.
-NOT_YET: tuple[str, ...] = ("handlers off", "downtime")
+NOT_YET: tuple[str, ...] = ()
 QUIET = 0.7  # share of events that are followed by a quiet; the last one always is
 
 
