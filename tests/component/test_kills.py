@@ -26,7 +26,7 @@ from tests.component.test_redirector import FACTS, NFT, ROOT, SHAPES, Controller
 from tests.lab.netns import SERVICE_ADDRESS, inside, poll
 
 pytestmark = pytest.mark.component
-MODULES = ("steering", "repair", "store", "state", "journal", "nftables/redirect")
+MODULES = ("steering", "repair", "wiring", "store", "state", "journal", "nftables/redirect")
 FILES = {str(ROOT / "check_failover" / "redirector" / f"{name}.py") for name in MODULES}
 
 
@@ -152,7 +152,7 @@ def test_killed_before_every_line(controller: Controller) -> None:
     assert found == sorted(found, key=sorted(set(found), key=found.index).index)
 
 
-@pytest.mark.parametrize("at", ["redirect.set", "redirect.forget_unanswered", "redirect.free_stranded", "state.settle"])
+@pytest.mark.parametrize("at", ["redirect.wire:", "redirect.forget_unanswered", "redirect.free_stranded", "state.settle"])
 def test_a_restart_frees_those_who_wait(controller: Controller, at: str) -> None:
     """A client that waits for the dead server when the redirector is killed is freed by its restart."""
     code = (
