@@ -152,7 +152,9 @@ def test_killed_before_every_line(controller: Controller) -> None:
     assert found == sorted(found, key=sorted(set(found), key=found.index).index)
 
 
-@pytest.mark.parametrize("at", ["redirect.wire:", "redirect.forget_unanswered", "redirect.free_stranded", "state.settle"])
+@pytest.mark.parametrize(
+    "at", ["redirect.wire:", "redirect.forget_unanswered", "redirect.free_stranded", "state.settle"]
+)
 def test_a_restart_frees_those_who_wait(controller: Controller, at: str) -> None:
     """A client that waits for the dead server when the redirector is killed is freed by its restart."""
     code = (
