@@ -7,7 +7,11 @@ not run is a hole in the suite.
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+# A property is about what holds, not about a busy machine's speed.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 _skipped: list[str] = []
 
 
