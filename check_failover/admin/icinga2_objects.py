@@ -24,16 +24,10 @@ def icinga2(config: Config, *, templates: bool = True, endpoint: str | None = No
     ``endpoint``: the controller's name as an agent, which runs checks and handlers.
     """
     head = f"// Made by: failoverctl icinga2-config --config {config.path}\n"
-    parts = [template_text(name, config) for name in FILES] if templates else []
+    parts = [with_paths(read_template("icinga2", name), config) for name in FILES] if templates else []
     services = [_service(service, config, endpoint) for service in config.services]
     texts = [_sms(config, endpoint)] if config.sms is not None else []
     return "\n".join([head, *parts, *services, *texts, *_downtimes(config)])
-
-
-def template_text(name: str, config: Config | None) -> str:
-    """A file of ``nagios-conf/icinga2`` with the config's paths. Raises ObjectsError."""
-    text = read_template("icinga2", name)
-    return text if config is None else with_paths(text, config)
 
 
 def _service(service: Service, config: Config, endpoint: str | None) -> str:

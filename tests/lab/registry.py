@@ -15,15 +15,17 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from check_failover.admin import director
-from check_failover.admin.icinga2_objects import template_text
+from check_failover.admin.icinga2_objects import FILES
+from check_failover.admin.objects import read_template
 from check_failover.checks import PROBES, probing
+from tests.lab import director_basket
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = "check_failover/config.schema.json"
 NAGIOS = "nagios-conf/nagios4/commands.cfg"
 ICINGA2 = "nagios-conf/icinga2/commands.conf"
 BASKET = "nagios-conf/icinga2/director-basket.json"
+DOWNTIME = "nagios-conf/icinga2/director-downtime.json"  # depends on no check type
 SETUP = "setup.cfg"
 EXAMPLES = {  # options in the config with which the tests run each type; {command} is a list
     "ldap": 'base = "dc=example,dc=org"',
@@ -123,8 +125,16 @@ def _value(action: argparse.Action) -> str:
 
 
 def _basket(commands: str) -> str:
-    texts = {"commands.conf": commands}
-    return director.basket(file=lambda name, config: texts.get(name) or template_text(name, config))
+    return director_basket.basket(*_icinga2_files(commands))
+
+
+def downtime() -> str:
+    """The text of ``DOWNTIME``."""
+    return director_basket.addition(_icinga2_files(_icinga2()), read_template("icinga2", "downtime.conf"))
+
+
+def _icinga2_files(commands: str) -> list[str]:
+    return [commands if name == "commands.conf" else read_template("icinga2", name) for name in FILES]
 
 
 def _setup() -> str:
@@ -133,6 +143,6 @@ def _setup() -> str:
 
 
 if __name__ == "__main__":
-    for path, text in texts().items():
+    for path, text in {**texts(), DOWNTIME: downtime()}.items():
         (ROOT / path).write_text(text, "utf-8")
     print("\n".join(missing() or ["nothing is missing"]))

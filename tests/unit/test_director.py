@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from check_failover.admin.director import DATATYPE, basket
-from check_failover.admin.icinga2_read import Function, Icinga2Error, read
+from check_failover.admin.director import basket
 from check_failover.config import load
+from tests.lab import registry
+from tests.lab.director_basket import DATATYPE
+from tests.lab.icinga2_read import Function, Icinga2Error, read
 from tests.unit.test_sync_config import with_sync
 
 CONF = Path(__file__).resolve().parents[2] / "nagios-conf" / "icinga2"
@@ -159,8 +161,9 @@ def good(found: dict[str, dict[str, Any]]) -> None:
 
 
 def test_the_shipped_basket_is_made_of_the_files_beside_it() -> None:
-    """failoverctl icinga2-config --director makes it anew from commands.conf, templates.conf and downtime.conf."""
-    assert json.loads(basket()) == BASKET
+    """``make registry`` makes it and director-downtime.json from commands.conf, templates.conf and downtime.conf."""
+    assert json.loads(registry.texts()[registry.BASKET]) == BASKET
+    assert registry.downtime() == (registry.ROOT / registry.DOWNTIME).read_text("utf-8")
 
 
 def test_the_shipped_basket_is_in_the_directors_form() -> None:

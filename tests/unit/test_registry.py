@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from check_failover.admin.icinga2_read import read
 from check_failover.checks import PROBES, udp
 from check_failover.config_shape import schema
 from check_failover.sms import GATEWAYS
 from check_failover.sniffer.stage1.dialects import DIALECTS
 from check_failover.transports import TRANSPORTS
 from tests.lab import registry
+from tests.lab.icinga2_read import read
 
 
 def test_the_files_say_what_the_registry_says() -> None:

@@ -1,6 +1,6 @@
 """Reads the Icinga 2 configuration that we ship (``nagios-conf/icinga2``), with its subset of the language.
 
-``director`` needs the same objects in another form. Not for a site's own configuration: unknown syntax raises
+``director_basket`` needs the same objects in another form. Not for a site's own configuration: unknown syntax raises
 ``Icinga2Error``.
 """
 
