@@ -14,18 +14,14 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
 
-from check_failover.model import Facts, Service, State
-
-T = TypeVar("T")
+from check_failover.model import Facts, Service, State, Target
+from check_failover.strict import CLOCK_SLACK, Table
 
 LIMIT = 1 << 20  # bytes that are read of a record; a valid one has about a thousand
-CLOCK_SLACK = 60.0  # seconds by which a record may be ahead of our clock and still be valid
 SKEW = 5.0  # seconds between two clocks that a person should know of
 
 
@@ -55,7 +51,28 @@ class Refusal(StrEnum):
     SHRUNK = "source-shrank"
     NOT_ADOPTED = "not-adopted"
     UNSAFE = "unsafe-files"
+    BOTH_SERVED = "both-served"  # clients may have written to both servers
+    OTHER_DIRECTION = "other-direction"  # only the receiving server has changed
+    STILL_REACHED = "still-reached"  # clients may write to the receiving server now
     FAILED = "failed"  # a step failed
+
+
+# A person must decide which server's writes may go.
+DIVIDED = frozenset({Refusal.BOTH_SERVED, Refusal.OTHER_DIRECTION})
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Digest of each server's data when both were equal. None: unknown; empty: the server had no data."""
+
+    primary: str | None = None
+    standby: str | None = None
+
+    def of(self, server: Target) -> str | None:
+        return self.primary if server is Target.PRIMARY else self.standby
+
+    def put(self, server: Target, digest: str | None) -> Digests:
+        return replace(self, **{server.value: digest})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +119,9 @@ class SyncState:
     synced_back: float | None = None  # start of the export of the last good run in reverse
     synced_back_end: float | None = None  # end of that run
     skew: float = 0.0  # seconds by which the source server's clock was ahead of the controller's
-    note: str = ""  # what a good run could not copy, for people
+    note: str = ""  # what a good run could not copy, or noticed, for people
+    digests: Digests = Digests()  # as of that run
+    kept: str = ""  # where the last run with --take put the other server's data
     running: Running | None = None
     problem: Problem | None = None
     damaged: str | None = None  # why the record cannot be read
@@ -141,64 +160,12 @@ class SyncState:
 def parse(text: str, now: float = math.inf) -> SyncState:
     """The record that ``text`` holds as JSON. Raises ValueError for a wrong type, and for a time after ``now``."""
     try:
-        return _record(_Table("", json.loads(text), now + CLOCK_SLACK))
+        return _record(Table("", json.loads(text), now))
     except (RecursionError, OverflowError):
         raise ValueError("not a sync record: a number or its nesting has no end") from None
 
 
-class _Table:
-    """An object of a record; each getter checks the type of one value and raises ValueError."""
-
-    def __init__(self, name: str, raw: object, latest: float) -> None:
-        if not isinstance(raw, dict):
-            raise ValueError(f"{name or 'it'} is no object")
-        self._name, self._raw, self._latest = name and f"{name}.", raw, latest
-
-    def number(self, key: str) -> float | None:
-        value = self._raw.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{self._name}{key} is no number")
-        return float(value)
-
-    def time(self, key: str) -> float | None:
-        value = self.number(key)
-        if value is not None and value > self._latest:
-            ahead = duration(value - self._latest + CLOCK_SLACK)
-            raise ValueError(f"{self._name}{key} is {ahead} in the future: compare the controller's clock with it")
-        return value
-
-    def count(self, key: str) -> int | None:
-        value = self.number(key)
-        if value is not None and (value < 0 or not value.is_integer()):
-            raise ValueError(f"{self._name}{key} is no count")
-        return None if value is None else int(value)
-
-    def flag(self, key: str) -> bool:
-        value = self._raw.get(key, False)
-        if not isinstance(value, bool):
-            raise ValueError(f"{self._name}{key} is neither true nor false")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._raw.get(key, default)
-        if not isinstance(value, str):
-            raise ValueError(f"{self._name}{key} is no text")
-        return value
-
-    def must(self, key: str, getter: Callable[[str], T | None]) -> T:
-        value = getter(key)
-        if value is None:
-            raise ValueError(f"{self._name}{key} is missing")
-        return value
-
-    def table(self, key: str, made: Callable[[_Table], T]) -> T | None:
-        raw = self._raw.get(key)
-        return None if raw is None else made(_Table(f"{self._name}{key}", raw, self._latest))
-
-
-def _record(raw: _Table) -> SyncState:
+def _record(raw: Table) -> SyncState:
     return SyncState(
         equal_at=raw.time("equal_at"),
         direction=SyncDirection(raw.text("direction", SyncDirection.FORWARD)),
@@ -212,6 +179,8 @@ def _record(raw: _Table) -> SyncState:
         synced_back_end=raw.time("synced_back_end"),
         skew=raw.number("skew") or 0.0,
         note=raw.text("note", ""),
+        digests=raw.table("digests", lambda t: Digests(t.word("primary"), t.word("standby"))) or Digests(),
+        kept=raw.text("kept", ""),
         running=raw.table("running", _running),
         problem=raw.table(
             "problem", lambda t: Problem(t.must("at", t.time), Refusal(t.text("reason")), t.text("text"))
@@ -219,7 +188,7 @@ def _record(raw: _Table) -> SyncState:
     )
 
 
-def _running(raw: _Table) -> Running:
+def _running(raw: Table) -> Running:
     direction, phase = SyncDirection(raw.text("direction")), Phase(raw.text("phase"))
     return Running(raw.must("pid", raw.count), raw.must("since", raw.time), direction, phase, raw.number("until"))
 
@@ -299,7 +268,7 @@ def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State
         return State.OK, "the standby serves: nothing is copied to it"
     known = "never in step" if age is None else f"in step {duration(age)} ago"
     if problem is not None:
-        severe = age is None or age > crit or problem.reason is Refusal.SHRUNK
+        severe = age is None or age > crit or problem.reason in (Refusal.SHRUNK, *DIVIDED)
         return State.CRITICAL if severe else State.WARNING, f"{known}; {problem.text}"
     if age is None:
         return State.CRITICAL, "the standby's data was never in step"

@@ -15,12 +15,14 @@ import pwd
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from check_failover import checks, control, syncstate
+from check_failover import checks, control, reach, syncstate
 from check_failover.config import Config
 from check_failover.model import PassiveResult, Service, SyncSpec, Target
+from check_failover.records import Reach, RecordError, from_json
 from check_failover.sync import hosts
 from check_failover.sync.guard import Standing, SyncRefusedError
 from check_failover.sync.hosts import SyncStepError
@@ -121,17 +123,20 @@ class LocalAccess:
             services = control.ask(controller.redirector_socket, {"verb": "status"})["services"]
             mine = services[name]
             target, since = Target(mine["target"]), mine.get("since")
-            kernel = mine.get("kernel")
+            kernel, told = mine.get("kernel"), mine.get("reached")
+            reached = reach.derived(target, since) if told is None else tuple(from_json(Reach, one) for one in told)
         except control.ControlError as error:
             return Standing(None, text=str(error))
+        except RecordError as error:
+            return Standing(None, text=f"the redirector's status is not understood: reached{error}: restart it")
         except (KeyError, ValueError, TypeError):
             return Standing(None, text=f"the redirector knows no service {name!r}")
         if kernel is not None and kernel != target:
             return Standing(None, text=f"target is {target} in the redirector, but {kernel} in the kernel")
         if target is Target.STANDBY:
-            return Standing(target, since)
+            return Standing(target, since, reached=reached)
         why = f"a fail-over is pending: {mine['pending']}" if mine.get("pending") else self._failing()
-        return Standing(target, since, why is not None, why or "")
+        return Standing(target, since, why is not None, why or "", reached)
 
     def _failing(self) -> str | None:
         """Why the primary is considered failing, or None; without a verdict of the sniffer one probe decides."""
@@ -236,8 +241,9 @@ class RemoteAccess:
         raw = self._ask("standing")
         try:
             target = None if raw["target"] is None else Target(raw["target"])
-            return Standing(target, raw["since"], bool(raw["failing"]), str(raw["text"]))
-        except (ValueError, KeyError) as error:
+            reached = tuple(from_json(Reach, one) for one in raw["reached"])
+            return Standing(target, raw["since"], bool(raw["failing"]), str(raw["text"]), reached)
+        except (ValueError, KeyError, TypeError) as error:
             raise SyncStepError(f"{self._host}: cannot understand which server serves: {error}") from None
 
     def record(self, state: SyncState) -> None:
@@ -275,6 +281,7 @@ def _answer(access: LocalAccess, request: Mapping[str, Any]) -> Mapping[str, Any
             "since": standing.since,
             "failing": standing.failing,
             "text": standing.text,
+            "reached": [asdict(one) for one in standing.reached],
         }
     state = syncstate.parse(json.dumps(request["state"]))
     if op == "record":

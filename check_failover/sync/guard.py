@@ -3,14 +3,20 @@
 The serving server's data is authoritative. A forward run while the standby serves would undo the clients' writes to
 the standby; a forward run from a failing primary may copy damage; a source that lost most of its data counts as wiped
 until a person confirms it. If the serving server is unknown, the run is refused.
+
+A server that clients may have written to is not overwritten before the other server has these writes, or a person
+decides that they may go. Whether clients could write there, the redirector knows (``reach``); whether they did, the
+digest of that server's data shows: it is compared with the digest of the last good run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from check_failover import reach
 from check_failover.model import Target
-from check_failover.syncstate import Refusal, Size, SyncDirection
+from check_failover.reach import Reaches
+from check_failover.syncstate import Digests, Refusal, Size, SyncDirection
 
 
 class SyncRefusedError(Exception):
@@ -29,6 +35,13 @@ class Standing:
     since: float | None = None  # Unix time of the last flip
     failing: bool = False  # the primary
     text: str = ""  # why the target is unknown or the primary failing
+    reached: Reaches = ()  # which server clients may have reached, and when
+
+
+def ends(direction: SyncDirection) -> tuple[Target, Target]:
+    """The source and the receiving server."""
+    source = Target.PRIMARY if direction is SyncDirection.FORWARD else Target.STANDBY
+    return source, source.other
 
 
 def check_direction(direction: SyncDirection, standing: Standing) -> None:
@@ -42,6 +55,35 @@ def check_direction(direction: SyncDirection, standing: Standing) -> None:
             raise SyncRefusedError(Refusal.PRIMARY_FAILING, f"the primary is failing: {standing.text}")
     elif standing.target is Target.PRIMARY:
         raise SyncRefusedError(Refusal.TARGET_PRIMARY, "the primary serves; its data is the newer")
+
+
+def check_reached(direction: SyncDirection, reached: Reaches, now: float) -> None:
+    """Raises SyncRefusedError while clients may write to the receiving server."""
+    receiver = ends(direction)[1]
+    if open_now := reach.since(reached, receiver, now):
+        text = f"clients may write to the {receiver} now: {reach.text(open_now, now)}"
+        raise SyncRefusedError(Refusal.STILL_REACHED, text)
+
+
+def check_written(name: str, direction: SyncDirection, ways: str, known: Digests, found: Digests) -> None:
+    """Raises SyncRefusedError unless the receiving server's data is as it was when both servers were equal.
+
+    ``ways``: how clients reached it since then, for people; empty: they did not. ``known``: the digests of that time;
+    ``found``: those of now. A receiving server without data may be filled.
+    """
+    source, receiver = ends(direction)
+    here, was = found.of(receiver), known.of(receiver)
+    if not ways or here == "" or (here is not None and here == was):
+        return
+    if here is None or was is None:
+        begin = f"the {receiver} may have writes that the {source} lacks"
+    elif found.of(source) == known.of(source):
+        text = f"only the {receiver} has changed since the servers were in step ({ways})"
+        raise SyncRefusedError(Refusal.OTHER_DIRECTION, f"{text}: failover-sync {name} --take {receiver} --yes")
+    else:
+        begin = "both servers have changed since they were in step"
+    text = f"{begin} ({receiver}: {ways}): failover-sync {name} --take primary --yes, or --take standby --yes"
+    raise SyncRefusedError(Refusal.BOTH_SERVED, text)
 
 
 def check_size(now: Size, good: Size | None, max_shrink: float) -> None:

@@ -119,7 +119,7 @@ def remote(on: Host, verb: str, path: str, *arguments: str) -> dict[str, str]:
     """Run one verb of remote.sh on the receiving server; its output as key and value. Raises SyncStepError."""
     script = resources.files("check_failover.sync").joinpath("remote.sh").read_text("utf-8")
     try:
-        limit = _LONG if verb in ("prepare", "prune", "discard") else _SHORT
+        limit = _LONG if verb in ("prepare", "prune", "discard", "keep") else _SHORT
         out = run(on, ["/bin/sh", "-s", "--", verb, path, *arguments], limit, script)
     except SyncStepError as error:
         raise SyncStepError(str(error).replace(": sh: exit 1:", f": {verb} {path}:")) from None

@@ -31,17 +31,25 @@ class Job:
     may_chown: bool  # whether this process is root, which may set the owners of relayed files
     accept_shrink: bool = False
     full: bool = False
+    take: bool = False  # a person decided that the source's data counts, whatever the receiving server has
     say: Callable[[str], None] = lambda _text: None
     progress: Callable[[str], None] | None = None
     enter: Callable[[Phase], None] = lambda _phase: None  # records the phase
     sent: int = 0  # bytes on the wire so far, comparisons included
     keeps: Keeps = field(default_factory=Keeps)  # what rsync keeps of each file; ``inspect`` finds out
     note: str = ""  # what it cannot keep, for the record
+    looked: float = 0.0  # since when clients must not have reached the receiving server
+    kept: str = ""  # where its data was put aside
     skew: float = 0.0  # seconds by which the source server's clock is ahead of the controller's
 
     @property
     def name(self) -> str:
         return self.service.name
+
+    def noted(self, text: str) -> None:
+        """Add to what people are told of this run."""
+        self.say(text)
+        self.note = f"{self.note}; {text}" if self.note else text
 
     @property
     def relay(self) -> Place | None:

@@ -6,6 +6,7 @@
 #   PATH -> PATH.sync/v-000012-3fa1   what the service reads
 #   PATH.sync/v-000011-77c0           the previous copy
 #   PATH.sync/staging-000013-09be     rsync fills it; no service reads it
+#   PATH.sync/kept-20260102T030405-standby   data that a person let go: no step removes it
 #   PATH.sync/pending                 name of the previous copy, from the switch until the service accepted the new copy
 #   PATH.sync/lock                    link named after the process id of the step that is changing something here; a
 #                                     link needs no block of a full disk
@@ -175,6 +176,17 @@ prune) # keep the serving copy and the newest $3 - 1 copies before it
         if [ "${old##*/}" = "$copy" ]; then past=1; fi
     done
     rm -rf -- "$place"/staging-* "$place/partial"
+    ;;
+
+keep) # put the data in $4 aside under the name $3
+    [ -d "$4/" ] || fail "$4: no such directory"
+    alone
+    rm -rf -- "$place/keeping"
+    mkdir -m 700 "$place/keeping"
+    # what a copy of ours has, is a link there: it is never changed in place
+    case $4 in "$path") cp -Rpl "$4/." "$place/keeping" ;; *) cp -Rp "$4/." "$place/keeping" ;; esac
+    mv "$place/keeping" "$place/$3"
+    flush
     ;;
 
 adopt) # turn an ordinary directory into the first copy

@@ -126,6 +126,7 @@ def copy(
     report = report or TransferReport()
     argv = _argv(source, destination, spec, checksum, dry)
     argv += [f"--out-format={form}", "--devices", "--specials"] if form else ["--itemize-changes"]
+    argv += ["--checksum-choice=md5"] if form and checksum else []  # whichever rsync answers
     argv += [f"--link-dest={path}" for path in basis]
     argv += [f"--partial-dir={partial}"] if partial else []
     argv += keeps.options()

@@ -22,7 +22,7 @@ from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.model import Service, State, SyncSpec, Target
 from check_failover.sync import hosts, steps, survey
 from check_failover.sync.controller_access import ControllerAccess, LocalAccess, become_owner, open_access, serve
-from check_failover.sync.guard import SyncRefusedError
+from check_failover.sync.guard import SyncRefusedError, ends
 from check_failover.sync.hosts import StoppedError, SyncStepError
 from check_failover.sync.job import Job
 from check_failover.syncstate import Phase, Problem, Refusal, Running, SyncDirection, SyncState
@@ -41,6 +41,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dry-run", action="store_true", help="only report what differs; does not run before and after")
     p.add_argument("--json", action="store_true", help="with --dry-run: print the differences as JSON")
     p.add_argument("--accept-shrink", action="store_true", help="accept that the source is smaller than before")
+    p.add_argument(
+        "--take",
+        choices=[str(target) for target in Target],
+        help="a person's decision, with --yes: that server's data replaces the other's, which is put aside before",
+    )
+    p.add_argument("--yes", action="store_true", help="with --take: really do it")
     p.add_argument("--full", action="store_true", help="load and switch even when nothing differs")
     p.add_argument(
         "--adopt", action="store_true", help="once: replace each server's directory by a link that can be switched"
@@ -78,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: SyncSpec) -> int:
+    if args.take and not args.yes:
+        other = Target(args.take).other
+        raise ConfigError(f"--take {args.take} replaces the data of the {other}, which is put aside: add --yes")
     if args.serve_home:
         access = LocalAccess(config, service)
         with contextlib.closing(access):
@@ -111,21 +120,27 @@ def run(job: Job) -> SyncState:
     started = job.access.now()
 
     def enter(phase: Phase) -> None:
-        until = job.access.now() + job.spec.after_timeout if phase is Phase.SWITCH else None
-        job.access.record(replace(state, running=Running(os.getpid(), started, job.direction, phase, until)))
+        until, digests = None, state.digests
+        if phase is Phase.SWITCH:  # if this run is killed now, what the receiving server has is unknown
+            until = job.access.now() + job.spec.after_timeout
+            digests = digests.put(ends(job.direction)[1], None)
+        running = Running(os.getpid(), started, job.direction, phase, until)
+        job.access.record(replace(state, running=running, digests=digests))
 
     job.enter = enter
     try:
         enter(Phase.PREPARE)
         state = steps.sync(job, state, started)
     except SyncRefusedError as error:
-        if error.reason is Refusal.TARGET_PRIMARY:  # an operator's mistake, not a problem of the data
+        undecided = state.problem is not None and state.problem.reason in syncstate.DIVIDED
+        if error.reason is Refusal.TARGET_PRIMARY or (undecided and error.reason is Refusal.TARGET_STANDBY):
+            # an operator's mistake is no problem of the data; the timer's runs do not hide what a person must decide
             job.access.record(replace(state, running=None))
             raise
         state = replace(state, problem=Problem(job.access.now(), error.reason, error.text))
     except (SyncStepError, StoppedError) as error:
         state = replace(state, problem=Problem(job.access.now(), Refusal.FAILED, str(error)))
-    state = replace(state, running=None, damaged=None)
+    state = replace(state, running=None, damaged=None, kept=job.kept or state.kept)
     job.access.record(state)
     try:
         job.access.tell(state)
@@ -135,7 +150,8 @@ def run(job: Job) -> SyncState:
 
 
 def _job(args: argparse.Namespace, config: Config, service: Service, spec: SyncSpec, access: ControllerAccess) -> Job:
-    direction = SyncDirection.REVERSE if args.reverse else SyncDirection.FORWARD
+    reverse = args.take == Target.STANDBY if args.take else args.reverse
+    direction = SyncDirection.REVERSE if reverse else SyncDirection.FORWARD
     servers = [hosts.server(spec, target) for target in (Target.PRIMARY, Target.STANDBY)]
     source, receiver = servers if direction is SyncDirection.FORWARD else servers[::-1]
     return Job(
@@ -149,6 +165,7 @@ def _job(args: argparse.Namespace, config: Config, service: Service, spec: SyncS
         may_chown=os.geteuid() == 0,
         accept_shrink=args.accept_shrink,
         full=args.full,
+        take=args.take is not None,
         say=_say if args.verbose or sys.stderr.isatty() else lambda _text: None,
         progress=_progress if sys.stderr.isatty() else None,
     )

@@ -4,6 +4,8 @@
                  done, on either server, is finished or taken back, so that each server serves what its link names
 2. before        on the source server: export or snapshot; ``count`` prints the number of entries
 3. survey        a listing of the source: how large it is, and whether it has files that are unsafe to copy
+   changed?      ``lineage``: what clients wrote to the receiving server is overwritten only if a person decides so, and
+                 is put aside then
 4. relay         if both servers are remote: rsync copies the source's data to a directory on this machine first
 5. look          a dry run shows what differs; a source that shrank is refused before anything is written
 6. stage         rsync fills an empty directory beside the serving copy until a pass finds no difference
@@ -21,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from check_failover.model import Target
+from check_failover.sync import lineage
 from check_failover.sync.guard import Standing, SyncRefusedError, check_direction, check_size
 from check_failover.sync.hosts import SyncStepError, remote, run
 from check_failover.sync.job import Job, fill, timed
@@ -38,8 +41,15 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
     standing = job.access.standing()
     if job.spec.method == "syncrepl":
         return watch(job, state, standing, started)
-    check_direction(job.direction, standing)
-    full = job.full or state.equal_at is None or (standing.since is not None and standing.since > state.equal_at)
+    if not job.take:
+        check_direction(job.direction, standing)
+    how = lineage.ways(job, standing, state)
+    full = (
+        job.full
+        or job.take
+        or state.equal_at is None
+        or (standing.since is not None and standing.since > state.equal_at)
+    )
     found = inspect(job)
     pending = [on for on in (job.source, job.receiver) if "pending" in found[on]]
     if pending:
@@ -48,14 +58,19 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
     serving = found[job.receiver].get("current")
     began = job.access.now()
     entries = export(job)
-    listed = survey(job)
+    listed = survey(job, contents=lineage.exact(job, how))
+    digests, changed = lineage.examine(job, state, how, listed.digest, serving)
+    full = full or changed
+    if job.take:
+        lineage.put_aside(job, serving)
     origin = bring(job, state, serving, entries)
 
     destination = job.copy_place(serving) if serving else None
     look = compare(job, origin, destination) if destination else None
     if look is not None:
         guard_size(job, state, look, entries, serving)
-    if look is None or look.different or full:
+    switched = look is None or look.different or full
+    if look is None or switched:
         look = renew(job, state, origin, serving, entries, look, listed.bytes if look is None else look.differed_bytes)
     else:
         job.say("nothing differs: the receiving server stays unchanged")
@@ -72,9 +87,10 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
         size=Size(look.files, look.bytes, entries),
         skew=job.skew,
         note=job.note,
+        digests=lineage.left(job, state, digests, switched=switched),
         problem=None,
     )
-    if job.direction is SyncDirection.FORWARD:
+    if job.direction is SyncDirection.FORWARD and not job.take:
         return now_equal
     return replace(now_equal, synced_back=began, synced_back_end=job.access.now())
 
@@ -185,7 +201,9 @@ def renew(
         raise SyncStepError(f"{error}{cleared(job, verifying or NO_SPACE in str(error))}") from None
     job.enter(Phase.SWITCH)
     standing: Standing = job.access.standing()
-    check_direction(job.direction, standing)  # after a flip during this run the direction would be wrong
+    if not job.take:
+        check_direction(job.direction, standing)  # after a flip during this run the direction would be wrong
+    lineage.unreached(job, standing)
     timed(job, "switch", lambda: switch(job, name))
     try:
         remote(job.receiver, "prune", job.spec.copy_path, str(job.spec.keep))

@@ -64,22 +64,28 @@ def stores(path: str) -> bool:
     return True
 
 
-def survey(job: Job) -> Survey:
+def survey(job: Job, *, contents: bool) -> Survey:
     """List the source. Raises SyncRefusedError if it has files that are unsafe to copy (``SyncSpec.unsafe``)."""
-    listed = Survey(roots=(job.spec.source_path, job.spec.copy_path))
-    copy(
-        Place(job.source, job.spec.source_path),
-        nothing(job),
-        job.spec,
-        checksum=False,
-        dry=True,
-        report=listed,
-        form=FORMAT,
-    )
-    job.sent += listed.wire
+    listed = listing(job, Place(job.source, job.spec.source_path), contents=contents)
     if listed.unsafe and job.spec.unsafe == "refuse":
         raise SyncRefusedError(Refusal.UNSAFE, f'{job.source}: {listed.told()}; exclude them, or set unsafe = "keep"')
     return listed
+
+
+def listing(job: Job, place: Place, *, contents: bool, named: bool = False) -> Survey:
+    """What is in a directory of a server; with ``contents`` rsync reads the files. Raises SyncStepError."""
+    report = Survey(roots=(job.spec.source_path, job.spec.copy_path), contents=contents, named=named)
+    copy(
+        place,
+        nothing(job),
+        job.spec,
+        checksum=contents,
+        dry=True,
+        report=report,
+        form=FORMAT,
+    )
+    job.sent += report.wire
+    return report
 
 
 def nothing(job: Job) -> Place:

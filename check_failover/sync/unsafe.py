@@ -1,4 +1,4 @@
-"""Files that are unsafe to copy from one server to another: a listing of the source by rsync, and what it shows.
+"""A listing of a server's files by rsync, and what it shows: size, digest, and files that are unsafe to copy.
 
 A setuid or setgid program of root gives its rights to users of the other server; a device, FIFO or socket belongs to
 one machine; a symbolic link that leaves the tree names something that the copy does not contain.
@@ -8,29 +8,55 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from check_failover.sync.rsync import TransferReport
 
-FORMAT = "%i %B %U %G %n%L\t%n"  # rsyncd.conf(5), log format; the name is repeated to find where a link's target begins
+# rsyncd.conf(5), log format; the name is repeated to find where a link's target begins
+FORMAT = "%i %B %U %G %l %M %n%L\t%n\t%C"
 SHOWN = 5
 _KINDS = {"D": "device", "S": "FIFO or socket"}
 
 
 @dataclass(slots=True)
 class Survey(TransferReport):
-    """Size of the source, and its unsafe files. ``roots``: absolute links to below these do not leave the tree."""
+    """What a listing shows. ``roots``: absolute links to below these do not leave the tree.
+
+    ``contents``: the digest is of what the files contain, which rsync read; otherwise of their sizes and times.
+    ``named``: keep what each name stands for in ``items``.
+    """
 
     roots: tuple[str, ...] = ()
+    contents: bool = False
+    named: bool = False
     unsafe: list[str] = field(default_factory=list)
+    items: dict[str, str] = field(default_factory=dict)
+    _sum: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Of names, kinds, modes, links' targets, and contents, in any order; empty if there are no files."""
+        return f"{self._sum:064x}" if self._sum else ""
 
     def line(self, text: str) -> None:
         """Parse one line: an item in ``FORMAT``, or a statistic."""
-        parts = text.split(" ", 4)
-        if len(parts) == 5 and len(parts[0]) == 11 and "\t" in parts[4]:
-            if why := self._why(parts[0][1], parts[1], parts[2], parts[3], parts[4]):
+        parts = text.split(" ", 6)
+        if len(parts) == 7 and len(parts[0]) == 11 and parts[6].count("\t") > 1:
+            kind, (names, content) = parts[0][1], parts[6].rsplit("\t", 1)
+            if why := self._why(kind, parts[1], parts[2], parts[3], names):
                 self.unsafe.append(why)
+            self._count(kind, parts[1], names, content if self.contents else f"{parts[4]} {parts[5]}")
         else:
             TransferReport.line(self, text)
+
+    def _count(self, kind: str, mode: str, names: str, content: str) -> None:
+        name = names if kind == "L" else names.rpartition("\t")[2]
+        if name == "./":
+            return  # the directory itself is each server's own
+        item = f"{kind} {'' if kind == 'L' else mode} {content if kind == 'f' else ''}"
+        self._sum = (self._sum + int.from_bytes(sha256(f"{item} {name}".encode()).digest())) % (1 << 256)
+        if self.named:
+            self.items[name.partition("\t")[0]] = item
 
     def _why(self, kind: str, mode: str, user: str, group: str, names: str) -> str | None:
         if kind == "L":

@@ -120,7 +120,10 @@ def test_one_end_may_be_this_machine(syncing: Syncing, local: str) -> None:
 
 
 def test_commands_get_their_places_and_no_shell(syncing: Syncing) -> None:
-    """``before``, ``count`` run on the primary, ``verify`` sees the staged copy and the count, ``after`` the link."""
+    """``before``, ``count`` run on the primary, ``verify`` sees the staged copy and the count, ``after`` the link.
+
+    On the standby ``before`` runs too: has its data changed since the last run, and what does this one leave there?
+    """
     note = script(
         syncing.place / "note", f'echo "$(ls {syncing.servers.srv}/../$1 | wc -l) $2|$3|$4" >> {syncing.place}/notes'
     )
@@ -132,8 +135,10 @@ def test_commands_get_their_places_and_no_shell(syncing: Syncing) -> None:
     )
     ok(syncing.sync())
     srv = syncing.servers.srv
-    before, verify, after = [line.split(" ", 1)[1] for line in (syncing.place / "notes").read_text().splitlines()]
-    assert before == f"before|{srv}/data|a b; $HOME"
+    before, look, verify, after, again = [
+        line.split(" ", 1)[1] for line in (syncing.place / "notes").read_text().splitlines()
+    ]
+    assert before == look == again == f"before|{srv}/data|a b; $HOME"
     assert verify.startswith(f"verify|{srv}/data.sync/staging-000001-")
     assert verify.endswith("|7")
     assert after == f"after|{srv}/data|web forward"

@@ -91,7 +91,8 @@ def test_entries_of_the_standby_behind_a_killed_switch_come_back(database: Datab
     served = database.kill_after_the_switch()
     syncing.target, syncing.since = "standby", time.time()
     database.write(served, "taken in by the standby")
-    ok(syncing.sync("--reverse"))
+    refused(syncing, syncing.sync("--reverse"), Refusal.BOTH_SERVED, "both servers have changed")  # "second"
+    ok(syncing.sync("--take", "standby", "--yes"))
     assert "taken in by the standby" in (syncing.primary / "db/entries").read_text()
     assert "pending" not in syncing.versions("standby")
     assert syncing.standby.resolve() == served
@@ -105,7 +106,8 @@ def test_entries_of_the_primary_behind_a_killed_switch_reach_the_standby(databas
     served = database.kill_after_the_switch("--reverse")
     syncing.target, syncing.since = "primary", time.time()
     database.write(served, "taken in by the primary")
-    ok(syncing.sync())
+    refused(syncing, syncing.sync(), Refusal.BOTH_SERVED, "both servers have changed")
+    ok(syncing.sync("--take", "primary", "--yes"))
     assert "taken in by the primary" in (syncing.standby / "db/entries").read_text()
     assert "pending" not in syncing.versions("primary")
 
@@ -117,7 +119,8 @@ def test_a_giver_without_writes_serves_what_its_link_names_before_its_export(dat
     database.write(syncing.standby, "on the standby")
     database.kill_after_the_switch("--reverse")
     syncing.target, syncing.since = "primary", time.time()
-    ok(syncing.sync())
+    refused(syncing, syncing.sync(), Refusal.BOTH_SERVED, "both servers have changed")  # the killed run did not say
+    ok(syncing.sync("--take", "primary", "--yes"))
     assert len(database.restarts.read_text().splitlines()) >= 2  # the giver, then the receiver
     assert "pending" not in syncing.versions("primary")
     assert "on the standby" in (syncing.standby / "db/entries").read_text()

@@ -1,6 +1,7 @@
 """A service whose data failover-sync keeps in step, for tests: two servers behind ssh and a redirector's socket.
 
-The socket is the real ``Server``; what it answers is set by the test (``target``, ``since``, ``verdict``).
+The socket is the real ``Server``; what it answers is set by the test (``target``, ``since``, ``verdict``, ``reached``;
+without ``reached`` the target serves since ``since``, and the other server did so before).
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Syncing:
         self.config = place / "config.toml"
         self.target, self.since = "primary", None
         self.verdict, self.pending = "ok", None
+        self.reached: list[dict[str, Any]] | None = None
         for path in (self.run_dir, self.state_dir):
             path.mkdir()
         self.configure(more)
@@ -90,7 +92,13 @@ class Syncing:
             server.close()
 
     def _redirector(self, _message: Any, _peer: Any) -> dict[str, Any]:
-        web = {"target": self.target, "kernel": self.target, "since": self.since, "pending": self.pending}
+        web: dict[str, Any] = {
+            "target": self.target,
+            "kernel": self.target,
+            "since": self.since,
+            "pending": self.pending,
+        }
+        web |= {} if self.reached is None else {"reached": self.reached}
         return {"services": {"web": web}}
 
     def _sniffer(self, _message: Any, _peer: Any) -> dict[str, Any]:

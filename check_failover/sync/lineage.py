@@ -1,0 +1,110 @@
+"""Whether the receiving server still has what the last good run left there, and what this run leaves on both servers.
+
+A server's own export is the same as before if nothing was written there, so each server's digest is compared with an
+earlier one of the same server. Without ``before`` both servers have the same files, and one digest is that of both.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+
+from check_failover import reach
+from check_failover.sync.guard import Standing, check_reached, check_written, ends
+from check_failover.sync.hosts import Host, SyncStepError, remote, run
+from check_failover.sync.job import Job, fill
+from check_failover.sync.rsync import Place
+from check_failover.sync.survey import listing
+from check_failover.syncstate import Digests, SyncState
+
+
+def ways(job: Job, standing: Standing, state: SyncState) -> str:
+    """How clients reached the receiving server since both were equal, for people; empty if they did not.
+
+    Raises SyncRefusedError while they may write there, except in a run that a person decided.
+    """
+    job.looked = job.access.now()
+    if job.service.writes == "none":
+        return ""
+    if not job.take:
+        check_reached(job.direction, standing.reached, job.looked)
+    receiver = ends(job.direction)[1]
+    return reach.text(reach.since(standing.reached, receiver, state.equal_at or 0.0), job.looked)
+
+
+def unreached(job: Job, standing: Standing) -> None:
+    """Raises SyncRefusedError if clients reached the receiving server since ``ways``: they may have written there."""
+    if job.service.writes != "none" and not job.take:
+        check_reached(job.direction, standing.reached, job.looked)
+
+
+def exact(job: Job, how: str) -> bool:
+    """Whether the source's files must be read for its digest."""
+    return bool(job.spec.before) or (job.spec.checksum and bool(how))
+
+
+def examine(job: Job, state: SyncState, how: str, source: str | None, serving: str | None) -> tuple[Digests, bool]:
+    """The digests before this run, and whether the receiving server's data was changed without clients.
+
+    Raises SyncRefusedError if a person must decide, SyncStepError if what would be lost cannot be put aside.
+    """
+    if not how and not job.spec.before:
+        return Digests(), False
+    found = digest(job, job.receiver, serving)
+    giver, receiver = ends(job.direction)
+    digests = Digests().put(giver, source).put(receiver, found)
+    if not job.take:
+        check_written(job.name, job.direction, how, state.digests, digests)
+    known = state.digests.of(receiver)
+    if known is None or how or found == known:
+        return digests, False
+    if found is None:
+        job.noted(f"whether the {receiver}'s data was changed there could not be seen")
+        return digests, False
+    job.noted(f"the {receiver}'s data had been changed there and was replaced")
+    return digests, True
+
+
+def digest(job: Job, on: Host, serving: str | None) -> str | None:
+    """Digest of the data that a server serves; None if its export failed. ``serving``: its copy."""
+    try:
+        return listing(job, served(job, on), contents=exact(job, "now")).digest if job.spec.before or serving else ""
+    except SyncStepError as error:
+        job.say(str(error))
+        return None
+
+
+def served(job: Job, on: Host) -> Place:
+    """Where the data that a server serves is, exported anew. Raises SyncStepError."""
+    if not job.spec.before:
+        return Place(on, job.spec.copy_path)
+    run(on, fill(job, job.spec.before), job.spec.timeout)
+    return Place(on, job.spec.source_path)
+
+
+def left(job: Job, state: SyncState, found: Digests, *, switched: bool) -> Digests:
+    """The digests after this run."""
+    source, receiver = ends(job.direction)
+    before = bool(job.spec.before)
+    known = found if before else state.digests
+    if switched or known.of(receiver) is None:
+        new = digest(job, job.receiver, "new")
+        known = Digests().put(source, found.of(source) if before else new).put(receiver, new)
+    standing = job.access.standing()
+    if standing.target is None or reach.since(standing.reached, receiver, job.looked):
+        return known.put(receiver, None)  # a client's write may be in it
+    return known
+
+
+def put_aside(job: Job, serving: str | None) -> None:
+    """Keep the data that a person's decision overwrites, where no run removes it. Raises SyncStepError."""
+    source, receiver = ends(job.direction)
+    user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    job.noted(f"{user} decided that the {source}'s data counts")
+    if not job.spec.before and serving is None:
+        return
+    name = time.strftime(f"kept-%Y%m%dT%H%M%S-{receiver}", time.localtime(job.looked))
+    remote(job.receiver, "keep", job.spec.copy_path, name, served(job, job.receiver).path)
+    job.kept = f"{job.receiver}: {job.spec.copy_path}.sync/{name}"
+    job.noted(f"the {receiver}'s data was put aside: {job.kept}")
