@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import config_shape
-from check_failover.model import CheckSpec, Endpoint, Policy, Service, SyncSpec
+from check_failover.model import CheckSpec, Endpoint, OneLineError, Policy, Service, SyncSpec
 from check_failover.places import HERE
 
 DEFAULT_PATH = HERE["config"]
@@ -25,7 +25,7 @@ DEFAULT_PATH = HERE["config"]
 CORE_DEADLINE = 5.0  # seconds
 
 
-class ConfigError(Exception):
+class ConfigError(OneLineError):
     """One line for the administrator: what, where, what to do."""
 
 

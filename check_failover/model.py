@@ -18,6 +18,10 @@ MARK_REPLAY = 0x2CF00002  # to the current target
 MARK_RESCUE = 0x2CF00003  # to the standby, even if the target is the primary
 
 
+class OneLineError(Exception):
+    """A fault of the configuration, of this machine or of an answer: one line that says what, where, what to do."""
+
+
 class Target(StrEnum):
     """Where the redirect sends a service's traffic."""
 

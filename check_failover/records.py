@@ -19,7 +19,7 @@ from enum import Enum
 from functools import cache
 from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from check_failover.model import Facts, Hold, State, Target, Why
+from check_failover.model import Facts, Hold, OneLineError, State, Target, Why
 
 T = TypeVar("T")
 Reader: TypeAlias = Callable[[object], Any]
@@ -29,7 +29,7 @@ Seconds: TypeAlias = Annotated[float, 0.0, 1e9]
 Number: TypeAlias = Annotated[int, 0, (1 << 32) - 1]  # a process or user ID
 
 
-class RecordError(ValueError):
+class RecordError(OneLineError, ValueError):
     """JSON that does not match the record: one line that names the value."""
 
 

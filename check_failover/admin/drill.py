@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import signal
 import sys
 import time
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from check_failover import control
+from check_failover.admin.finding import user_name
 from check_failover.admin.testclient import LINK, ClientError, client_at
 from check_failover.checks import ProbeError, probe_function
 from check_failover.config import Config
@@ -144,7 +144,7 @@ class DrillRun:
         what = f"the core did not run {program} ({SETTINGS[part]}, may core_user execute it? see the core's log)"
         heard = self._until(lambda drill: part in drill.parts, PATIENCE, what)
         report = heard.parts[part]
-        user = _user(report.uid)
+        user = user_name(report.uid)
         if user != self._config.controller.core_user:
             raise DrillStepError(f"{program} was run by {user}, not by core_user {self._config.controller.core_user}")
         if report.problem:
@@ -210,10 +210,3 @@ class DrillRun:
 
 def _terminated(_signal: int, _frame: object) -> NoReturn:
     sys.exit(143)
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

@@ -125,7 +125,7 @@ def _daemon(path: Path, usual_user: str, read: Callable[[Message], Mapping[str, 
             peer = peer_of(sock)  # the listening daemon, with the groups of its unit
         except (OSError, ControlError):  # the daemon is gone, or the system has no such function
             return Daemon(status, "", user_of(usual_user))
-    return Daemon(status, "", User(_user_name(peer.uid), peer.uid, peer.gids))
+    return Daemon(status, "", User(user_name(peer.uid), peer.uid, peer.gids))
 
 
 def how_to(what: str, platform: str = sys.platform, **words: str) -> str:
@@ -180,7 +180,7 @@ def describe(mode: os.stat_result) -> str:
         group = grp.getgrgid(mode.st_gid).gr_name
     except KeyError:
         group = str(mode.st_gid)
-    return f"{stat.S_IMODE(mode.st_mode):04o} {_user_name(mode.st_uid)}:{group}"
+    return f"{stat.S_IMODE(mode.st_mode):04o} {user_name(mode.st_uid)}:{group}"
 
 
 def output(*argv: str) -> str | None:
@@ -195,7 +195,7 @@ def output(*argv: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -14,10 +14,7 @@ from check_failover.places import PLACES
 
 BPF = Path("/dev/bpf")
 # family -> sysctl(8), rc.conf(5)
-FORWARDING = {
-    4: ("net.inet.ip.forwarding", "gateway_enable"),
-    6: ("net.inet6.ip6.forwarding", "ipv6_gateway_enable"),
-}
+FORWARDING = {4: ("net.inet.ip.forwarding", "gateway_enable"), 6: ("net.inet6.ip6.forwarding", "ipv6_gateway_enable")}
 ON = ("yes", "true", "on", "1")  # checkyesno of rc.subr(8)
 
 

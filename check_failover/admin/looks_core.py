@@ -16,6 +16,7 @@ from typing import Any
 
 from check_failover import control
 from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, absent, access, describe, how_to, user_of
+from check_failover.admin.icinga2_objects import SUFFIXES
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service
@@ -23,15 +24,10 @@ from check_failover.records import JournalEntry, journal_entries
 from check_failover.sms import GATEWAYS, GatewayError
 from check_failover.transports.core_state import QUESTIONS, CoreQuestion, status_file
 
-SETTINGS = (
-    "check_external_commands",
-    "accept_passive_service_checks",
-    "enable_event_handlers",
-    "check_service_freshness",
-)
+SETTINGS = ["check_external_commands", "accept_passive_service_checks", "enable_event_handlers"]
+SETTINGS += ["check_service_freshness"]
 LOG_TAIL, LOG_LINES = 1 << 20, 200  # bytes of nagios.log; lines after a handler's start
 ASK_LIMIT = 3.0  # seconds
-SUFFIXES = ("traffic", "primary", "standby", "redirect", "fail-back", "drill")
 HANDLERS = {
     "primary": "check_failover_event",
     "fail-back": "check_failover_event_fail_back",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pwd
 import sys
 import time
 from typing import Any
@@ -18,7 +17,7 @@ from check_failover import control
 from check_failover.admin import remote, reports, show
 from check_failover.admin.director import basket
 from check_failover.admin.doctor import doctor
-from check_failover.admin.finding import LOOK_TIMEOUT
+from check_failover.admin.finding import LOOK_TIMEOUT, user_name
 from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import nagios
 from check_failover.config import Config
@@ -66,13 +65,11 @@ def fail_over(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def drain(config: Config, arguments: argparse.Namespace) -> None:
-    service = config.service(arguments.service)
-    _drained(config, service, arguments, "drain")
+    _drained(config, config.service(arguments.service), arguments, "drain")
 
 
 def fail_back(config: Config, arguments: argparse.Namespace) -> None:
-    service = config.service(arguments.service)
-    _drained(config, service, arguments, "fail-back")
+    _drained(config, config.service(arguments.service), arguments, "fail-back")
 
 
 def hold(config: Config, arguments: argparse.Namespace) -> None:
@@ -221,7 +218,4 @@ def _by() -> str:
     """The operator's user name, also behind sudo (sudo(8), SUDO_USER)."""
     if os.getuid() == 0 and "SUDO_USER" in os.environ:
         return os.environ["SUDO_USER"]
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"uid {os.getuid()}"
+    return user_name(os.getuid())

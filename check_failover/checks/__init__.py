@@ -23,7 +23,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Protocol, cast
 
-from check_failover.model import CheckSpec, Endpoint, Probe
+from check_failover.model import CheckSpec, Endpoint, OneLineError, Probe
 
 # check type in the config -> module; imported when first used, because ldap3 and requests weigh 20 MiB each
 PROBES = {
@@ -36,7 +36,7 @@ PROBES = {
 }
 
 
-class ProbeError(Exception):
+class ProbeError(OneLineError):
     """The probe could not be made: a fault of the configuration or of this machine. One line."""
 
 

@@ -10,13 +10,14 @@ server may send single bytes), and every exception is a failed probe.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +57,8 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     _validate(options)
     connection = _connection(server, options, timeout)
     try:
-        text = _ask(connection, options, began + timeout)
+        with _bound(connection, options, began + timeout):
+            text = _search(connection, options)
     except ProbeError:
         raise
     except Exception as error:  # a corrupt reply makes ldap3 raise KeyError, IndexError and others
@@ -122,7 +124,9 @@ def _password(options: Mapping[str, object]) -> str | None:
     return password
 
 
-def _ask(connection: ldap3.Connection, options: Mapping[str, object], end: float) -> str:
+@contextlib.contextmanager
+def _bound(connection: ldap3.Connection, options: Mapping[str, object], end: float) -> Iterator[None]:
+    """Connect and bind for the time of the block; a timer closes the socket at ``end``."""
     connection.open(read_server_info=False)
     watchdog = threading.Timer(max(0.0, end - time.monotonic()), _shut, (connection.socket,))
     watchdog.daemon = True
@@ -136,7 +140,7 @@ def _ask(connection: ldap3.Connection, options: Mapping[str, object], end: float
         if not connection.bind(read_server_info=False):
             raise _FailedError(f"bind: {_result_text(connection)}")
         _set_timeout(connection, end)
-        return _search(connection, options)
+        yield
     finally:
         watchdog.cancel()
 
@@ -181,10 +185,8 @@ def _set_timeout(connection: ldap3.Connection, end: float) -> None:
 
 def _shut(sock: socket.socket) -> None:
     """Shut the socket down from the timer's thread; a blocked read returns."""
-    try:
+    with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return
 
 
 def _close(connection: ldap3.Connection) -> None:

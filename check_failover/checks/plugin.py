@@ -23,10 +23,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from check_failover import __version__
-from check_failover.model import State
+from check_failover.model import OneLineError, State
+from check_failover.places import HERE
 
 FIRST_LINE = 80  # characters; the rest goes to the long output
 # the guidelines' range format (2.5); pynag also accepts "5:1:2" and "1e5", which perfdata cannot hold
@@ -35,7 +37,7 @@ RANGE = re.compile(rf"@?(?:(?P<start>~|{_NUMBER})?:)?(?P<end>{_NUMBER})?")
 EXIT_HELP = 3  # exit code after -h and -V
 
 
-class CheckError(Exception):
+class CheckError(OneLineError):
     """The check could not be made: a fault of this machine or of the configuration. UNKNOWN, with this line."""
 
 
@@ -131,12 +133,33 @@ def judge(value: float | None, warning: str | None, critical: str | None) -> Sta
     return State(ranges.check_threshold(value, warning, critical))
 
 
+def socket_of(config: str | None, name: str) -> Path:
+    """A daemon's socket: in the config's run_dir, or in the default run_dir without a config. Raises ConfigError."""
+    if config is None:
+        return Path(HERE["run_dir"], name)
+    from check_failover.config import load
+
+    return load(config).controller.run_dir / name
+
+
 _SEVERITY = (State.OK, State.UNKNOWN, State.WARNING, State.CRITICAL)
 
 
 def worst(*states: State) -> State:
     """CRITICAL over WARNING over UNKNOWN over OK (guidelines, 2.4)."""
     return max(states, key=_SEVERITY.index)
+
+
+def together(parts: Sequence[Outcome]) -> Outcome:
+    """One outcome of all parts; the text of the worst part comes first."""
+    state = worst(*(part.state for part in parts))
+    ordered = sorted(parts, key=lambda part: worst(part.state, State.OK) is not state)
+    return Outcome(
+        state,
+        "; ".join(part.text for part in ordered if part.text),
+        tuple(perf for part in parts for perf in part.perf),
+        "\n".join(part.details for part in parts if part.details),
+    )
 
 
 def number(value: float) -> str:
@@ -170,14 +193,14 @@ def present(outcome: Outcome) -> NoReturn:
 
 
 def run(check: Callable[[Sequence[str]], Outcome], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a check to its exit code. ``check`` raises CheckError, TimeoutExpired, or returns an Outcome."""
+    """Run a check to its exit code. ``check`` raises OneLineError, TimeoutExpired, or returns an Outcome."""
     words = sys.argv[1:] if argv is None else argv
     try:
         for word in words:
             if not _is_text(word):
                 raise CheckError(f"{word!r} is no text in the locale's encoding or UTF-8, see --help")
         outcome = check(words)
-    except CheckError as error:
+    except OneLineError as error:
         outcome = Outcome(State.UNKNOWN, str(error))
     except TimeoutExpired as error:
         outcome = Outcome(State.CRITICAL, str(error) or "no answer in time")

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from check_failover.checks import ProbeError, ProbeFunction
+from check_failover.checks import ProbeFunction
 from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, port, run, worst
 from check_failover.model import Endpoint, State
 from check_failover.places import HERE
@@ -90,12 +90,9 @@ def _what(
 
 
 def _from_config(arguments: argparse.Namespace, kind: str) -> tuple[Endpoint, dict[str, object], float]:
-    from check_failover.config import ConfigError, load
+    from check_failover.config import load
 
-    try:
-        service = load(arguments.config).service(arguments.service)
-    except ConfigError as error:
-        raise CheckError(str(error)) from None
+    service = load(arguments.config).service(arguments.service)
     if service.check.type != kind:
         raise CheckError(
             f"{arguments.config}: service {service.name!r} has check type {service.check.type!r}, not {kind}"
@@ -124,16 +121,9 @@ def _resolve(host: str) -> str:
 
 
 def _ask(
-    probe: ProbeFunction,
-    server: Endpoint,
-    options: Mapping[str, object],
-    timeout: float,
-    arguments: argparse.Namespace,
+    probe: ProbeFunction, server: Endpoint, options: Mapping[str, object], timeout: float, arguments: argparse.Namespace
 ) -> Outcome:
-    try:
-        found = probe(server, options, max(0.1, timeout))
-    except ProbeError as error:
-        raise CheckError(str(error)) from None
+    found = probe(server, options, max(0.1, timeout))
     perf = Perf("time", found.seconds, "s", arguments.warning or "", arguments.critical or "", "0")
     state = State.OK if found.passed else State.CRITICAL
     text = f"{server}: {found.text}"

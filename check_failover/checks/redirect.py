@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from check_failover import control
-from check_failover.checks.daemons import socket_of
-from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, parser, run
+from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, parser, run, socket_of
 from check_failover.control import ControlError, UnreachableError
 from check_failover.model import State, Target
-from check_failover.records import RecordError, ServiceStatus, service_statuses
+from check_failover.records import ServiceStatus, service_statuses
 
 
 def check(argv: Sequence[str]) -> Outcome:
@@ -31,10 +30,7 @@ def check(argv: Sequence[str]) -> Outcome:
         return Outcome(State.CRITICAL, f"failover-redirector is away: {error}")
     except ControlError as error:
         raise CheckError(str(error)) from None
-    try:
-        known = service_statuses(reply)
-    except RecordError as error:
-        raise CheckError(str(error)) from None
+    known = service_statuses(reply)
     if arguments.service not in known:
         raise CheckError(f"no service {arguments.service!r}; the redirector has: {', '.join(sorted(known)) or 'none'}")
     return judge(known[arguments.service])

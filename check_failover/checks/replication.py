@@ -8,7 +8,6 @@ yet the lag: after an hour without changes it is one hour while the newest chang
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import TypeVar
 import ldap3
 
 from check_failover.checks import ProbeError
-from check_failover.checks.ldap import _close, _connection, _reason, _result_text, _set_timeout, _shut
+from check_failover.checks.ldap import _bound, _close, _connection, _FailedError, _reason, _result_text, _set_timeout
 from check_failover.model import Endpoint, Service, Target
 
 T = TypeVar("T")
@@ -120,9 +119,7 @@ def count_entries(service: Service, target: Target, end: float) -> int | None:
             if result != 0:
                 raise QueryError(target, f"search: {_result_text(connection)}")
             found += sum(row.get("type") == "searchResEntry" for row in connection.response or ())
-            cookie = (
-                connection.result.get("controls", {}).get("1.2.840.113556.1.4.319", {}).get("value", {}).get("cookie")
-            )
+            cookie = connection.result.get("controls", {}).get(_PAGED, {}).get("value", {}).get("cookie")
             if not cookie:
                 return found
 
@@ -130,31 +127,19 @@ def count_entries(service: Service, target: Target, end: float) -> int | None:
 
 
 def _with_connection(service: Service, target: Target, end: float, ask: Callable[[ldap3.Connection], T]) -> T:
-    """Connect like the service's probe and call ``ask``; a timer closes the socket at ``end``."""
+    """Connect like the service's probe and call ``ask``."""
     server: Endpoint = service.server(target)
     options = service.check.options
     connection = _connection(server, options, max(0.1, end - time.monotonic()))
-    watchdog: threading.Timer | None = None
     try:
-        connection.open(read_server_info=False)
-        watchdog = threading.Timer(max(0.0, end - time.monotonic()), _shut, (connection.socket,))
-        watchdog.daemon = True
-        watchdog.start()
-        if options.get("tls") == "starttls":
-            _set_timeout(connection, end)
-            if not connection.start_tls(read_server_info=False):
-                raise QueryError(target, f"StartTLS: {_result_text(connection)}")
-        _set_timeout(connection, end)
-        if not connection.bind(read_server_info=False):
-            raise QueryError(target, f"bind: {_result_text(connection)}")
-        _set_timeout(connection, end)
-        return ask(connection)
+        with _bound(connection, options, end):
+            return ask(connection)
     except (QueryError, ProbeError):
         raise
+    except _FailedError as error:
+        raise QueryError(target, str(error)) from None
     except Exception as error:  # as in the probe: a corrupt reply makes ldap3 raise any exception
         late = time.monotonic() >= end
         raise QueryError(target, "no answer in time" if late else _reason(error)) from None
     finally:
-        if watchdog is not None:
-            watchdog.cancel()
         _close(connection)

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from check_failover import syncstate
-from check_failover.checks import ProbeError
 from check_failover.checks.plugin import (
     CheckError,
     Outcome,
@@ -31,9 +30,10 @@ from check_failover.checks.plugin import (
     parser,
     run,
     threshold,
+    together,
     worst,
 )
-from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
+from check_failover.config import DEFAULT_PATH, Config, load
 from check_failover.model import Service, State, Target
 from check_failover.syncstate import Refusal, SyncState, duration
 
@@ -57,11 +57,8 @@ def check(argv: Sequence[str]) -> Outcome:
     arguments = made.parse_args(argv)
     end = time.monotonic() + arguments.timeout
     deadline(arguments.timeout + _RESERVE, "comparison")
-    try:
-        config = load(arguments.config)
-        service = config.service(arguments.service)
-    except ConfigError as error:
-        raise CheckError(str(error)) from None
+    config = load(arguments.config)
+    service = config.service(arguments.service)
     if service.sync is None:
         raise CheckError(f"{config.path}: service {service.name!r} has no [service.sync]")
     record = syncstate.read(config.controller.state_dir, service.name)
@@ -71,18 +68,6 @@ def check(argv: Sequence[str]) -> Outcome:
     if arguments.differences and service.sync.method == "rsync":
         parts.append(differences(config, service, arguments, end))
     return together(parts)
-
-
-def together(parts: Sequence[Outcome]) -> Outcome:
-    """One outcome of all parts; the text of the worst part comes first."""
-    state = worst(*(part.state for part in parts))
-    ordered = sorted(parts, key=lambda part: worst(part.state, State.OK) is not state)
-    return Outcome(
-        state,
-        "; ".join(part.text for part in ordered if part.text),
-        tuple(perf for part in parts for perf in part.perf),
-        "\n".join(part.details for part in parts if part.details),
-    )
 
 
 def age(record: SyncState, service: Service, arguments: argparse.Namespace) -> Outcome:
@@ -128,8 +113,6 @@ def directories(service: Service, record: SyncState, arguments: argparse.Namespa
         # while the standby serves, another check reports a primary that is down
         known = serving is Target.STANDBY and error.target is Target.PRIMARY
         return Outcome(State.OK if known else State.CRITICAL, f"the {error}")
-    except ProbeError as error:
-        raise CheckError(str(error)) from None
     if serving is Target.STANDBY:
         return Outcome(State.OK, "", _lag_perf(found.lag, "", "") + _entries_perf(found.entries))
     lag_ranges = (arguments.warning_lag or f"{warn:.0f}", arguments.critical_lag or f"{crit:.0f}")

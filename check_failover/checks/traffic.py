@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from check_failover import control
-from check_failover.checks.daemons import socket_of
 from check_failover.checks.plugin import (
     CheckError,
     Outcome,
@@ -25,12 +24,13 @@ from check_failover.checks.plugin import (
     parser,
     run,
     seconds,
+    socket_of,
     threshold,
     worst,
 )
 from check_failover.control import ControlError
 from check_failover.model import State
-from check_failover.records import Activity, RecordError, service_statuses
+from check_failover.records import Activity, service_statuses
 
 T = TypeVar("T")
 MIN_PACKETS = 3  # packets that demand an answer; with fewer, no answer is no evidence
@@ -125,10 +125,7 @@ def _named(known: Mapping[str, T], arguments: argparse.Namespace) -> T:
 
 def _activity(path: object, arguments: argparse.Namespace) -> Activity:
     reply = control.ask(str(path), {"verb": "status"}, timeout=arguments.timeout / 2)
-    try:
-        found = _named(service_statuses(reply), arguments)
-    except RecordError as error:
-        raise CheckError(str(error)) from None
+    found = _named(service_statuses(reply), arguments)
     if found.activity is None:
         raise CheckError(f"the redirector cannot read the counters: {found.problem or 'no reason given'}")
     return found.activity

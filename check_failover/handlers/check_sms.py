@@ -15,8 +15,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, run, threshold
-from check_failover.checks.plugin import worst as worst_of
+from check_failover.checks.plugin import (
+    CheckError,
+    Outcome,
+    Perf,
+    deadline,
+    judge,
+    number,
+    parser,
+    run,
+    threshold,
+    together,
+    worst,
+)
 from check_failover.config import DEFAULT_PATH, ConfigError, load
 from check_failover.model import State
 from check_failover.sms import Gateway, GatewayError
@@ -42,14 +53,8 @@ def check(argv: Sequence[str]) -> Outcome:
     except (ConfigError, GatewayError) as error:
         raise CheckError(str(error)) from None
     parts = [gateways(ready.ways), room(ready.spool), texts(ready, arguments)]
-    state = worst_of(*(part.state for part in parts))
-    parts.sort(key=lambda part: worst_of(part.state, State.OK) is not state)  # the part that decided comes first
-    return Outcome(
-        state,
-        "; ".join(part.text for part in parts if part.text),
-        tuple(perf for part in parts for perf in part.perf),
-        "\n".join(part.details for part in parts if part.details),
-    )
+    state = worst(*(part.state for part in parts))
+    return together(sorted(parts, key=lambda part: worst(part.state, State.OK) is not state))
 
 
 def gateways(ways: Sequence[tuple[str, Gateway]]) -> Outcome:
@@ -88,7 +93,7 @@ def texts(ready: SmsSender, arguments: argparse.Namespace) -> Outcome:
     silent = [text for text in sent if text.gateway == ready.first[0] and text.receipt.startswith("no receipt")]
     silent += [text for text in awaited if now - text.sent_at > ready.plan.patience]
     oldest = max((now - text.at for text in waiting), default=0.0)
-    state = worst_of(
+    state = worst(
         judge(oldest, arguments.warning, arguments.critical),
         judge(len(waiting), arguments.warning_waiting, arguments.critical_waiting),
         judge(len(silent), arguments.warning_unconfirmed, arguments.critical_unconfirmed),

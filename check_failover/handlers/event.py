@@ -57,24 +57,10 @@ failover_event: Nagios's and Icinga's event handler for a service with a fail-ov
 Exit code: 0 done, refused or nothing to do (stdout says which); 1 the redirector did not answer or denied access;
 3 usage error."""
 
-OPTIONS = {
-    "service": "",
-    "state": "",
-    "state-type": "",
-    "attempt": "",
-    "perfdata": "",
-    "output": "",
-    "downtime": "0",
-    "host-downtime": "0",
-    "standby-state": "",
-    "standby-checked": "",
-    "host": "",
-    "by": "nagios",
-    "notice": "",
-    "description": "",
-    "socket": REDIRECTOR_SOCKET,
-    "patience": "10",
-}
+OPTIONS = dict.fromkeys(
+    ("service", "state", "state-type", "attempt", "perfdata", "output", "standby-state", "standby-checked", "host"), ""
+) | {"notice": "", "description": "", "downtime": "0", "host-downtime": "0", "by": "nagios", "patience": "10"}
+OPTIONS |= {"socket": REDIRECTOR_SOCKET}
 STATES = {"0": "OK", "1": "WARNING", "2": "CRITICAL", "3": "UNKNOWN"}
 # Notification types of Nagios and Icinga; True: a downtime begins
 DOWNTIME_NOTICES = {"DOWNTIMESTART": True, "DOWNTIMEEND": False, "DOWNTIMECANCELLED": False, "DOWNTIMEREMOVED": False}

@@ -159,7 +159,7 @@ def _drill(options: Mapping[str, str]) -> int:
     from check_failover.config import ConfigError, load
     from check_failover.control import ControlError, ask
     from check_failover.sms import GatewayError
-    from check_failover.sms.reach import reach
+    from check_failover.sms.flush import reach
 
     try:
         config, problem = load(options["config"]), None

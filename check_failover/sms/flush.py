@@ -18,7 +18,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from check_failover import config as configuration
 from check_failover.sms import GATEWAYS, Gateway, GatewayError
@@ -270,12 +269,21 @@ def sender(config: configuration.Config) -> SmsSender:
         window=float(options.get("limit_seconds", usual.window)),
     )
     name = str(options["gateway"])
-    return SmsSender(Spool(spool_directory(config.controller.state_dir)), name, GATEWAYS[name](options), plan)
+    return SmsSender(Spool(config.controller.state_dir / "spool"), name, GATEWAYS[name](options), plan)
 
 
-def spool_directory(state_dir: Path) -> Path:
-    """The directory of a controller's spool."""
-    return state_dir / "spool"
+def reach(config: configuration.Config) -> None:
+    """Test spool and gateways with the rights of the calling user; sends nothing. Raises GatewayError."""
+    one = sender(config)
+    try:
+        one.spool.try_writing()
+    except SpoolError as error:
+        raise GatewayError(f"cannot write into the spool: {error}: is this user in its group?") from None
+    for name, gateway in one.ways:
+        try:
+            gateway.answers()
+        except GatewayError as error:
+            raise GatewayError(f"{name}: {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

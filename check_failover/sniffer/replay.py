@@ -40,10 +40,7 @@ class Replay:
         self.probes = 0
         self.monitors = [ServiceMonitor(service, self, begin) for service in config.services]
         for monitor in self.monitors:
-            self._standby_known(monitor)
-
-    def _standby_known(self, monitor: ServiceMonitor) -> None:
-        monitor.probed(Target.STANDBY, Probe(True, ANSWER, "assumed to pass"), self.now)
+            monitor.probed(Target.STANDBY, Probe(True, ANSWER, "assumed to pass"), begin)
 
     def frame(self, frame: bytes, at: float, linktype: int) -> None:
         """Feed one captured frame to the monitors."""

@@ -38,10 +38,7 @@ class Outbox:
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        path: Path | None = None,
-        on_failure: Callable[[], None] | None = None,
+        self, transport: Transport, path: Path | None = None, on_failure: Callable[[], None] | None = None
     ) -> None:
         self._transport, self._path, self._on_failure = transport, path, on_failure
         self._queue: deque[PassiveResult] = deque(_load(path))

@@ -60,13 +60,13 @@ EVERYWHERE = """
     from check_failover.admin.ctl import _parser
     from check_failover.admin.icinga2_objects import icinga2
     from check_failover.admin.objects import nagios
-    from check_failover.checks import daemons
+    from check_failover.checks import plugin
     from check_failover.config import load
     from check_failover.handlers import event, remote, sms
 
     config = load(sys.argv[1])
     print(config.controller.run_dir, config.controller.state_dir, config.monitoring["command_file"])
-    print(_parser().get_default("config"), daemons.socket_of(None, "sniffer.sock"))
+    print(_parser().get_default("config"), plugin.socket_of(None, "sniffer.sock"))
     print(event.OPTIONS["socket"], remote.OPTIONS["config"], sms.OPTIONS["config"])
     print(event.USAGE, remote.USAGE, sms.USAGE, _parser().format_help(), nagios(config), icinga2(config))
 """

@@ -25,7 +25,7 @@ class BootFile:
     def write(self, rules: str) -> bool:
         """Make ``rules`` our block, at its old place or at the end. False: it was that already."""
         content = self._read()
-        before, _, after = self._split(content)
+        before, after = self._split(content)
         if before and not before[-1].endswith(b"\n"):
             before[-1] += b"\n"
         new = b"".join([*before, BEGIN, rules.encode("ascii"), END, *after])
@@ -48,19 +48,19 @@ class BootFile:
         except OSError as error:
             raise RedirectError(f"{self.path}: cannot read: {error.strerror}: failover-redirector needs it") from None
 
-    def _split(self, content: bytes | None) -> tuple[list[bytes], list[bytes], list[bytes]]:
-        """The lines before, in and behind our block, markers left out."""
+    def _split(self, content: bytes | None) -> tuple[list[bytes], list[bytes]]:
+        """The lines before and behind our block."""
         lines = (content or b"").splitlines(keepends=True)
         begins = [i for i, line in enumerate(lines) if line.startswith(_BEGIN_MARK)]
         ends = [i for i, line in enumerate(lines) if line.startswith(_END_MARK)]
         if not begins and not ends:
-            return lines, [], []
+            return lines, []
         if len(begins) != 1 or len(ends) != 1 or begins[0] > ends[0]:
             raise RedirectError(
                 f"{self.path}: the marks of our block are damaged ({len(begins)} BEGIN, {len(ends)} END): remove these "
                 "lines and what was ours between them"
             )
-        return lines[: begins[0]], lines[begins[0] + 1 : ends[0]], lines[ends[0] + 1 :]
+        return lines[: begins[0]], lines[ends[0] + 1 :]
 
     def _replace(self, content: bytes) -> None:
         path = Path(os.path.realpath(self.path))

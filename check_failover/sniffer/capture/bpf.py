@@ -201,10 +201,4 @@ def faults_filter(sample: int = 0, port: int = 0) -> bytes:
 
 def _refusal(base: int, no: str) -> list[Instruction | str]:
     """Match a refusal behind an IP header of X bytes."""
-    return [
-        (LDXW, 0, 0, base + 4),
-        (JEQ, 0, no, 0),
-        (LDXB, 0, 0, base + 13),
-        (AND, 0, 0, 0x17),
-        (JEQ, 0, no, 0x14),
-    ]
+    return [(LDXW, 0, 0, base + 4), (JEQ, 0, no, 0), (LDXB, 0, 0, base + 13), (AND, 0, 0, 0x17), (JEQ, 0, no, 0x14)]

@@ -23,19 +23,6 @@ WINDOW = 0.5  # seconds over which the rate is measured
 class Sampling:
     """The sampling of one service, or of the refusals. ``bits`` and ``port`` are the filter's arguments."""
 
-    __slots__ = (
-        "_begun",
-        "_calm_since",
-        "_counted",
-        "_credit",
-        "_drawn_at",
-        "_frames",
-        "_ports",
-        "_ports_before",
-        "bits",
-        "port",
-    )
-
     def __init__(self, now: float) -> None:
         self.bits = self.port = 0
         self._credit = float(BURST)
