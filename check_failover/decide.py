@@ -74,6 +74,7 @@ class Situation:
     primary_passes: int = 0  # fail-back: probes passed in a row
     primary_good_for: float = 0.0  # fail-back: for how long the primary has passed its probes
     synced_back: bool | None = None  # fail-back: None if the service has no data to bring back
+    undecided: str = ""  # fail-back: what a person must decide about clients' writes before that
     why: str = ""  # the cause of the order, if it is neither a fault nor an operator
     moved_by_person: bool = False  # automatic fail-back: an operator moved the traffic to the standby
     locked: bool = False  # automatic fail-back: locked after too many fail-overs (see damping)
@@ -170,6 +171,12 @@ def _changes_left_behind(_f: Facts, p: Policy, s: Situation) -> str | None:
     if p.last_resort == "always" or s.synced_back is not False:
         return None
     return "the standby's changes were not brought back (last_resort = safe); by hand: failoverctl fail-back"
+
+
+def _not_brought_back(s: Situation) -> str | None:
+    if s.synced_back is not False:
+        return None
+    return "the standby's changes were not brought back" + (f": {s.undecided}" if s.undecided else "")
 
 
 def _in_downtime(f: Facts, p: Policy, _s: Situation) -> str | None:
@@ -272,7 +279,7 @@ FAIL_BACK: tuple[Row, ...] = (
     (
         Reason.NOT_SYNCED_BACK,
         False,
-        lambda _f, _p, s: "the standby's changes were not brought back" if s.synced_back is False else None,
+        lambda _f, _p, s: _not_brought_back(s),
     ),
     (Reason.HOLD_DOWN, False, _hold_down),
     (Reason.DOWNTIME, True, _primary_in_downtime),

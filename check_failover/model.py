@@ -167,6 +167,7 @@ class Facts:
     downtime: bool = False
     server: Target = Target.PRIMARY  # the serving server, which has the fault
     evidence: int | None = None  # the name of the sniffer's evidence for this verdict: Unix time in milliseconds
+    sync_undecided: bool = False  # both servers have clients' writes, and a person has not decided which may go
     handlers_off: bool = False  # a person switched event handlers off in the core
 
     def perfdata(self) -> str:

@@ -108,6 +108,8 @@ def _facts(facts: Facts) -> list[str]:
         lines.append(", ".join(probed))
     if facts.sync_age is not None:
         lines.append(f"the standby's data was {facts.sync_age:.0f} s old")
+    if facts.sync_undecided:
+        lines.append("each server has clients' writes that the other one lacks: see the service's sync")
     return lines
 
 

@@ -126,6 +126,11 @@ class SyncState:
     problem: Problem | None = None
     damaged: str | None = None  # why the record cannot be read
 
+    @property
+    def undecided(self) -> str:
+        """What a person must decide about clients' writes; empty: nothing."""
+        return self.problem.text if self.problem is not None and self.problem.reason in DIVIDED else ""
+
     def age(self, now: float) -> float | None:
         """The sync age at ``now`` (wall clock): seconds since the data was equal; ``None``: unknown."""
         if self.equal_at is None or self.equal_at > now + CLOCK_SLACK:
@@ -250,7 +255,9 @@ def known(state_dir: Path, service: Service, facts: Facts, now: float) -> Facts:
     if service.sync is None:
         return facts
     record = read(state_dir, service.name)
-    return replace(facts, sync_age=record.age(now), sync_running=record.blocks(now))
+    return replace(
+        facts, sync_age=record.age(now), sync_running=record.blocks(now), sync_undecided=bool(record.undecided)
+    )
 
 
 def limits(service: Service) -> tuple[float, float]:

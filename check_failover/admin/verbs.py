@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from check_failover import control
+from check_failover import control, syncstate
 from check_failover.admin import remote, reports, show
 from check_failover.admin.director import basket
 from check_failover.admin.doctor import doctor
@@ -53,6 +53,10 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
             raise FailedError(f"{service.name}: the redirector does not know it: restart failover-redirector")
         found = redirector[service.name]
         print("\n".join(show.status(service, found, sniffer.get(service.name), away, time.time())))
+        if service.sync is not None:
+            now, record = time.time(), syncstate.read(config.controller.state_dir, service.name)
+            level, text = syncstate.judge(record, now, *syncstate.limits(service))
+            print(f"  sync: {level.name}: {text}")
 
 
 def fail_over(config: Config, arguments: argparse.Namespace) -> None:

@@ -109,15 +109,19 @@ def synced(controller: Controller, service: Service, facts: Facts) -> Facts:
     return syncstate.known(controller.state_dir, service, facts, time.time())
 
 
-def synced_back(controller: Controller, service: Service, since: float | None, *, planned: bool) -> bool | None:
+def synced_back(
+    controller: Controller, service: Service, since: float | None, *, planned: bool
+) -> tuple[bool | None, str]:
     """Whether the primary has the standby's changes ``since`` the flip; None: the fail-back need not wait for them.
+
+    With it, what a person must decide about clients' writes before they can be brought back; empty: nothing.
 
     Only a ``planned`` fail-back waits for servers that replicate themselves: failover-sync cannot compare them while
     the standby fails, and replication brings the changes later.
     """
     if service.sync is None or service.sync.sync_back != "required":
-        return None
+        return None, ""
     if service.sync.method == "syncrepl" and not planned:
-        return None
+        return None, ""
     record = syncstate.read(controller.state_dir, service.name)
-    return record.brought_back(since, time.time(), service.sync.sync_back_valid)
+    return record.brought_back(since, time.time(), service.sync.sync_back_valid), record.undecided

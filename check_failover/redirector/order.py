@@ -52,6 +52,7 @@ class Order:
     primary_passes: int = 0
     primary_good_for: float = 0.0
     synced_back: bool | None = None
+    undecided: str = ""
     standby_good_for: float = 0.0
 
 
@@ -66,6 +67,7 @@ def situation(order: Order, state: ServiceState, age: float | None, now: float) 
         primary_passes=order.primary_passes,
         primary_good_for=order.primary_good_for,
         synced_back=order.synced_back,
+        undecided=order.undecided,
         why=order.why,
         moved_by_person=state.moved_by_person,
         locked=state.damping.locked,

@@ -93,7 +93,8 @@ def _data_age(service: Service, entry: JournalEntry) -> str:
     if service.sync is None or entry.to != Target.STANDBY:
         return ""
     age = None if entry.facts is None else entry.facts.sync_age
-    return " (data never in step)" if age is None else f" (data {duration(age)} old)"
+    undecided = ", not all writes" if entry.facts is not None and entry.facts.sync_undecided else ""
+    return f" (data never in step{undecided})" if age is None else f" (data {duration(age)} old{undecided})"
 
 
 def _checklist(service: Service, status: ServiceStatus) -> list[str]:

@@ -188,12 +188,14 @@ class RedirectorRequests:
     def _with_primary(self, order: Order, primary_ok: bool | None, health: dict[str, Any]) -> Order:
         """The order with the facts that its checklist needs about the primary."""
         since, planned = self._steering.since(order.service.name), order.verb != "fail-over"
+        back, undecided = inquiry.synced_back(self._controller, order.service, since, planned=planned)
         return replace(
             order,
             primary_ok=primary_ok,
             primary_passes=int(health.get("passes") or 0),
             primary_good_for=float(health.get("good_for") or 0.0),
-            synced_back=inquiry.synced_back(self._controller, order.service, since, planned=planned),
+            synced_back=back,
+            undecided=undecided,
         )
 
     # ------------------------------------------------------------ every few seconds

@@ -46,3 +46,5 @@ def test_the_datas_age_after_a_fail_over_and_after_a_refusal(tmp_path: Path, fli
     assert ("(data never in step): x" if age is None else "(data 7 s old): x") in text
     assert parts(text) == 1
     assert "data" not in outcome(plain, entry)
+    entry = replace(entry, facts=Facts(sync_age=age, sync_undecided=True))
+    assert "not all writes): x" in told("CRITICAL", outcome(synced, entry))
