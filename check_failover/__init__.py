@@ -29,14 +29,14 @@ A package for each process; they communicate through ``control`` only:
 - ``pair``        two controllers: each follows the other's targets
 
 Packages that serve these and never import one another: ``checks`` (probes and plugins), ``transports`` (results to the
-core), ``sms`` (texts). Each has a literal dict as registry: a new entry is one module, one line, and the places that
+core), ``sms`` (spool, gateways). Each has a literal dict as registry: a new entry is one module, one line, and the places that
 the registry's docstring lists.
 
 The path of a fault::
 
     frame -> capture -> stage 1 -> suspicion -> probes -> verdict -> transport -> Nagios/Icinga
     Nagios/Icinga -> failover_event -> redirector socket -> decide -> flip, read back, repair -> journal -> "redirect"
-    Nagios/Icinga -> failover_sms -> spool -> gateway
+    Nagios/Icinga -> failover_sms (handlers.sms writes the text) -> spool -> gateway
 """
 
 __version__ = "0.1.0"

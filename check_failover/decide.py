@@ -111,7 +111,7 @@ def _not_confirmed(f: Facts, _p: Policy, _s: Situation) -> str | None:
 
 
 def _lossy(f: Facts) -> bool:
-    """Loss and error shares: two of three failed probes are enough."""
+    """Retransmissions and error shares: one probe may pass by chance, two thirds failed are enough."""
     return f.detector is not None and f.detector.lossy and 3 * f.probes_failed >= 2 * f.probes
 
 
@@ -248,7 +248,7 @@ LAST_RESORT: tuple[Row, ...] = (
     (Reason.FLAPPING, True, lambda _f, p, s: _flapping(s.primary_good_for, p, s, Target.PRIMARY)),
 )
 
-# Planned work: the primary is healthy, so a drain can wait where a fail-over would accept a disadvantage.
+# Planned work: the primary is healthy, so a drain waits for the hold-down and for fresh data.
 DRAIN: tuple[Row, ...] = (
     _ON_STANDBY,
     _HOLD,
@@ -285,7 +285,7 @@ FAIL_BACK: tuple[Row, ...] = (
     (Reason.DOWNTIME, True, _primary_in_downtime),
 )
 
-# Automatic fail-back (``auto_fail_back``): the conditions of a manual one, and those that only an operator may lift.
+# Automatic fail-back (``auto_fail_back``): three refusals of its own, then the conditions of a manual one.
 AUTO_FAIL_BACK: tuple[Row, ...] = (
     (Reason.SHADOW, False, _SHADOW[2]),
     (

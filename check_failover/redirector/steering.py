@@ -159,7 +159,7 @@ class Steering:
         return entry
 
     def _make_stand(self, order: Order, reason: str) -> None:
-        """Make a refused automatic fail-over stand; where it is pending, the sniffer's next evidence retries it."""
+        """Remember a refused automatic fail-over: as pending where fresh facts of the sniffer may lift the refusal."""
         if order.verb != "fail-over" or order.manual:
             return
         name = order.service.name
@@ -315,7 +315,7 @@ class Steering:
         return entry.flipped
 
     def forget(self, name: str, client: str, port: int, *, reads: bool) -> bool:
-        """Drop one unreplied entry of a client, which only ``reads``. Raises RedirectError, StateError."""
+        """Forget one unanswered connection, for a rescue; ``reads``: the client cannot write, so nothing is recorded."""
 
         def forget() -> bool:
             return self._redirect.forget(self._services[name], client, port)

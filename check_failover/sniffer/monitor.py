@@ -25,11 +25,11 @@ from check_failover.sniffer.stage1.traffic import TrafficMonitor
 HEARTBEAT = 60.0  # seconds between two results of an unchanged state
 RECHECK_INTERVAL = 1.0  # seconds between two investigations of a failed server
 IDLE_PROBE_INTERVAL = 30.0  # seconds between two probes of the server that has no traffic
-URGENT_PROBE_INTERVAL = 3.0  # the same while the standby serves, or is not known to be well
+URGENT_PROBE_INTERVAL = 3.0  # the same while the standby serves, or its last probe failed
 MIN_INTERVAL = 1.0  # seconds between two investigations that suspicions start
 FACTS_INTERVAL = 5.0  # seconds until unchanged facts are sent again
 DROPS_SETTLE = 2.0  # seconds without a dropped packet until the sniffer trusts the capture again
-_ONE_SHOT = frozenset({Detector.REFUSED, Detector.ERROR_SHARE})  # these may not repeat their suspicion, so it is kept
+_ONE_SHOT = frozenset({Detector.REFUSED, Detector.ERROR_SHARE})  # these might suspect once only, so it is kept
 _TOO_SOON = "too soon after the last investigation"
 
 
@@ -67,7 +67,7 @@ class ServiceMonitor:
         self._verdict: Verdict | None = None
         self._suspicion: Suspicion | None = None
         self._pending: Suspicion | None = None  # came too soon after the last investigation
-        self._failed_at = now  # the first failed verdict of those that stand
+        self._failed_at = now  # when the present run of failed verdicts began
         self._was_failed = False  # the condition before the monitor became blind
         self._probe_fault: str | None = None  # why the last investigation reached no verdict
         self._next_investigation = now
@@ -204,7 +204,7 @@ class ServiceMonitor:
     def _probe(self, target: Target, now: float) -> None:
         """Probe with a timeout of max(200 ms, 10 * p99 of the traffic, 4 * median probe), at most the configured one.
 
-        The standby's probes show how long a probe takes before a probe of the primary decides anything.
+        500 ms while no p99 is known. The median counts both servers: the standby's probes have measured it already.
         """
         self.health[target].probe_started = now
         usual = self.traffic.usual()

@@ -149,6 +149,7 @@ def _packets(service: Service) -> list[str]:
         rules += [
             # A new connection on a port used before: no refusal, the next SYN comes after the sweep.
             f"{ip} daddr . tcp dport @dead_{name} tcp flags & (syn | ack | rst) == syn drop",
+            # Stranded clients: whatever they send to the dead server is answered with a RST, until the sweep.
             f"{ip} daddr . tcp dport @dead_{name} reject with tcp reset",
             f"{ip} saddr . tcp sport @withheld_{name} tcp flags & (rst | ack) == rst | ack tcp sequence 0 "
             f"counter name refusals_{name} drop",

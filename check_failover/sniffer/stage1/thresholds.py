@@ -7,6 +7,7 @@ from collections import deque
 KNOWN = 100  # replies of an operation until its p99 counts
 UNKNOWN_WAIT = 0.3  # seconds until then
 MIN_WAIT = 0.1  # seconds
+TIMES_P99 = 4  # a request without a reply is suspicious after so many times the usual longest reply
 MANY = 10  # requests in a row without a reply: not all of these can be slow ones
 ENCRYPTED_WAIT = 2.0  # seconds: the operation is not visible
 SYN_MIN, SYN_MAX = 0.1, 0.5  # seconds
@@ -55,7 +56,7 @@ class ReplyTimes:
         """
         if self.count < KNOWN:
             return UNKNOWN_WAIT  # the maximum of a few replies is no estimate: one slow reply would hide a fault
-        return max(MIN_WAIT, 4 * (self._p50 if self.unanswered_run >= MANY else self._p99))
+        return max(MIN_WAIT, TIMES_P99 * (self._p50 if self.unanswered_run >= MANY else self._p99))
 
 
 class RoundTrip:
