@@ -29,8 +29,8 @@ A package for each process; they communicate through ``control`` only:
 - ``pair``        two controllers: each follows the other's targets
 
 Packages that serve these and never import one another: ``checks`` (probes and plugins), ``transports`` (results to the
-core), ``sms`` (spool, gateways). Each has a literal dict as registry: a new entry is one module, one line, and the places that
-the registry's docstring lists.
+core), ``sms`` (spool, gateways). Each has a literal dict as registry: a new entry is one module, one line, and the
+places that the registry's docstring lists.
 
 The path of a fault::
 

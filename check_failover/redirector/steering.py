@@ -315,7 +315,7 @@ class Steering:
         return entry.flipped
 
     def forget(self, name: str, client: str, port: int, *, reads: bool) -> bool:
-        """Forget one unanswered connection, for a rescue; ``reads``: the client cannot write, so nothing is recorded."""
+        """Forget one unanswered connection, for a rescue; ``reads``: the client cannot write, nothing is recorded."""
 
         def forget() -> bool:
             return self._redirect.forget(self._services[name], client, port)

@@ -1,4 +1,4 @@
 """Stage 1: packets in, suspicion out. Pure: standard library only, no I/O, time is an argument.
 
-Reading order: ``traffic``, ``detectors``, ``flowtable``, ``flows``, ``dialects``.
+Reading order: ``traffic``, ``detectors``, ``thresholds``, ``flowtable``, ``flows``, ``dialects``.
 """
