@@ -169,8 +169,6 @@ class DrillRun:
             )
         return "everybody else stays on the primary"
 
-    # ------------------------------------------------------------ helpers
-
     def _until(self, true: Callable[[DrillStatus], bool], patience: float, what: str) -> DrillStatus:
         end = time.monotonic() + patience
         while True:

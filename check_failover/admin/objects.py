@@ -28,7 +28,7 @@ class ObjectsError(Exception):
 def nagios(config: Config, *, templates: bool = True) -> str:
     """The whole text. ``templates`` False: services only, for a site that includes the template files itself."""
     head = f"# Made by: failoverctl nagios-config --config {config.path}\n"
-    parts = [_file(name, config) for name in FILES] if templates else []
+    parts = [with_paths(read_template("nagios4", name), config) for name in FILES] if templates else []
     parts.append(_block("contact", {"use": "failover-drill-contact", "contact_name": "failover-drill"}))
     if any(service.policy.downtime == "drain" for service in config.services):
         parts.append(_block("contact", {"use": "failover-downtime-contact", "contact_name": "failover-downtime"}))
@@ -57,10 +57,6 @@ def read_template(core: str, name: str) -> str:
             except OSError as error:
                 raise ObjectsError(f"{path}: cannot read: {error.strerror}") from None
     raise ObjectsError(f"{installed}: missing: install check_failover again")
-
-
-def _file(name: str, config: Config) -> str:
-    return with_paths(read_template("nagios4", name), config)
 
 
 def with_paths(text: str, config: Config) -> str:
@@ -106,15 +102,8 @@ def _plugin(service: Service, name: str) -> str:
 
 
 def _define(service: Service, suffix: str, directives: Mapping[str, str]) -> str:
-    return _block(
-        "service",
-        {
-            "use": f"failover-{suffix}",
-            "host_name": service.host,
-            "service_description": f"{service.name} {suffix}",
-            **directives,
-        },
-    )
+    head = {"use": f"failover-{suffix}", "host_name": service.host, "service_description": f"{service.name} {suffix}"}
+    return _block("service", {**head, **directives})
 
 
 def _dependency(service: Service) -> str:

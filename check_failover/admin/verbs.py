@@ -164,9 +164,6 @@ def remote_config(config: Config, arguments: argparse.Namespace) -> None:
     print(remote.lines(config, arguments.way, arguments.on, site))
 
 
-# ---------------------------------------------------------------- helpers
-
-
 def _chosen(config: Config, name: str | None) -> tuple[Service, ...]:
     return config.services if name is None else (config.service(name),)
 

@@ -89,9 +89,6 @@ def _expected(query: dns.message.Message, options: Mapping[str, object]) -> dns.
         raise ProbeError(f"expect: {options['expect']!r} is no {kind_name} record: {error}") from None
 
 
-# ---------------------------------------------------------------- sockets
-
-
 def _over_udp(server: Endpoint, query: bytes, end: float) -> bytes:
     """The reply to ``query``; by TCP when it does not fit into a datagram."""
     wrong_ids = 0
@@ -131,9 +128,6 @@ def _exactly(sock: socket.socket, count: int, end: float) -> bytes:
             raise _WrongError("closed the connection without a whole answer")
         data += chunk
     return data
-
-
-# ---------------------------------------------------------------- the answer
 
 
 def _judge(query: dns.message.Message, wire: bytes, rcode: dns.rcode.Rcode, expect: dns.rdata.Rdata | None) -> str:

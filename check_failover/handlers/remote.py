@@ -52,9 +52,7 @@ WORDS: dict[str, tuple[tuple[str, str], ...]] = {
     "fail-back": (("service", NAME), ("state", STATE), ("state-type", TYPE)),
     "drill": (("service", NAME), ("state", STATE), ("state-type", TYPE)),
     "notice": (("notice", NOTICE), ("host", HOST)),
-    "traffic": (("service", NAME),),
-    "redirect": (("service", NAME),),
-    "sync": (("service", NAME),),
+    **dict.fromkeys(("traffic", "redirect", "sync"), (("service", NAME),)),
     "probe": (("service", NAME), ("target", TARGET)),
 }  # fmt: skip
 # verb -> option that takes the rest of the command as one text

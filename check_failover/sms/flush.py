@@ -106,8 +106,6 @@ class SmsSender:
     def _waiting(self) -> list[Text]:
         return [text for text in self.spool.pending() if text.key not in self._gone]
 
-    # ------------------------------------------------------------ one pass
-
     def _send_all(self, waiting: Sequence[Text]) -> bool:
         """Try each text once, within the rate limit; a gateway that fails is skipped for the other texts.
 
@@ -167,8 +165,6 @@ class SmsSender:
             self._settle(replace(text, gateway=DIGESTED, sent_at=now, problem=""), SENT)
             self.spool.log(number=number, text=text.text, gateway=DIGESTED, key=text.key)
         return made
-
-    # ------------------------------------------------------------ one text
 
     def send(self, text: Text, down: set[str]) -> None:
         """Try the gateways of this text's turn, except those in ``down``; a gateway that fails is added to ``down``."""

@@ -85,7 +85,7 @@ class Spool:
 
     def put(self, text: Text) -> bool:
         """Store a text; False if it already waits, or was sent within its window. Raises SpoolError."""
-        try:
+        with self._faults():
             self._make()
             if self._already_sent(text):
                 return False
@@ -97,17 +97,13 @@ class Spool:
             finally:
                 new.unlink()
             self._sync(QUEUE)
-        except OSError as error:
-            raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
         return True
 
     def try_writing(self) -> None:
         """Write a file and remove it again. Raises SpoolError if the spool cannot store a text."""
-        try:
+        with self._faults():
             self._make()
             self._write(Text(key="", number="", text="", at=0.0), QUEUE).unlink()
-        except OSError as error:
-            raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
 
     def pending(self, folder: str = QUEUE, since: float = 0.0) -> list[Text]:
         """The texts in a folder (``since`` a Unix time), oldest first; damaged files are moved to ``failed``.
@@ -115,7 +111,7 @@ class Spool:
         Raises SpoolError.
         """
         found = []
-        try:
+        with self._faults():
             for path in self._files(folder):
                 if since and _changed(path) < since:
                     continue
@@ -126,8 +122,6 @@ class Spool:
                 except ValueError as error:
                     self.log(problem=f"{path.name}: damaged: {error}")
                     path.replace(self.directory / FAILED / path.name)
-        except OSError as error:
-            raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
         return sorted(found, key=lambda text: text.at)
 
     def update(self, text: Text) -> None:
@@ -144,7 +138,7 @@ class Spool:
 
     def settle(self, text: Text, folder: str, source: str = QUEUE) -> None:
         """Move a text from one folder to another. Raises SpoolError."""
-        try:
+        with self._faults():
             try:
                 self._write(text, folder).replace(self._path(folder, text))
                 self._path(source, text).unlink(missing_ok=True)
@@ -152,15 +146,11 @@ class Spool:
                 self._path(source, text).replace(self._path(folder, text))
                 os.utime(self._path(folder, text))
             self._sync(folder)
-        except OSError as error:
-            raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
 
     def count(self, folder: str, since: float = 0.0) -> int:
         """How many texts are in a folder (``since`` a Unix time), damaged ones included. Raises SpoolError."""
-        try:
+        with self._faults():
             return sum(not since or _changed(path) >= since for path in self._files(folder))
-        except OSError as error:
-            raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
@@ -199,7 +189,13 @@ class Spool:
                 _for_group(file.fileno())
                 file.write(line)
 
-    # ------------------------------------------------------------ files
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Report a file's error as SpoolError."""
+        try:
+            yield
+        except OSError as error:
+            raise SpoolError(f"{self.directory}: {error.strerror or error}") from None
 
     def _path(self, folder: str, text: Text) -> Path:
         return self.directory / folder / f"{text.key}.json"

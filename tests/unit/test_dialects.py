@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from check_failover.sniffer.stage1.dialects import ALL, ANY, GIVEN_UP, UNREADABLE, Dialect, Reply, dialect_for
+from check_failover.sniffer.stage1.dialects import dialect_for
 from check_failover.sniffer.stage1.dialects.dns import Dns
 from check_failover.sniffer.stage1.dialects.generic import Generic
 from check_failover.sniffer.stage1.dialects.http import Http
 from check_failover.sniffer.stage1.dialects.ldap import Ldap
+from check_failover.sniffer.stage1.dialects.messages import ALL, ANY, GIVEN_UP, UNREADABLE, Dialect, Reply
 from check_failover.sniffer.stage1.dialects.stream import MAX_HEADER
 from check_failover.sniffer.stage1.flows import Flow
 from tests.unit import packets as made

@@ -61,24 +61,16 @@ def clients_filter(service: Service, sample: int = 0, port: int = 0, *, leaving:
     """
     proto = _TCP if service.protocol == "tcp" else _UDP
     program: list[Instruction | str] = []
-    for base, vlan in ((14, False), (18, True)):
-        program += _link(base, vlan, service.address.family, "next" if not vlan else "no")
-        parts = _v4 if service.address.family == 4 else _v6
-        for row in parts(service, proto, base, (sample, port)):
+    kind, parts = (_IPV4, _v4) if service.address.family == 4 else (_IPV6, _v6)
+    for base, no in ((14, "next"), (18, "no")):  # without and with a VLAN tag
+        if base == 18:
+            program += ["next", (LDH, 0, 0, 12), (JEQ, 0, no, _VLAN)]
+        program += [(LDH, 0, 0, base - 2), (JEQ, 0, no, kind)]
+        for row in parts(service, proto, base, no, (sample, port)):
             program.append(row)
             if row == f"source{base}" and leaving:
-                program += [(LDB, 0, 0, PACKET_TYPE), (JEQ, 0, "next" if not vlan else "no", _OUTGOING)]
-        if not vlan:
-            program.append("next")
+                program += [(LDB, 0, 0, PACKET_TYPE), (JEQ, 0, no, _OUTGOING)]
     return assemble([*program, "no", (RET, 0, 0, 0)])
-
-
-def _link(base: int, vlan: bool, family: int, no: str) -> list[Instruction | str]:
-    kind = _IPV4 if family == 4 else _IPV6
-    rows: list[Instruction | str] = []
-    if vlan:
-        rows += [(LDH, 0, 0, 12), (JEQ, 0, no, _VLAN)]
-    return [*rows, (LDH, 0, 0, base - 2), (JEQ, 0, no, kind)]
 
 
 def _keep(sample: Sample, load: Instruction) -> list[Instruction | str]:
@@ -91,10 +83,9 @@ def _keep(sample: Sample, load: Instruction) -> list[Instruction | str]:
     return [load, (RSH, 0, 0, 4), (AND, 0, 0, mask), (JEQ, 0, "no", port >> 4 & mask), accept]
 
 
-def _v4(service: Service, proto: int, base: int, sample: Sample) -> list[Instruction | str]:
+def _v4(service: Service, proto: int, base: int, no: str, sample: Sample) -> list[Instruction | str]:
     address = int.from_bytes(service.address.packed, "big")
     port, tag = service.address.port, str(base)
-    no = "next" if base == 14 else "no"
     return [
         (LDB, 0, 0, base + 9),
         (JEQ, 0, no, proto),
@@ -115,9 +106,8 @@ def _v4(service: Service, proto: int, base: int, sample: Sample) -> list[Instruc
     ]
 
 
-def _v6(service: Service, proto: int, base: int, sample: Sample) -> list[Instruction | str]:
+def _v6(service: Service, proto: int, base: int, no: str, sample: Sample) -> list[Instruction | str]:
     packed, port, tag = service.address.packed, service.address.port, str(base)
-    no = "next" if base == 14 else "no"
     words = [int.from_bytes(packed[i : i + 4], "big") for i in range(0, 16, 4)]
     rows = [*_extensions(proto, base, no), f"ports{tag}"]
     for i, word in enumerate(words):

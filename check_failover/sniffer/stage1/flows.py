@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import NamedTuple
 
-from check_failover.sniffer.stage1.dialects import ALL, ANY, GIVEN_UP, Dialect, Reply
+from check_failover.sniffer.stage1.dialects.messages import ALL, ANY, GIVEN_UP, Dialect, Reply
 
 MAX_OPEN = 256  # open requests of one flow; further ones of a client that reads no replies are not tracked
 WINDOW = 0.8  # seconds in which retransmissions count (Blink, NSDI 2019)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from check_failover.sniffer.stage1.dialects import ALL, Dialect
+from check_failover.sniffer.stage1.dialects.messages import ALL, Dialect
 from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, StalledFlows
 from check_failover.sniffer.stage1.packet import RST, SYN, TCP, UDP, Packet
 

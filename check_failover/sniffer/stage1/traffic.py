@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from check_failover.model import Detector, Service, Suspicion, TrafficStats
 from check_failover.sniffer.stage1.detectors import NEVER, RECENT, Detectors
-from check_failover.sniffer.stage1.dialects import ALL, UNREADABLE, dialect_for
+from check_failover.sniffer.stage1.dialects import dialect_for
+from check_failover.sniffer.stage1.dialects.messages import ALL, UNREADABLE
 from check_failover.sniffer.stage1.flows import Flow, FlowKey, Request
 from check_failover.sniffer.stage1.flowtable import FlowTable
 from check_failover.sniffer.stage1.packet import ACK, FIN, RST, SYN, TCP, UDP, Packet

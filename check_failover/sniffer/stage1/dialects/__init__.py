@@ -14,77 +14,22 @@ client only reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
 
 from check_failover.model import Service
+from check_failover.sniffer.stage1.dialects.dns import Dns, is_query
+from check_failover.sniffer.stage1.dialects.generic import Generic
+from check_failover.sniffer.stage1.dialects.http import Http
+from check_failover.sniffer.stage1.dialects.ldap import Ldap
+from check_failover.sniffer.stage1.dialects.messages import Dialect
 
-
-class Reply(NamedTuple):
-    """``key`` names the request (or ANY, ALL); ``final``: the reply is complete; ``error``: the server has a fault.
-
-    ALL and not final: the server sends bytes that cannot be parsed, so no open request counts as evidence.
-    """
-
-    key: Hashable
-    final: bool
-    error: bool
-
-
-ANY = "any"  # the oldest open request
-ALL = "all"  # every open request
-GIVEN_UP = "given up"  # an operation: the client no longer waits for this key (or ALL)
-UNREADABLE = Reply(ALL, False, False)
-
-
-class Dialect(Protocol):
-    """See the module. ``encrypted``: the requests of this connection are not visible."""
-
-    encrypted: bool
-
-    def request(self, data: bytes, missing: int) -> list[tuple[Hashable, str]]: ...
-
-    def reply(self, data: bytes, missing: int) -> list[Reply]: ...
-
-    def resync(self, from_client: bool) -> None: ...
-
-
-def _ldap(_udp: bool) -> Dialect:
-    from check_failover.sniffer.stage1.dialects.ldap import Ldap
-
-    return Ldap()
-
-
-def _dns(udp: bool) -> Dialect:
-    from check_failover.sniffer.stage1.dialects.dns import Dns
-
-    return Dns(udp)
-
-
-def _http(_udp: bool) -> Dialect:
-    from check_failover.sniffer.stage1.dialects.http import Http
-
-    return Http()
-
-
-def _generic(_udp: bool) -> Dialect:
-    from check_failover.sniffer.stage1.dialects.generic import Generic
-
-    return Generic(encrypted=False)
-
-
-def _encrypted(_udp: bool) -> Dialect:
-    from check_failover.sniffer.stage1.dialects.generic import Generic
-
-    return Generic(encrypted=True)
-
-
+# name -> constructor; its argument: whether the service uses UDP
 DIALECTS: dict[str, Callable[[bool], Dialect]] = {
-    "ldap": _ldap,
-    "dns": _dns,
-    "http": _http,
-    "generic": _generic,
-    "encrypted": _encrypted,
+    "ldap": lambda _udp: Ldap(),
+    "dns": Dns,
+    "http": lambda _udp: Http(),
+    "generic": lambda _udp: Generic(encrypted=False),
+    "encrypted": lambda _udp: Generic(encrypted=True),
 }
 
 
@@ -99,19 +44,13 @@ def _name(service: Service) -> str:
 
 def dialect_for(service: Service) -> Callable[[], Dialect]:
     """The constructor of a service's dialect: the configured one, else the one of its check type."""
-    make = DIALECTS.get(_name(service), _generic)
+    make = DIALECTS.get(_name(service), DIALECTS["generic"])
     udp = service.protocol == "udp"
     return lambda: make(udp)
 
 
-def _dns_reads(first: bytes, udp: bool) -> bool:
-    from check_failover.sniffer.stage1.dialects.dns import is_query
-
-    return not udp or is_query(first)
-
-
 # Whether a first packet opens a session that only reads. It has the session's request over UDP; a SYN has none.
-READS: dict[str, Callable[[bytes, bool], bool]] = {"dns": _dns_reads}
+READS: dict[str, Callable[[bytes, bool], bool]] = {"dns": lambda first, udp: not udp or is_query(first)}
 
 
 def only_reads(service: Service, first: bytes) -> bool:

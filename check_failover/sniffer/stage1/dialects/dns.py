@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from check_failover.sniffer.stage1.dialects import UNREADABLE, Reply
+from check_failover.sniffer.stage1.dialects.messages import UNREADABLE, Reply
 from check_failover.sniffer.stage1.dialects.stream import NotAMessageError, Stream
 
 FAULT_CODES = frozenset({2, 5})  # SERVFAIL, REFUSED (RFC 1035, 4.1.1)

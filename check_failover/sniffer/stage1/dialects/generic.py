@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from check_failover.sniffer.stage1.dialects import ALL, Reply
+from check_failover.sniffer.stage1.dialects.messages import ALL, Reply
 
 _BYTES: list[tuple[Hashable, str]] = [("bytes", "bytes")]
 _ENCRYPTED: list[tuple[Hashable, str]] = [("bytes", "encrypted")]

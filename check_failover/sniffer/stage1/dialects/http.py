@@ -12,7 +12,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Hashable
 
-from check_failover.sniffer.stage1.dialects import ALL, ANY, UNREADABLE, Reply
+from check_failover.sniffer.stage1.dialects.messages import ALL, ANY, UNREADABLE, Reply
 
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH ")
 _REQUEST = re.compile(rb"(GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH) [^\r\n ]")

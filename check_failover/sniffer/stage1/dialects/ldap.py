@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from check_failover.sniffer.stage1.dialects import ALL, GIVEN_UP, UNREADABLE, Reply
+from check_failover.sniffer.stage1.dialects.messages import ALL, GIVEN_UP, UNREADABLE, Reply
 from check_failover.sniffer.stage1.dialects.stream import NotAMessageError, Stream
 
 OPERATIONS = {
