@@ -30,6 +30,12 @@ READ, WRITE, EXECUTE = 4, 2, 1
 PATH = "/sbin:/usr/sbin:/bin:/usr/bin"  # of the system's own programs
 LOOK_TIMEOUT = 0.9  # seconds for each daemon's status: the doctor answers within 2 s even if both hang
 COMMAND_LIMIT = 10.0  # seconds for one external program
+_BSD = {
+    "order": "service {daemon} {verb}",
+    "state": "install -d, see nagios-conf/freebsd/README.md, section 2",
+    "reach": "take the daemon's user into the file's group",
+    "verify": "nagios -v",
+}
 # prefix of sys.platform -> task -> instruction
 INSTRUCTIONS = {
     "linux": {
@@ -41,21 +47,15 @@ INSTRUCTIONS = {
         "verify": "nagios4 -v",
     },
     "freebsd": {
-        "order": "service {daemon} {verb}",
         "member": "pw groupmod {group} -m {user}",
         "group": "pw groupadd {group}",
-        "state": "install -d, see nagios-conf/freebsd/README.md, section 2",
-        "reach": "take the daemon's user into the file's group",
-        "verify": "nagios -v",
+        **_BSD,
         "devices": "add path 'bpf*' mode 0660 group check_failover in /etc/devfs.rules, service devfs restart",
     },
     "netbsd": {
-        "order": "service {daemon} {verb}",
+        **_BSD,
         "member": "usermod -G {group} {user}",
         "group": "groupadd {group}",
-        "state": "install -d, see nagios-conf/freebsd/README.md, section 2",
-        "reach": "take the daemon's user into the file's group",
-        "verify": "nagios -v",
         "devices": "chgrp check_failover /dev/bpf && chmod 660 /dev/bpf",
     },
 }

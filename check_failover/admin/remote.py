@@ -26,11 +26,10 @@ NOTICES = ("DOWNTIMESTART", "DOWNTIMEEND", "DOWNTIMECANCELLED")
 OWN_RESULT = "OK: on the primary"
 IN_DOWNTIME = "$$(($SERVICEDOWNTIME$ + $HOSTDOWNTIME$ > 0))"  # Nagios's shell computes 0 or 1
 
+CHECKS = ("traffic", "redirect", "sync")  # that need the controller's sockets or records
 # command of nagios-conf/nagios4/commands.cfg -> its replacement over NRPE
 NRPE = {
-    "check_failover_traffic": "{nrpe} -c failover_$ARG1$_traffic",
-    "check_failover_redirect": "{nrpe} -c failover_$ARG1$_redirect",
-    "check_failover_sync": "{nrpe} -c failover_$ARG1$_sync",
+    **{f"check_failover_{check}": f"{{nrpe}} -c failover_$ARG1$_{check}" for check in CHECKS},
     "check_failover_event": f"{{nrpe}} -c failover_$ARG1$_$SERVICESTATE$_$SERVICESTATETYPE$_{IN_DOWNTIME}",
     "check_failover_event_own_check": f"{{nrpe}} -c failover_$ARG1$_$SERVICESTATE$_$SERVICESTATETYPE$_{IN_DOWNTIME}",
     "check_failover_event_fail_back": f"echo '$SERVICEOUTPUT$' | grep -q '^{OWN_RESULT}' || "
@@ -42,9 +41,7 @@ NRPE = {
 }
 # the same over ssh: see check_failover/handlers/remote.py
 SSH = {
-    "check_failover_traffic": "{ssh} traffic $ARG1$",
-    "check_failover_redirect": "{ssh} redirect $ARG1$",
-    "check_failover_sync": "{ssh} sync $ARG1$",
+    **{f"check_failover_{check}": f"{{ssh}} {check} $ARG1$" for check in CHECKS},
     "check_failover_event": "{ssh} event $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ $SERVICEDOWNTIME$ $HOSTDOWNTIME$",
     "check_failover_event_own_check": "{ssh} event $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ $SERVICEDOWNTIME$ "
     "$HOSTDOWNTIME$",

@@ -18,7 +18,7 @@ def status(
 ) -> list[str]:
     """One service: a summary line, then the details."""
     lines = [f"{service.name}: {redirect.state.name}: {redirect.text}"]
-    lines.append(f"  {service.protocol} {service.address} -> {redirect.target} {_server(service, redirect)}")
+    lines.append(f"  {service.protocol} {service.address} -> {redirect.target} {service.server(redirect.target)}")
     if service.policy.shadow:
         lines.append("  mode: shadow: decides and reports, never flips")
     if redirect.hold is not None:
@@ -53,10 +53,6 @@ def _automatic(how: AutoFailBack | None) -> list[str]:
     if how.moved_by_person:
         word = "not after a person's order"
     return [f"  automatic fail-back: {word}; penalty {how.penalty}, locks at {SUPPRESS:.0f}"]
-
-
-def _server(service: Service, redirect: ServiceStatus) -> str:
-    return str(service.standby if redirect.target is Target.STANDBY else service.primary)
 
 
 def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:

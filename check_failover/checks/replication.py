@@ -7,20 +7,18 @@ yet the lag: after an hour without changes it is one hour while the newest chang
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import ldap3
 
 from check_failover.checks import ProbeError
 from check_failover.checks.ldap import _bound, _close, _connection, _FailedError, _reason, _result_text, _set_timeout
-from check_failover.model import Endpoint, Service, Target
-
-T = TypeVar("T")
+from check_failover.model import Service, Target
 
 GRACE = 1.0  # seconds in which a replica may catch up before it counts as behind
 _PAGE, _PAGED = 1000, "1.2.840.113556.1.4.319"  # entries at a time (RFC 2696)
@@ -81,8 +79,7 @@ def parse(values: list[str]) -> dict[str, float]:
 
 def context_csn(service: Service, target: Target, end: float) -> dict[str, float]:
     """A server's contextCSN as Unix time per server id; empty without contextCSN. Raises QueryError, ProbeError."""
-
-    def ask(connection: ldap3.Connection) -> dict[str, float]:
+    with _connected(service, target, end) as connection:
         base = str(service.check.options["base"])
         connection.search(base, "(objectClass=*)", search_scope=ldap3.BASE, attributes=["contextCSN"])
         if connection.result.get("result") == _NO_SUCH_OBJECT:
@@ -92,15 +89,12 @@ def context_csn(service: Service, target: Target, end: float) -> dict[str, float
         rows = [row["raw_attributes"] for row in connection.response or () if row.get("type") == "searchResEntry"]
         return parse([value.decode("ascii", "replace") for row in rows for value in row.get("contextCSN", ())])
 
-    return _with_connection(service, target, end, ask)
-
 
 def count_entries(service: Service, target: Target, end: float) -> int | None:
     """The visible entries below the base; None where the server's size limit forbids to count them."""
-
-    def ask(connection: ldap3.Connection) -> int | None:
-        base, cookie = str(service.check.options["base"]), None
-        found: int = 0
+    base, cookie = str(service.check.options["base"]), None
+    found: int = 0
+    with _connected(service, target, end) as connection:
         while True:
             _set_timeout(connection, end)
             connection.search(
@@ -123,17 +117,15 @@ def count_entries(service: Service, target: Target, end: float) -> int | None:
             if not cookie:
                 return found
 
-    return _with_connection(service, target, end, ask)
 
-
-def _with_connection(service: Service, target: Target, end: float, ask: Callable[[ldap3.Connection], T]) -> T:
-    """Connect like the service's probe and call ``ask``."""
-    server: Endpoint = service.server(target)
+@contextlib.contextmanager
+def _connected(service: Service, target: Target, end: float) -> Iterator[ldap3.Connection]:
+    """A connection like that of the service's probe, for the time of the block. Raises QueryError, ProbeError."""
     options = service.check.options
-    connection = _connection(server, options, max(0.1, end - time.monotonic()))
+    connection = _connection(service.server(target), options, max(0.1, end - time.monotonic()))
     try:
         with _bound(connection, options, end):
-            return ask(connection)
+            yield connection
     except (QueryError, ProbeError):
         raise
     except _FailedError as error:

@@ -113,9 +113,8 @@ class SmsSender:
         False: a gateway failed temporarily.
         """
         down: set[str] = set()
-        order = [
-            text for text in sorted(waiting, key=lambda text: (text.attempts, text.at)) if not self._needless(text)
-        ]
+        first = sorted(waiting, key=lambda text: (text.attempts, text.at))
+        order = [text for text in first if text.unconfirmed or not self.spool.needless(text)]
         now, rest = self._room(order)
         for text in now:
             self.send(text, down)
@@ -123,9 +122,6 @@ class SmsSender:
             if not down:
                 self.send(self._digest(held), down)
         return not down
-
-    def _needless(self, text: Text) -> bool:
-        return not text.unconfirmed and self.spool.needless(text)
 
     def _room(self, order: Sequence[Text]) -> tuple[list[Text], dict[str, list[Text]]]:
         """The texts to send now, and by number the texts that a digest in the last free place replaces."""

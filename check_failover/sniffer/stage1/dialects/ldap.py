@@ -49,9 +49,7 @@ class Ldap:
         self._tls: int | None = None
 
     def request(self, data: bytes, missing: int) -> list[tuple[Hashable, str]]:
-        if self.encrypted:
-            return [("bytes", "encrypted")]
-        if data[:2] == b"\x16\x03":  # a TLS record: ldaps, or a capture that began after StartTLS
+        if self.encrypted or data[:2] == b"\x16\x03":  # a TLS record: ldaps, or a capture that began after StartTLS
             self.encrypted = True
             return [("bytes", "encrypted")]
         found: list[tuple[Hashable, str]] = []
