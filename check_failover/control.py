@@ -29,7 +29,8 @@ drilled     service, id, part, problem                  ``text``: the core ran t
 drill-end   service, id, failed, by                     ``text``
 history     limit                                       ``entries``: the last ``records.JournalEntry``
 state       --                                          ``state``: name -> a service's saved state
-follow      state (of the other controller)             ``followed``: names of the services that changed
+                                                        ``sync``: name -> its sync record (``syncstate``)
+follow      state, sync (of the other controller)       ``followed``: names of the services that changed
 subscribe   --                                          ``targets``, then events ``{"event": "flip", ...}``
 ==========  ==========================================  =========================================================
 

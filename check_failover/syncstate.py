@@ -22,6 +22,7 @@ from check_failover.model import Facts, Service, State, Target
 from check_failover.strict import CLOCK_SLACK, Table
 
 LIMIT = 1 << 20  # bytes that are read of a record; a valid one has about a thousand
+PEER_SILENT = 15.0  # seconds without a word from a pair's other controller until its run does not count
 SKEW = 5.0  # seconds between two clocks that a person should know of
 
 
@@ -210,20 +211,42 @@ def directory(state_dir: Path) -> Path:
     return state_dir / "sync"
 
 
+def peer_record(state_dir: Path, name: str) -> Path:
+    """A pair's redirector keeps the other controller's record there; the file's time is that of the last word."""
+    return state_dir / "peer" / f"{name}.json"
+
+
 def read(state_dir: Path, name: str) -> SyncState:
-    """The record of a service; an empty one if no run was recorded. Never raises: errors are in ``damaged``."""
-    path = directory(state_dir) / f"{name}.json"
+    """The record of a service; of a pair's two controllers the one that copied last. Errors are in ``damaged``."""
+    path = peer_record(state_dir, name)
+    mine, theirs = own(state_dir, name), _load(path)
+    if mine.damaged is not None or theirs.damaged is not None:
+        return replace(mine, note=mine.note or theirs.damaged or "")
+    heard = theirs.running is not None and time.time() - path.stat().st_mtime <= PEER_SILENT
+    newest = max(mine, theirs, key=_knows)
+    return replace(newest, running=mine.running or (theirs.running if heard else None))
+
+
+def _knows(record: SyncState) -> tuple[float, float]:
+    """The last good run, then the last problem since: one that must be decided by a person is shown by both."""
+    return max(record.equal_at or 0.0, record.synced_back or 0.0), record.problem.at if record.problem else 0.0
+
+
+def own(state_dir: Path, name: str) -> SyncState:
+    """The record of this controller's runs, empty before the first one. The kernel releases a killed run's lock."""
+    state = _load(directory(state_dir) / f"{name}.json")
+    return replace(state, running=state.running if state.running and locked(state_dir, name) else None)
+
+
+def _load(path: Path) -> SyncState:
     try:
-        state = parse(_text(path), time.time())
+        return parse(_text(path), time.time())
     except FileNotFoundError:
         return SyncState()
     except OSError as error:
         return SyncState(damaged=f"{path}: cannot read: {error.strerror}")
     except ValueError as error:
         return SyncState(damaged=f"{path}: damaged: {error}")
-    if state.running is not None and not locked(state_dir, name):
-        return replace(state, running=None)  # the run was killed: the kernel released its lock
-    return state
 
 
 def _text(path: Path) -> str:
@@ -238,10 +261,8 @@ def locked(state_dir: Path, name: str) -> bool:
     """Whether a running failover-sync holds the lock of that service (flock(2))."""
     try:
         lock = os.open(directory(state_dir) / f"{name}.lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True  # no permission to test the lock: trust the record
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError)  # no permission to test the lock: trust the record
     with contextlib.closing(os.fdopen(lock)):
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -273,8 +294,8 @@ def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State
         return State.UNKNOWN, state.damaged
     if problem is not None and problem.reason is Refusal.TARGET_STANDBY and now - problem.at <= crit:
         return State.OK, "the standby serves: nothing is copied to it"
-    known = "never in step" if age is None else f"in step {duration(age)} ago"
     if problem is not None:
+        known = "never in step" if age is None else f"in step {duration(age)} ago"
         severe = age is None or age > crit or problem.reason in (Refusal.SHRUNK, *DIVIDED)
         return State.CRITICAL if severe else State.WARNING, f"{known}; {problem.text}"
     if age is None:

@@ -52,6 +52,7 @@ SILENCE = 3.5  # seconds without a line until the connection counts as broken
 PATIENCE = 5.0  # seconds from the start until a peer that never answered counts as down
 PAUSE = 0.5  # seconds before the next attempt
 LIMIT = 1 << 20  # bytes of a line
+TIMEOUT = 20.0  # seconds for an answer: the redirector may probe a server before it follows
 
 
 def main() -> None:
@@ -137,7 +138,7 @@ def lines(argv: list[str]) -> Iterator[Message]:
                 buffer += chunk
                 if not buffer.startswith(b"{"):  # an error message of ssh
                     raise ControlError(f"{argv[-2]}: {buffer.decode(errors='replace').strip().splitlines()[-1][:200]}")
-                yield from control.split_lines(buffer)
+                yield from list(control.split_lines(buffer))[-1:]  # an older one is outdated
                 if len(buffer) > LIMIT:
                     raise ControlError(f"{argv[-2]}: a line that does not end")
             raise ControlError(f"{argv[-2]}: silent for {SILENCE} s")
@@ -148,8 +149,13 @@ def lines(argv: list[str]) -> Iterator[Message]:
 def _pass_on(controller: Controller, line: Message) -> bool:
     """Pass one line to the local redirector, which checks it. False: the redirector does not answer."""
     log.debug("from the other controller: %s", line)
+    states, records = (found if isinstance(found := line.get(key), dict) else {} for key in ("state", "sync"))
+    if not states:
+        raise ControlError("not the state of a redirector: do both controllers run the same version?")
     try:
-        control.ask(controller.redirector_socket, {"verb": "follow", "state": line.get("state")})
+        for name, one in states.items():  # one at a time: a request has a limit
+            said = {"state": {name: one}, "sync": {name: records.get(name)}}
+            control.ask(controller.redirector_socket, {"verb": "follow", **said}, TIMEOUT)
     except control.UnreachableError as error:
         log.warning("%s", error)
         return False

@@ -23,7 +23,7 @@ from check_failover.decide import (
 )
 from check_failover.model import Facts, Service, Target
 from check_failover.records import Caller
-from check_failover.redirector.state import Drain, ServiceState
+from check_failover.redirector.state import Drain, ServiceState, next_generation
 
 TABLES = {
     "fail-over": FAIL_OVER,
@@ -129,6 +129,6 @@ def after(before: ServiceState, order: Order, now: float) -> ServiceState:
         reached=reach.turned(before.reached, before.target.other, now, drain=order.drain),
         damping=damping,
         moved_by_person=order.manual,
-        flips=before.flips + 1,
+        generation=next_generation(before.generation, now),
         changes=before.changes + 1,
     )

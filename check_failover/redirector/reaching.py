@@ -15,8 +15,7 @@ from check_failover.model import Target, Why
 from check_failover.records import Reach
 from check_failover.redirector.state import ServiceState, StateError
 from check_failover.redirector.store import StateStore
-
-PEER_SILENT = 15.0  # seconds without a word from the other controller until that is told
+from check_failover.syncstate import PEER_SILENT
 
 
 class Reaching:

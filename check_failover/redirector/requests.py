@@ -14,14 +14,14 @@ from check_failover.listening import RequestRefusedError
 from check_failover.model import Facts, Service, Target
 from check_failover.peer import Peer
 from check_failover.records import Caller, DrillStatus, JournalEntry, RecordError, ServiceStatus, from_json, to_json
-from check_failover.redirector import RedirectError, inquiry
+from check_failover.redirector import RedirectError, inquiry, peer_record
 from check_failover.redirector.afterwards import Afterwards
 from check_failover.redirector.drill import Drills
 from check_failover.redirector.elsewhere import Elsewhere
 from check_failover.redirector.order import Order
 from check_failover.redirector.report import CoreReports, detail_lines, redirect_state
 from check_failover.redirector.rights import by_hand, refused, user_name
-from check_failover.redirector.state import ServiceState, StateError, parsed
+from check_failover.redirector.state import ServiceState, StateError, outranks, parsed
 from check_failover.redirector.steering import Steering
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class RedirectorRequests:
     """Handles the socket's verbs. The table in ``control`` describes them."""
 
     def __init__(self, config: Config, steering: Steering, report: CoreReports, drills: Drills) -> None:
-        self._services, self._controller = config.services, config.controller
+        self._config, self._services, self._controller = config, config.services, config.controller
         self._steering, self._report, self._drills = steering, report, drills
         self._report_url: str | None = config.monitoring.get("report_url")
         self._started = time.monotonic()
@@ -49,7 +49,8 @@ class RedirectorRequests:
         if verb == "history":
             return {"entries": [to_json(entry) for entry in self._history(message)]}
         if verb == "state":
-            return {"state": {name: asdict(state) for name, state in self._steering.states().items()}}
+            states = self._steering.states().items()
+            return {"state": {name: asdict(state) for name, state in states}, "sync": peer_record.ours(self._config)}
         by = _words(message.get("by") or user_name(peer.uid))[:200]
         try:
             if verb == "downtime":
@@ -146,7 +147,18 @@ class RedirectorRequests:
         return {"text": "; ".join(said) or "no primary's downtime"}
 
     def _follow(self, message: Message) -> Message:
-        followed = self._steering.follow(_states(message))
+        states, mine = _states(message), self._steering.states()
+        peer_record.keep(self._config, message.get("sync"))
+        failed = [
+            service.name
+            for service in self._services
+            if (theirs := states.get(service.name)) is not None
+            and theirs.target is not mine[service.name].target
+            and outranks(theirs, mine[service.name])
+            and inquiry.health(self._controller, service, theirs.target).get("ok") is False
+            and inquiry.probe(self._controller, service, theirs.target) is False
+        ]
+        followed = self._steering.follow(states, failed)
         for service in self._services:
             if service.name in followed:
                 self._report_state(service)

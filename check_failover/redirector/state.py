@@ -51,7 +51,7 @@ class ServiceState:
     moved_by_person: bool = False  # an operator ordered the last flip
     downtime: tuple[str, ...] = ()  # the core's objects that are in downtime
     reached: tuple[Reach, ...] = ()  # by clients: see ``check_failover.reach``
-    flips: int = 0  # and ``changes`` of any kind: the more recent of two controllers has more
+    generation: int = 0  # see ``next_generation``; of two controllers the one with more is followed, then by changes
     changes: int = 0
     refused: str | None = None
 
@@ -128,20 +128,41 @@ def _cannot_write(directory: Path, name: str, error: OSError) -> StateError:
     return StateError(f"cannot write the state ({error.strerror}): check space and rights of {directory / name}.json")
 
 
-def outranks(theirs: ServiceState, mine: ServiceState) -> bool:
-    """Whether the other controller's state is more recent: more flips, or as many flips and more changes.
+def next_generation(before: int, now: float) -> int:
+    """The generation after a flip that is ordered here: above the one it follows, and the clock's milliseconds.
 
-    After simultaneous changes the states' texts decide, so that both controllers agree. Different targets after equally
-    many flips have no order: then neither controller flips.
+    A hybrid logical clock (Kulkarni et al. 2014): a controller that followed the other one outranks it with its next
+    flip, whatever its clock says; of flips that neither knew of, the later one counts, not the side with more flips.
     """
-    if theirs.flips == mine.flips and theirs.target is not mine.target:
+    return max(before + 1, int(now * 1000))
+
+
+def outranks(theirs: ServiceState, mine: ServiceState) -> bool:
+    """Whether the other controller's state is more recent: a later generation, or the same one and more changes.
+
+    After simultaneous changes the states' texts decide, so that both controllers agree. Different targets of the same
+    generation have no order: then neither controller flips.
+    """
+    if theirs.generation == mine.generation and theirs.target is not mine.target:
         return False
     return _rank(theirs) > _rank(mine)
 
 
+def disagreement(theirs: ServiceState, mine: ServiceState, *, failed: bool) -> str | None:
+    """Why this controller does not follow to another target, for people. ``failed``: that server fails a probe here."""
+    where = f"the other controller sends it to the {theirs.target}"
+    if theirs.target is mine.target:
+        return None
+    if theirs.generation == mine.generation:
+        return f"{where}: flip once by hand to agree"
+    if failed and outranks(theirs, mine):
+        return f"{where}, which fails a probe from here: not followed; repair that server or flip it there by hand"
+    return None
+
+
 def _rank(state: ServiceState) -> tuple[int, int, str]:
     common = replace(state, drain=None, reached=())  # what each controller sees for itself
-    return state.flips, state.changes, json.dumps(asdict(common))
+    return state.generation, state.changes, json.dumps(asdict(common))
 
 
 def parsed(raw: object) -> ServiceState:
@@ -149,4 +170,6 @@ def parsed(raw: object) -> ServiceState:
     if not isinstance(raw, dict) or "target" not in raw:
         raise RecordError("a state names its target")
     state = from_json(ServiceState, raw)
+    if "generation" not in raw and state.since is not None:  # an earlier version's
+        state = replace(state, generation=next_generation(0, state.since))
     return state if state.reached else replace(state, reached=reach.derived(state.target, state.since))

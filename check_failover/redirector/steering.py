@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from check_failover import story
@@ -30,7 +30,7 @@ from check_failover.redirector.draining import Drains
 from check_failover.redirector.order import Explained, Order, after, decided
 from check_failover.redirector.reaching import Reaching
 from check_failover.redirector.repair import Event, Repair, quietly
-from check_failover.redirector.state import ServiceState, StateError, outranks
+from check_failover.redirector.state import ServiceState, StateError, disagreement, outranks
 from check_failover.redirector.status import status
 from check_failover.redirector.store import StateStore
 
@@ -283,19 +283,23 @@ class Steering:
         """The states that the pair's other controller follows."""
         return dict(self._store.state)
 
-    def follow(self, states: Mapping[str, ServiceState]) -> list[str]:
-        """Follow the other controller's more recent states; returns the changed services. Raises StateError."""
+    def follow(self, states: Mapping[str, ServiceState], failed: Collection[str] = ()) -> list[str]:
+        """Follow the other controller's more recent states; returns the changed services. Raises StateError.
+
+        ``failed``: services whose target there fails a probe from here. No connection is sent to that server.
+        """
         with self._lock:
             self.reaching.heard()
-            return [name for name, theirs in states.items() if name in self._services and self._follow(name, theirs)]
+            ours = {name: theirs for name, theirs in states.items() if name in self._services}
+            return [name for name, theirs in ours.items() if self._follow(name, theirs, failed=name in failed)]
 
-    def _follow(self, name: str, theirs: ServiceState) -> bool:
+    def _follow(self, name: str, theirs: ServiceState, *, failed: bool) -> bool:
         store, mine = self._store, self._store.state[name]
-        problems = store.problems[name]
-        problems.pop("pair", None)
-        if not outranks(theirs, mine):
-            if theirs.flips == mine.flips and theirs.target is not mine.target:
-                problems["pair"] = f"the other controller sends it to the {theirs.target}: flip once by hand to agree"
+        store.problems[name].pop("pair", None)
+        differ = disagreement(theirs, mine, failed=failed)
+        if differ is not None:
+            store.problems[name]["pair"] = differ
+        if differ is not None or not outranks(theirs, mine):
             self.reaching.join(name, theirs)
             return False
         if theirs.pending is None:

@@ -104,7 +104,7 @@ def test_a_drain_of_the_other_controller_ends_with_it() -> None:
 
 def test_what_each_sees_for_itself_is_no_rank() -> None:
     """Otherwise two controllers would follow each other for ever."""
-    state = ServiceState(reached=START, flips=1)
+    state = ServiceState(reached=START, generation=1)
     drained = flip(state, 100.0, drain=True)
     over = replace(drained, drain=None, reached=START)
     assert not outranks(drained, over)

@@ -1,0 +1,36 @@
+"""The sync records of a pair: what this controller's runs wrote, and a copy of what the other controller's wrote.
+
+Either controller may run failover-sync. Without the copy the other one would say "never in step", or refuse a flip.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import Any
+
+from check_failover import syncstate
+from check_failover.config import Config
+
+
+def ours(config: Config) -> dict[str, Any]:
+    """The records for the other controller, without those that are damaged here."""
+    names = [service.name for service in config.services if service.sync is not None]
+    found = {name: syncstate.own(config.controller.state_dir, name) for name in names}
+    return {name: json.loads(syncstate.dump(one)) for name, one in found.items() if one.damaged is None}
+
+
+def keep(config: Config, records: object) -> None:
+    """Keep a copy of each record; ``syncstate.read`` checks it. A disk that refuses hinders no following of targets."""
+    for service in config.services:
+        raw = records.get(service.name) if isinstance(records, dict) and service.sync is not None else None
+        path, text = syncstate.peer_record(config.controller.state_dir, service.name), json.dumps(raw)
+        with contextlib.suppress(OSError):
+            if raw is not None and not (path.exists() and path.read_text() == text):
+                path.parent.mkdir(exist_ok=True)
+                new = path.with_name(f".{service.name}.new")
+                new.write_text(text)
+                new.replace(path)
+            elif raw is not None:
+                os.utime(path)
