@@ -20,7 +20,7 @@ Reaches: TypeAlias = tuple[Reach, ...]
 MOST = 32  # records of a service
 LEASE = 60.0  # seconds for which one write to the disk covers rescues
 RENEWED = 30.0  # a lease is written anew when less is left
-LATELY = 3600.0  # seconds for which people are told of a server that is not reached any more
+LATELY = 3600.0  # seconds for which a status still shows a server that is not reached any more
 _WORDS = {
     Why.SERVES: "serves",
     Why.DRAIN: "drain",
@@ -77,7 +77,7 @@ def leased(reached: Reaches, server: Target, why: Why, now: float) -> tuple[Reac
 
 
 def merged(reached: Reaches) -> Reaches:
-    """At most ``MOST``, oldest first; beyond that the two oldest of the same server and reason become one."""
+    """At most ``MOST`` records, oldest first; beyond that, the two oldest of the same server and reason are merged."""
     found = sorted(reached, key=lambda one: one.begin)
     while len(found) > MOST:
         pairs = combinations(sorted(found, key=lambda one: one.end is None), 2)  # those that are over first

@@ -35,8 +35,8 @@ class FailedError(Exception):
 
 def status(config: Config, arguments: argparse.Namespace) -> None:
     services = _chosen(config, arguments.service)
-    told = control.ask(config.controller.redirector_socket, {"verb": "status"}, LOOK_TIMEOUT)
-    redirector = service_statuses(told)
+    reply = control.ask(config.controller.redirector_socket, {"verb": "status"}, LOOK_TIMEOUT)
+    redirector = service_statuses(reply)
     try:
         sniffer = control.ask(config.controller.sniffer_socket, {"verb": "status"}, LOOK_TIMEOUT)["services"]
         away = None
@@ -45,7 +45,9 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
     if arguments.json:
         names = [service.name for service in services]
         print(
-            json.dumps({n: {"redirector": told["services"].get(n), "sniffer": sniffer.get(n)} for n in names}, indent=2)
+            json.dumps(
+                {n: {"redirector": reply["services"].get(n), "sniffer": sniffer.get(n)} for n in names}, indent=2
+            )
         )
         return
     for service in services:

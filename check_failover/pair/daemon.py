@@ -67,7 +67,7 @@ def main() -> None:
     log_to_stderr(parser.prog, debug=arguments.debug)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload of all units ends nobody
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload of all units must not end this one
     try:
         config = load(arguments.config)
         if arguments.serve:

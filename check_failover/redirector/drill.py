@@ -103,7 +103,7 @@ class Drills:
             drill = self._running.get(service.name)
             if drill is not None and time.time() > drill.until:
                 self._forget(service, drill)
-                text = f"drill {drill.id}: its time is over and nobody ended it"
+                text = f"drill {drill.id}: its time is over and no program ended it"
                 self._steering.note(service.name, "drill-end", "redirector", text, parts=dict(drill.parts))
 
     def status(self, service: Service) -> DrillStatus | None:

@@ -73,10 +73,10 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Fa
     verdict = known.get("facts")
     if isinstance(verdict, dict):
         try:
-            told = from_json(Facts, verdict)
-            if told.detector is not None:
+            known_facts = from_json(Facts, verdict)
+            if known_facts.detector is not None:
                 return synced(
-                    controller, service, replace(told, downtime=facts.downtime, handlers_off=facts.handlers_off)
+                    controller, service, replace(known_facts, downtime=facts.downtime, handlers_off=facts.handlers_off)
                 )
         except RecordError as error:  # another version of it
             log.warning("%s: the sniffer's facts are not understood: %s", service.name, error)

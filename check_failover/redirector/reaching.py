@@ -1,4 +1,4 @@
-"""What the redirector notes of who may reach which server (``check_failover.reach``), besides flips and drains.
+"""Records of which server clients may reach (``check_failover.reach``): rescues, drills, the other controller.
 
 A record is on the disk before the packet that it stands for: where it cannot be written, nothing is rescued or drilled.
 """

@@ -47,7 +47,7 @@ class Job:
         return self.service.name
 
     def noted(self, text: str) -> None:
-        """Add to what people are told of this run."""
+        """Add to the text of this run."""
         self.say(text)
         self.note = f"{self.note}; {text}" if self.note else text
 

@@ -1,6 +1,6 @@
 """Wake clients that only wait: a bare ACK from the service address, answered by each client with its own numbers.
 
-A client whose server acknowledged its request and then died sends nothing, so nothing tells it that the server is
+A client whose server acknowledged its request and then died sends nothing, so it does not learn that the server is
 gone. A segment outside of its window makes it answer (RFC 9293, section 3.10.7.4). Its NAT session was removed with
 the old rule, so that answer goes to the new server, which does not know the connection and resets it: the client
 connects anew. Raw sockets of the plain kind, so that every system that has IPFilter has them; root only.

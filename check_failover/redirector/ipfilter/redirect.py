@@ -67,7 +67,7 @@ class Ipfilter:
     # ------------------------------------------------------------ the rules
 
     def install(self, targets: Mapping[str, Target]) -> None:
-        """Every service is brought as far as it can be; what one cannot have is told after the others have theirs."""
+        """Install every service that can be installed, then raise the first error."""
         before = self._ipnat.read(verbose=True)
         self._targets = dict(targets)
         self._save()
@@ -141,8 +141,8 @@ class Ipfilter:
         return 0
 
     def free_stranded(self, service: Service, old: Target) -> int:
-        """Their sessions went with the rule: what they send next is reset by the new server. Those who only wait are
-        poked, so that they send something."""
+        """The sessions went with the rule, so the new server resets a client that sends. Clients that only wait are
+        poked, so that they send."""
         clients = [session.client for session in self._left.pop(service.name, []) if session.answered]
         if clients and not self._settings.modern:
             raise RedirectError(f"{len(clients)} open connections stay with the old server: {_BY_HAND}")
@@ -170,7 +170,7 @@ class Ipfilter:
         return [one.client for one in sessions if one.of(service) and one.server != wanted]
 
     def cut(self, service: Service, old: Target) -> int:
-        """Always RedirectError: a session whose rule is gone cannot be removed without everybody else's."""
+        """Always RedirectError: a session whose rule is gone cannot be removed without all others."""
         raise RedirectError("ipfilter cannot cut what a drain left: 'ipnat -F' frees it, and everybody else's sessions")
 
     def forget(self, service: Service, client: str, port: int) -> bool:
@@ -231,7 +231,7 @@ class Ipfilter:
             self._ipnat.add(rule)
 
     def _finish(self, service: Service, target: Target, before: Listing, *, drain: bool) -> None:
-        """The new rule is there: the old one goes, what the kernel does is read back, whose session went is noted."""
+        """Remove the old rule behind the new one, read the kernel back, and note the clients of the removed sessions."""
         moved = self._served(service, before.rules) is not target
         try:
             self._remove(service, target, before.rules, purge=not drain)
@@ -281,7 +281,7 @@ class Ipfilter:
         raise RedirectError(f"{service.name}: ipnat took the rule for the {target}, and the kernel does not have it")
 
     def _take_back(self, service: Service, target: Target) -> None:
-        """As much of the old state as can be had; what stays is behind the old rule, or the next call puts it right."""
+        """Restore the old state as far as possible; a new rule that stays has no effect behind the old one."""
         with suppress(RedirectError):
             there = self._ipnat.read().rules
             self._add(service, target, there)

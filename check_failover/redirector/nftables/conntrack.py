@@ -46,16 +46,16 @@ _TIMEOUT = 2.0  # seconds for the kernel to answer
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tracked connection of a service: who asked, whom it is sent to, how far it got."""
+    """One tracked connection of a service: its client, its server and its state."""
 
     client: Endpoint
     service: Endpoint
     server: Endpoint
     protocol: int
     mark: int
-    unanswered: bool  # no reply yet, or only a refusal: nothing is lost when it is forgotten
+    unanswered: bool  # no reply yet, or only a refusal: its client loses nothing when the entry is deleted
     established: bool
-    open: bool  # somebody may still say something; UDP: remembered
+    open: bool  # client or server may still send; UDP: the entry exists
     original: bytes  # CTA_TUPLE_ORIG as the kernel wrote it, to name the entry in a delete
     id: bytes  # CTA_ID: so that a delete never meets a younger entry of the same tuple
 
@@ -73,7 +73,7 @@ class Conntrack:
         filters = _attribute(_CTA_MARK, struct.pack("!I", mark)) + _attribute(_CTA_MARK_MASK, struct.pack("!I", mask))
         with self._lock:
             payloads = list(self._ask(_MSG_GET, _NLM_DUMP, _af(family), filters))
-        entries = map(_entry, payloads)  # without the lock: a flip does not wait for a long list
+        entries = map(_entry, payloads)  # outside the lock: a flip does not wait until a long list is parsed
         return [entry for entry in entries if entry is not None and entry.mark & mask == mark]
 
     def delete(self, entry: Entry) -> bool:

@@ -1,4 +1,4 @@
-"""The door to nf_tables: run a command text as one transaction, list objects as JSON.
+"""Access to nf_tables: run a command text as one transaction, list objects as JSON.
 
 libnftables in this process takes 0.5 to 1 ms for a flip, ``nft -f -`` 14 to 18 ms (fork, exec, cache); so the library
 is loaded through ctypes and its context kept, and the program is the fallback where the library is not installed. The

@@ -45,7 +45,7 @@ class Poker:
             except PermissionError:
                 raise RedirectError("poke: no permission for a raw socket: CAP_NET_RAW is missing") from None
             except OSError:
-                continue  # no route to that client any more: it is not waiting for us either
+                continue  # no route to that client any more, so it cannot wait for an answer
         return sent
 
     def _socket(self, family: int) -> socket.socket:

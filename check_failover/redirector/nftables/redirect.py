@@ -1,4 +1,4 @@
-"""The nftables redirect: one table of our own, ``inet check_failover``; nobody else's is ever touched.
+"""The nftables redirect: it changes its own table, ``inet check_failover``, and no other table.
 
 What each service has (``ruleset`` says how the shared chains reach it)::
 
@@ -68,7 +68,7 @@ class Nftables:
         self._waiting: dict[str, list[Endpoint]] = {}
 
     def install(self, targets: Mapping[str, Target]) -> None:
-        """Right rules are left alone; where only services differ, only these are replaced; else the whole table."""
+        """Replace the services whose rules differ; the whole table where the shared part differs; nothing otherwise."""
         services, marks, installed = self._services.values(), self._marks, self._installed()
         right = {name for name, wiring in self.wired(services).items() if wiring.target is targets[name]}
         right = {name for name in right if installed.get(name) == self._signatures[name]}
@@ -125,7 +125,7 @@ class Nftables:
         return sum(entry.unanswered for entry in rest)
 
     def free_stranded(self, service: Service, old: Target) -> int:
-        """Poke those who only wait; who sends something meets the reject rule without us."""
+        """Poke the clients that only wait; a client that sends meets the reject rule without a poke."""
         return self._poker.poke(service, self._waiting.pop(service.name, []))
 
     def sweep(self, service: Service, old: Target) -> int:
@@ -162,7 +162,7 @@ class Nftables:
 
     def forget(self, service: Service, client: str, port: int) -> bool:
         entry = self._conntrack.find(service, Endpoint(client, port))
-        if entry is None:  # a RST that is the first reply has conntrack forget by itself
+        if entry is None:  # conntrack deletes an entry whose first reply is a RST
             return True
         if not entry.unanswered:
             return False
@@ -205,7 +205,7 @@ def _elements(objects: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _wiring(service: Service, found: Mapping[str, list[Any]]) -> Wiring | None:
-    """As the kernel has it; None where it is not as we write it: another hand's, with a comment, say."""
+    """As the kernel has it; None where another program wrote the element in another form (with a comment, say)."""
     name, both = service.name, {service.server(each): each for each in Target}
     try:
         ((key, server),) = ((Endpoint(*part["concat"]) for part in one) for one in found[f"target_{name}"])
