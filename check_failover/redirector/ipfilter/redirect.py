@@ -231,7 +231,7 @@ class Ipfilter:
             self._ipnat.add(rule)
 
     def _finish(self, service: Service, target: Target, before: Listing, *, drain: bool) -> None:
-        """Remove the old rule behind the new one, read the kernel back, and note the clients of the removed sessions."""
+        """Remove the old rule, read the kernel back, and note the clients of the removed sessions."""
         moved = self._served(service, before.rules) is not target
         try:
             self._remove(service, target, before.rules, purge=not drain)
