@@ -191,25 +191,18 @@ def _on(target: Target) -> Row:
     return Reason.ALREADY, False, lambda _f, _p, s: f"already on the {target}" if s.target is target else None
 
 
+def _no_probe(server: str, ok: bool | None) -> str | None:
+    return f"no probe of the {server} was made" if ok is None else None
+
+
+_SYNCS = "a data sync is running"
 _OFF = "event handlers are switched off in the core: the fail-over waits for a person"
 _ON_STANDBY, _ON_PRIMARY = _on(Target.STANDBY), _on(Target.PRIMARY)
 _HOLD: Row = (Reason.HOLD, False, _held)
 _SHADOW: Row = (Reason.SHADOW, True, lambda _f, p, _s: "shadow mode: reported only" if p.shadow else None)
-_SYNC_RUNNING: Row = (
-    Reason.SYNC_RUNNING,
-    False,
-    lambda f, _p, _s: "a data sync is running" if f.sync_running else None,
-)
-_STANDBY_UNKNOWN: Row = (
-    Reason.STANDBY_UNKNOWN,
-    False,
-    lambda f, _p, _s: "no probe of the standby was made" if f.standby_ok is None else None,
-)
-_PRIMARY_UNKNOWN: Row = (
-    Reason.PRIMARY_UNKNOWN,
-    False,
-    lambda _f, _p, s: "no probe of the primary was made" if s.primary_ok is None else None,
-)
+_SYNC_RUNNING: Row = (Reason.SYNC_RUNNING, False, lambda f, _p, _s: _SYNCS if f.sync_running else None)
+_STANDBY_UNKNOWN: Row = (Reason.STANDBY_UNKNOWN, False, lambda f, _p, _s: _no_probe("standby", f.standby_ok))
+_PRIMARY_UNKNOWN: Row = (Reason.PRIMARY_UNKNOWN, False, lambda _f, _p, s: _no_probe("primary", s.primary_ok))
 
 # Conditions for an automatic flip in either direction: nothing forbids it, and the fault is proven.
 _PROVEN_FAULT: tuple[Row, ...] = (

@@ -347,5 +347,4 @@ class TrafficMonitor:
 
     def usual(self) -> float | None:
         """The largest p99 of the operations seen, in seconds: the expected upper duration of a probe."""
-        known = [g.p99 for g in self._detect.reply_times.values() if g.p99 is not None]
-        return max(known) if known else None
+        return max((g.p99 for g in self._detect.reply_times.values() if g.p99 is not None), default=None)
