@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import ldap3
 
@@ -92,8 +93,47 @@ def context_csn(service: Service, target: Target, end: float) -> dict[str, float
 
 def count_entries(service: Service, target: Target, end: float) -> int | None:
     """The visible entries below the base; None where the server's size limit forbids to count them."""
+    try:
+        return sum(1 for _ in _rows(service, target, end, [ldap3.NO_ATTRIBUTES]))
+    except _LimitError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """``changed`` and ``created`` are Unix times; ``attributes`` are those that clients may write."""
+
+    dn: str
+    csn: str
+    changed: float
+    created: float
+    attributes: Mapping[str, frozenset[bytes]]
+
+    def same(self, other: Entry) -> bool:
+        return self.dn.lower() == other.dn.lower() and self.attributes == other.attributes
+
+
+def entries(service: Service, target: Target, end: float) -> dict[str, Entry]:
+    """The visible entries below the base by entryUUID. Raises QueryError, ProbeError."""
+    own, found = ["entryUUID", "entryCSN", "createTimestamp"], {}
+    for row in _rows(service, target, end, ["*", *own]):
+        attributes = {name: frozenset(values) for name, values in row["raw_attributes"].items()}
+        try:
+            uuid, csn, made = (next(iter(attributes.pop(name))).decode() for name in own)
+            created = datetime.strptime(made, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+            found[uuid] = Entry(row["dn"], csn, max(parse([csn]).values()), created, attributes)
+        except (KeyError, StopIteration, RuntimeError, ValueError):
+            raise QueryError(target, f"{row['dn']}: {', '.join(own)}: may the bind_dn read them?") from None
+    return found
+
+
+class _LimitError(QueryError):
+    """The server's size limit."""
+
+
+def _rows(service: Service, target: Target, end: float, attributes: list[str]) -> Iterator[Mapping[str, Any]]:
+    """The visible entries below the base, read in pages."""
     base, cookie = str(service.check.options["base"]), None
-    found: int = 0
     with _connected(service, target, end) as connection:
         while True:
             _set_timeout(connection, end)
@@ -101,21 +141,20 @@ def count_entries(service: Service, target: Target, end: float) -> int | None:
                 base,
                 "(objectClass=*)",
                 search_scope=ldap3.SUBTREE,
-                attributes=[ldap3.NO_ATTRIBUTES],
+                attributes=attributes,
                 paged_size=_PAGE,
                 paged_cookie=cookie,
             )
             result = connection.result.get("result")
             if result == _NO_SUCH_OBJECT:
-                return 0
-            if result == _SIZE_LIMIT:
-                return None
+                return
             if result != 0:
-                raise QueryError(target, f"search: {_result_text(connection)}")
-            found += sum(row.get("type") == "searchResEntry" for row in connection.response or ())
+                kind = _LimitError if result == _SIZE_LIMIT else QueryError
+                raise kind(target, f"search: {_result_text(connection)}")
+            yield from (row for row in connection.response or () if row.get("type") == "searchResEntry")
             cookie = connection.result.get("controls", {}).get(_PAGED, {}).get("value", {}).get("cookie")
             if not cookie:
-                return found
+                return
 
 
 @contextlib.contextmanager

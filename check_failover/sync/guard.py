@@ -82,7 +82,9 @@ def check_written(name: str, direction: SyncDirection, ways: str, known: Digests
         raise SyncRefusedError(Refusal.OTHER_DIRECTION, f"{text}: failover-sync {name} --take {receiver} --yes")
     else:
         begin = "both servers have changed since they were in step"
-    text = f"{begin} ({receiver}: {ways}): failover-sync {name} --take primary --yes, or --take standby --yes"
+    text = (
+        f"{begin} ({receiver}: {ways}): failover-sync {name} --diff, then --take primary --yes or --take standby --yes"
+    )
     raise SyncRefusedError(Refusal.BOTH_SERVED, text)
 
 

@@ -20,7 +20,7 @@ from check_failover import __version__, syncstate
 from check_failover.checks.plugin import Parser
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.model import Service, State, SyncSpec, Target
-from check_failover.sync import hosts, steps, survey
+from check_failover.sync import differing, hosts, steps, survey
 from check_failover.sync.controller_access import ControllerAccess, LocalAccess, become_owner, open_access, serve
 from check_failover.sync.guard import SyncRefusedError, ends
 from check_failover.sync.hosts import StoppedError, SyncStepError
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         help="a person's decision, with --yes: that server's data replaces the other's, which is put aside before",
     )
     p.add_argument("--yes", action="store_true", help="with --take: really do it")
+    p.add_argument("--diff", action="store_true", help="list the LDAP entries or the files that differ")
     p.add_argument("--full", action="store_true", help="load and switch even when nothing differs")
     p.add_argument(
         "--adopt", action="store_true", help="once: replace each server's directory by a link that can be switched"
@@ -103,6 +104,8 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
         _detach()
     with _stoppable(), contextlib.closing(open_access(config, service)) as controller:
         job = _job(args, config, service, spec, controller)
+        if args.diff:
+            return _diff(job)
         state = run(job)
         now = controller.now()
     level, text = syncstate.judge(state, now, *syncstate.limits(service))
@@ -179,6 +182,15 @@ def _dry_run(job: Job, as_json: bool) -> int:
     else:
         print(f"OK: {job.name}: {files} of {total} files differ ({size} bytes); nothing was changed")
     return State.OK
+
+
+def _diff(job: Job) -> int:
+    found = differing.differences(job, job.access.acquire())
+    level = State.WARNING if found else State.OK
+    print(f"{level.name}: {job.name}: {len(found)} {'entries' if job.service.check.type == 'ldap' else 'files'} differ")
+    for one in found:
+        print(hosts.clean(one))
+    return level
 
 
 def _adopt(service: Service, spec: SyncSpec) -> int:

@@ -77,6 +77,10 @@ def test_a_client_that_stays_after_a_drained_fail_back_keeps_its_writes(step: Sy
     assert step.check().returncode == State.CRITICAL
     assert (step.standby / "late").read_text() == "acknowledged"
 
+    shown = step.sync("--diff")
+    assert shown.returncode == State.WARNING
+    lines = ["WARNING: web: 2 files differ", "late: only on the standby", "other: only on the primary"]
+    assert shown.stdout.splitlines() == lines
     refused_by_itself = step.sync("--take", "primary")
     assert refused_by_itself.returncode == State.UNKNOWN
     assert "add --yes" in refused_by_itself.stdout

@@ -169,9 +169,9 @@ def test_the_fail_back_of_replicating_servers_asks_the_record(tmp_path: Path, ke
     loaded = load(config)
     controller, service = replace(loaded.controller, state_dir=tmp_path), loaded.services[0]
     since = time.time() - 60
-    assert inquiry.synced_back(controller, service, since, planned=True) is (False if asked else None)
+    assert inquiry.synced_back(controller, service, since, planned=True)[0] is (False if asked else None)
     syncstate.directory(tmp_path).mkdir(exist_ok=True)
     state = SyncState(synced_back=since + 30, synced_back_end=since + 31)
     (syncstate.directory(tmp_path) / f"{service.name}.json").write_text(syncstate.dump(state))
-    assert inquiry.synced_back(controller, service, since, planned=True) is (True if asked else None)
-    assert inquiry.synced_back(controller, service, time.time(), planned=False) is None  # a last resort cannot wait
+    assert inquiry.synced_back(controller, service, since, planned=True)[0] is (True if asked else None)
+    assert inquiry.synced_back(controller, service, time.time(), planned=False)[0] is None  # a last resort cannot wait
