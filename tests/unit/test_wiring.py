@@ -52,7 +52,7 @@ def test_a_refusal_that_stands(reason: str, waits: bool) -> None:
 @pytest.mark.parametrize("drain", [None, Drain(P, 0.0), Drain(S, 0.0)])
 def test_nothing_is_decided(target: Target, hold: Hold | None, drain: Drain | None) -> None:
     """No refusal stands: withheld, whatever else is the case."""
-    state = ServiceState(target, hold=hold, drain=drain, moved_by_person=True, downtime=("ldap",), flips=3)
+    state = ServiceState(target, hold=hold, drain=drain, moved_by_person=True, downtime=("ldap",))
     for rescue, shadow in itertools.product((True, False), repeat=2):
         assert withheld(state, Facts(sync_running=True), rescue=rescue, shadow=shadow) is True
 
