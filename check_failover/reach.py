@@ -84,8 +84,9 @@ def merged(reached: Reaches) -> Reaches:
         one, other = next((a, b) for a, b in pairs if (a.server, a.why) == (b.server, b.why))
         end = None if one.end is None or other.end is None else max(one.end, other.end)
         both = replace(one, begin=min(one.begin, other.begin), end=end, count=one.count + other.count)
+        found.remove(one)
         found.remove(other)
-        found[found.index(one)] = both
+        found = sorted((both, *found), key=lambda one: one.begin)
     return tuple(found)
 
 

@@ -58,6 +58,13 @@ def _automatic(how: AutoFailBack | None) -> list[str]:
 def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
     if sniffer is None:
         return [f"  sniffer: away: {away or 'it does not know this service'}"]
+    try:
+        return _traffic_lines(sniffer)
+    except (KeyError, TypeError, ValueError):  # of another version
+        return ["  sniffer: its answer is not understood: restart failover-sniffer"]
+
+
+def _traffic_lines(sniffer: Mapping[str, Any]) -> list[str]:
     stats = sniffer["stats"]
     p99 = "" if stats["p99"] is None else f", 99 % of replies within {1000 * stats['p99']:.1f} ms"
     lines = [f"  traffic: {stats['request_rate']:.1f} requests/s{p99}, {stats['unanswered']} unanswered"]

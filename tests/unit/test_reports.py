@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from check_failover.admin import show
 from check_failover.admin.objects import links
 from check_failover.admin.reports import MAX_PAGES, ReportsError, publish
 from check_failover.config import Config, ConfigError, load
@@ -117,3 +118,9 @@ def test_a_link_needs_a_directory(config: Config) -> None:
     config.path.write_text(re.sub("report_dir.*", "", config.path.read_text()))
     with pytest.raises(ConfigError, match="'report_dir' is a dependency of 'report_url'"):
         load(config.path)
+
+
+def test_a_sniffer_of_another_version_is_no_traceback() -> None:
+    """Its answer lacks what this version prints: one line says what to do."""
+    for answer in ({}, {"stats": None}, {"stats": {"p99": 0.1}}):
+        assert show._traffic(answer, None) == ["  sniffer: its answer is not understood: restart failover-sniffer"]
