@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import pickle
 import signal
@@ -48,13 +49,17 @@ def poll(condition: Callable[[], T], deadline: float, what: str, every: float = 
         time.sleep(every)
 
 
+_HOUSES = itertools.count(1)
+
+
 class House:
     """Four namespaces wired as above. A context manager; everything started through it ends with it."""
 
     names: tuple[str, ...] = NAMES
 
     def __init__(self, prefix: str | None = None) -> None:
-        self.prefix = prefix or f"cfo{os.getpid() % 100000}"
+        # A number for each house too: the kernel may still hold a name while the next house is built.
+        self.prefix = prefix or f"cfo{os.getpid() % 100000}x{next(_HOUSES)}"
         self._names = list(self.names)
         self._joined = 0
         self._processes: list[subprocess.Popen[Any]] = []
