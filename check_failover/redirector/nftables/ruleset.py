@@ -91,7 +91,7 @@ def counts(services: Iterable[Service], marks: Mapping[str, int]) -> dict[str, i
     """Chain, shared map or shared set -> how many rules or elements it has."""
     services = tuple(services)
     found = {name: len(rules) for name, _hook, rules in _base_chains()}
-    found |= {name: len(_elements_of(services, marks, name)) for _kind, name, _ in _shared_objects()}
+    found |= {name: len(elements) for name, elements in _shared_elements(services, marks).items()}
     for service in services:
         found |= {name: len(rules) for name, rules in part(service, marks[service.name], None).chains}
     return found
@@ -221,22 +221,18 @@ def _body(one: Part) -> str:
     return objects + chains
 
 
-def _elements_of(services: Iterable[Service], marks: Mapping[str, int], name: str) -> dict[str, None]:
-    """The elements of one shared map or set, each once, in order: two services may have the same server."""
-    return {
-        element: None
-        for service in services
-        for where, element in part(service, marks[service.name], None).elements
-        if where == name
-    }
-
-
-def _elements(services: tuple[Service, ...], marks: Mapping[str, int]) -> str:
-    found: dict[str, dict[str, None]] = {}
+def _shared_elements(services: Iterable[Service], marks: Mapping[str, int]) -> dict[str, dict[str, None]]:
+    """The elements of each shared map and set, each once, in order: two services may have the same server."""
+    found: dict[str, dict[str, None]] = {name: {} for _kind, name, _ in _shared_objects()}
     for service in services:
         for where, element in part(service, marks[service.name], None).elements:
-            found.setdefault(where, {})[element] = None
-    return "".join(f"add element {TABLE} {where} {{ {', '.join(elements)} }}\n" for where, elements in found.items())
+            found[where][element] = None
+    return found
+
+
+def _elements(services: Iterable[Service], marks: Mapping[str, int]) -> str:
+    found = _shared_elements(services, marks)
+    return "".join(f"add element {TABLE} {where} {{ {', '.join(new)} }}\n" for where, new in found.items() if new)
 
 
 def _remove(name: str, signature: str) -> str:
