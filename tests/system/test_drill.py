@@ -74,7 +74,7 @@ def test_a_drill_under_load(make_site: MakeSite, make_load: MakeLoad) -> None:
     killed.wait()
     site.poll(lambda: site.status()["drill"] is None, 10.0, "the drill is over")
     nothing_stays(site)
-    assert "nobody ended it" in site.journal("drill-end")[-1]["text"]
+    assert "no program ended it" in site.journal("drill-end")[-1]["text"]
     site.poll(lambda: len(load.requests(since)) > 300, 15.0, "requests all the time")
     assert {request.server for request in load.requests(since)} == {"primary"}
 
