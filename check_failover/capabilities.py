@@ -1,7 +1,5 @@
 """Keeps a daemon's capabilities from the programs that it starts."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

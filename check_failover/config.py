@@ -5,8 +5,6 @@ applies the JSON schema; this module checks the rest (addresses, duplicates, add
 and 11 MiB, so only programs that read the config import this module; the event handler does not.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import math
 import re

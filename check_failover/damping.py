@@ -8,8 +8,6 @@ ever. A manual fail-back clears lock and penalty.
 Pure. ``now`` is the wall clock, because it must survive a restart; if the clock goes back, the penalty does not decay.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 PENALTY = 1000.0  # of one fail-over

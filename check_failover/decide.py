@@ -5,8 +5,6 @@ flip, and if no row applies, the flip is allowed. An operator's order (``manual`
 never move traffic: a row refuses if a fact that it needs is unknown.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum

@@ -4,8 +4,6 @@ Each connection has a thread. That suffices for a few short requests, each with 
 twice at once takes its own lock.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -4,8 +4,6 @@ In systemd's journal each line carries its priority (sd-daemon(3)), so that ``jo
 failures; the journal adds time and program. Elsewhere each line has time, program and level.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -1,7 +1,5 @@
 """The credentials of a Unix socket's peer, from the kernel: SO_PEERCRED, and its equivalents on other systems."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import socket

@@ -6,8 +6,6 @@ recomputed before such a packet is sent again. scapy would do it in 25 ms, this 
 Source: RFC 1071, 791, 9293 (3.1), 768, 8200 (8.1).
 """
 
-from __future__ import annotations
-
 import struct
 
 _TCP, _UDP = 6, 17

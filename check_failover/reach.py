@@ -4,8 +4,6 @@ The redirector keeps the records with its state, and writes them before the firs
 without an end is *open*: the server may still be reached. All times are the controller's wall clock.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable

@@ -9,8 +9,6 @@ a mapping from names, or one of these or ``None``; ``Annotated[float, low, high]
 key in JSON, without a trailing underscore (``from_``).
 """
 
-from __future__ import annotations
-
 import math
 import types
 from collections.abc import Callable, Mapping

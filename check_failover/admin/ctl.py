@@ -5,8 +5,6 @@ stderr says why), 2 wrong command line. ``doctor`` has its own exit codes. A new
 entry in ``VERBS``.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -4,8 +4,6 @@
 ``downtime = "drain"``. The services in a service set have fixed names, so each service of the config has its own set.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 from urllib.parse import quote

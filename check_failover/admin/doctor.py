@@ -4,8 +4,6 @@ It changes nothing. Exit code: 0 no problem, 1 warnings or something that this u
 and a fail-over would not work. A new look is a function and one line in ``LOOKS``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 

@@ -8,8 +8,6 @@ This program makes the test client (``testclient``) or waits for a real client's
 cannot redirect one client (ipfilter), the output shows the steps "redirect" and "client" as left out.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -4,8 +4,6 @@ Permissions come from the mode bits along a path (path_resolution(7)), because a
 the doctor needs other users. Access control lists are ignored.
 """
 
-from __future__ import annotations
-
 import grp
 import os
 import pwd

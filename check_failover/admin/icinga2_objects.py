@@ -6,8 +6,6 @@ host variables). Users and notification rules belong to the site; its ``apply No
 our services like any other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from check_failover.admin.objects import links, read_template, with_paths

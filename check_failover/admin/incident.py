@@ -4,8 +4,6 @@ The page is self-contained (no external script, font or picture), so it can be m
 (replies of servers, names, reasons) is escaped.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

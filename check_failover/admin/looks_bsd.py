@@ -3,8 +3,6 @@
 Sources: sysrc(8), kldstat(8), rc.conf(5), ipf(8), devfs.rules(5). rc.conf is read on FreeBSD only.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The doctor's looks at our daemons, at Nagios and at the SMS gateways: connections and permissions."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import grp

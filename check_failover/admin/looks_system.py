@@ -1,7 +1,5 @@
 """The doctor's looks at the operating system: forwarding, routes, the redirect's rules, files."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket

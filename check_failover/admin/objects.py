@@ -6,8 +6,6 @@ inherit their host's. Therefore the contact for downtimes belongs to the site's 
 end that inheritance.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Mapping

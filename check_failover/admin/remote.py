@@ -6,8 +6,6 @@ controller's sockets run on the controller. NRPE runs fixed commands only: each 
 command, so that ``dont_blame_nrpe`` stays 0.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import shlex

@@ -7,8 +7,6 @@ may read evidence and the SMS log and write to that directory only, so that the 
 only its own pages.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """``failoverctl``'s output: status, history and config as lines of text. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -7,8 +7,6 @@ its interfaces and routes vanish with this program, even after SIGKILL.
 Linux, as root. Source: network_namespaces(7), veth(4), setns(2), unshare(1).
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -4,8 +4,6 @@ A function raises FailedError if an order is refused or impossible; errors of ot
 ...) pass through to ``ctl.main``.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

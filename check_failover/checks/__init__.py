@@ -17,8 +17,6 @@ basket, the entry point in ``setup.cfg``. ``nagios-conf/install`` links every pr
 Where stage 1 can read the protocol, a dialect with the type's name is used by itself (``sniffer.stage1.dialects``).
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from typing import Protocol, cast

@@ -9,8 +9,6 @@ accepts datagrams from the server only. A reply with another id is forged or lat
 ignores it and waits on.
 """
 
-from __future__ import annotations
-
 import socket
 import struct
 import time

@@ -9,8 +9,6 @@ its process group. The plugin does not inherit failover-sniffer's capability.
 There is no check_failover program for this type: Nagios runs the plugin itself (``admin.objects``).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -8,8 +8,6 @@ exception. Therefore the probe sets the socket's timeout before each step, a tim
 server may send single bytes), and every exception is a failed probe.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import re

@@ -13,8 +13,6 @@ pynag's ``PluginHelper`` is not used: it exits 1 and 2 on errors and escapes not
 ``-w`` and ``-c``.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import math

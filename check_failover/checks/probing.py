@@ -5,8 +5,6 @@ The server comes from the command line (``-H``, ``-p`` and the probe's own optio
 probes. Options of the command line override the config's.
 """
 
-from __future__ import annotations
-
 import argparse
 import ipaddress
 import os

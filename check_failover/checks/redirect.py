@@ -5,8 +5,6 @@ CRITICAL when kernel and intent differ, a fail-over is pending, or the redirecto
 its target, but no fail-over is possible.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from check_failover import control

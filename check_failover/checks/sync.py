@@ -6,8 +6,6 @@ run of failover-sync, which reads all files. -w and -c are ranges for the sync a
 max_sync_age is critical, and two thirds of it a warning.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

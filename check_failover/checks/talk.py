@@ -1,7 +1,5 @@
 """Shared by the probes over plain sockets: one deadline, texts with escapes, the meaning of errors."""
 
-from __future__ import annotations
-
 import errno
 import re
 import ssl

@@ -4,8 +4,6 @@ Without ``send`` and ``expect`` an accepted connection is a pass. A hung process
 both if the service answers anything.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Mapping

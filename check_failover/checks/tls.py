@@ -1,7 +1,5 @@
 """TLS for the probes: always verified. There is no option to disable the verification (RFC 9525)."""
 
-from __future__ import annotations
-
 import ssl
 from collections.abc import Mapping
 

@@ -6,8 +6,6 @@ are CRITICAL. ``-w`` and ``-c`` are ranges for the reply gap's p99 in seconds; `
 ``--critical-errors`` for the error share in percent.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Without ``expect`` any answer is a pass. Silence is a failure, so the check fits
 Where no process listens, the host sends ICMP port unreachable, and the connected socket reports "connection refused".
 """
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Mapping

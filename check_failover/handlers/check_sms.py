@@ -7,8 +7,6 @@ good or did not confirm its delivery. -w and -c are ranges for the age in second
 This module is among the handlers because it uses both wings ``checks`` and ``sms``, which must not import each other.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import time

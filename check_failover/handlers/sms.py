@@ -5,8 +5,6 @@ does not wait for the gateway. Only if the spool cannot store the text (disk ful
 directly and says so. It does not validate the config: an error in the config must not delay a text.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -14,8 +14,6 @@ answer, because then the peer is down and this controller must serve. keepalived
 exists. The file stays when this program ends, so that no address moves then; a reboot removes it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

@@ -3,8 +3,6 @@
 A redirect is built from the config and implements ``Redirect``. A new one is one module and one line in ``REDIRECTS``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol

@@ -3,8 +3,6 @@
 A job asks the sniffer, which may hang; the redirector has answered the order before that.
 """
 
-from __future__ import annotations
-
 import logging
 import queue
 import threading

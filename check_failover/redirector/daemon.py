@@ -5,8 +5,6 @@ target before the first packet is forwarded. ``rights`` authorises clients by SO
 because a stopped redirector must not interrupt the service.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -5,8 +5,6 @@ connection is left. The redirector cuts the rest, as in a fail-over, at the drai
 fails, because the connections would be stranded then.
 """
 
-from __future__ import annotations
-
 from check_failover.redirector.state import Drain
 
 

@@ -1,7 +1,5 @@
 """Running drains: ended, and where necessary cut, when they are over (``drain.ending``)."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -5,8 +5,6 @@ drill leaves nothing behind, even if a process is killed. A drill never changes 
 notification command report here, and the redirector only records that.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import threading
 import time

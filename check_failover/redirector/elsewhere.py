@@ -3,8 +3,6 @@
 The kernel is asked for the first page only: with many connections, each dump takes the kernel and us a while.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The redirector's questions to the sniffer before a decision. The sniffer probes, because it has fewer privileges."""
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import replace

@@ -4,8 +4,6 @@ After a power cut the last line may be incomplete: ``read`` skips it, and ``writ
 ``LIMIT`` bytes the file is renamed to ``.1``, so the journal never fills the disk.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

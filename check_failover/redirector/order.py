@@ -3,8 +3,6 @@
 ``age``: seconds since the service's last flip (None: never); ``now``: the wall clock, as in the state.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 
 from check_failover import reach

@@ -3,8 +3,6 @@
 Either controller may run failover-sync. Without the copy the other one would say "never in step", or refuse a flip.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

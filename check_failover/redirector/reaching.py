@@ -3,8 +3,6 @@
 A record is on the disk before the packet that it stands for: where it cannot be written, nothing is rescued or drilled.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """The repair after a flip: no client's connection is left waiting for the old server."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -6,8 +6,6 @@ UNKNOWN if a fail-back would be refused (its text has the reason), WARNING once 
 fail back"), CRITICAL if the automatic fail-back has locked. An operator who submits OK for it orders the fail-back.
 """
 
-from __future__ import annotations
-
 import time
 
 from check_failover import story

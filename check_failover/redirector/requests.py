@@ -1,7 +1,5 @@
 """The verbs of the redirector's socket: makes an order of a message, and an answer and a report of its outcome."""
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import asdict, replace

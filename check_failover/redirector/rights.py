@@ -1,7 +1,5 @@
 """The verbs that each user may use on the redirector's socket. SO_PEERCRED gives the user; root may use all verbs."""
 
-from __future__ import annotations
-
 import grp
 import pwd
 

@@ -8,8 +8,6 @@ rule and perhaps the intent; then the old state is valid. A damaged file is repo
 target.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace

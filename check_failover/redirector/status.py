@@ -1,7 +1,5 @@
 """A service's status, which the redirector answers to ``status``. Reads rule, counters, connections from the kernel."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

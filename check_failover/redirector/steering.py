@@ -11,8 +11,6 @@ The core's order stays *pending* after a refusal that may be lifted (``decide.RE
 event handler only once for each change of state. A restart keeps the order and forgets its facts.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -4,8 +4,6 @@ Each problem has a kind (``state``, ``kernel``, ``journal`` ...). It stays until
 "NAME redirect" shows the first one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import logging

@@ -4,8 +4,6 @@ While nothing is decided, a refusal of a new connection is kept from the client:
 it in a moment. When an automatic fail-over stands refused, clients hear the truth, unless the rescue still serves them.
 """
 
-from __future__ import annotations
-
 from check_failover.decide import RESCUE, Reason, Situation, decide
 from check_failover.model import Facts, Service, Target
 from check_failover.redirector import Wiring

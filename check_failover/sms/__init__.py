@@ -5,8 +5,6 @@ A gateway is built from ``[sms]`` or ``[sms.second]`` of the config. ``send`` ei
 raises ``GatewayError``; the sender (``flush``) keeps that text in the ``spool`` and tries again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 

@@ -9,8 +9,6 @@ or is not confirmed within ``patience``. If more texts wait for one phone than i
 and uses the last free place: "12 more in 5 min: " and the newest of them.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import sys

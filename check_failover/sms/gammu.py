@@ -3,8 +3,6 @@
 The text is passed by stdin, so that no process list shows it. smsd keeps its receipts in its own storage: no receipts.
 """
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path

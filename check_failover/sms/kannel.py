@@ -8,8 +8,6 @@ a valid account, and another status to an invalid one. smsbox accepts texts even
 only bearerbox's status page (``status_url``) shows that.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

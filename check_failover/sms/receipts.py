@@ -8,8 +8,6 @@ The URL contains a random token for each text, so that no other client can confi
 by the kind of receipt (User's Guide 1.4.5, "Delivery Reports").
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import secrets

@@ -4,8 +4,6 @@ A file is written under a name that smsd ignores (a leading dot) and then rename
 file ends without a newline, because smsd would send it. smsd passes status reports to the site's scripts: no receipts.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Mapping

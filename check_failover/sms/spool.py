@@ -15,8 +15,6 @@ gateway's answer and the rename sends the text again, because a duplicate text i
 Standard library only. Times are Unix times, because they must survive a restart.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -4,8 +4,6 @@ One message holds 140 bytes: 160 septets, or 70 UTF-16 units. A longer text is s
 because each part needs a header for reassembly (3GPP TS 23.040, 9.2.3.24.1).
 """
 
-from __future__ import annotations
-
 _BASIC = (
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
     "abcdefghijklmnopqrstuvwxyzäöñüà"

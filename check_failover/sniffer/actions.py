@@ -3,8 +3,6 @@
 Nothing here blocks the loop. A probe runs in a thread of a pool; ``call`` brings its outcome to the loop's thread.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ Causes: a wrong ``client_interface``, a second path for the clients, a port mirr
 a ``Bypass``; each one reads and writes whole values only.
 """
 
-from __future__ import annotations
-
 MIN_FORWARDED = 50  # requests forwarded without one captured
 
 

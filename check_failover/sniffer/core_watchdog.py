@@ -11,8 +11,6 @@ downtime the service's policy decides, and event handlers that are switched off 
 stands, the sniffer asks again, and orders once the core no longer forbids it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from check_failover.decide import Reason

@@ -1,7 +1,5 @@
 """failover-sniffer: watches clients' traffic, probes on suspicion and reports to the core. The work is in ``loop``."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import signal

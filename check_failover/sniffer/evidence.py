@@ -7,8 +7,6 @@ verdict has been sent.
 Source: pcap-savefile(5).
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import struct

@@ -1,7 +1,5 @@
 """The probe results of one server. Pure."""
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any

@@ -6,8 +6,6 @@ chance. A refusal is an answer and needs no timeout; but a process that restarts
 next probe waits 150 ms. A passed probe refutes the suspicion. A probe that never ends proves nothing: see ``expired``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any

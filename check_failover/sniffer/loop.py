@@ -4,8 +4,6 @@ Only the loop's thread touches the monitors. Everything that blocks runs in thre
 ``redirector_link`` and ``rescue``; these pass a function to ``call``, which wakes the loop.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import queue

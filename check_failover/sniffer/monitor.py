@@ -6,8 +6,6 @@ investigation every second and sends fresh facts for a pending order. While the 
 primary every three seconds, because the fail-back checklist needs that result.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import asdict, replace

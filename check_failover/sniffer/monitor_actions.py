@@ -1,7 +1,5 @@
 """The effects that a ``ServiceMonitor`` orders. ``actions`` carries them out; ``replay`` prints them."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any, Protocol
 

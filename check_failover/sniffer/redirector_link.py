@@ -4,8 +4,6 @@ Blocking calls run in two threads of this module: one for requests, one for the 
 judge: ``core_watchdog`` decides when the sniffer orders a fail-over itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import logging

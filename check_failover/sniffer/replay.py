@@ -7,8 +7,6 @@ assumed. By default the primary's probes fail and the standby's pass: then only 
 scapy reads the file: pcap or pcapng, any byte order; Ethernet, Linux cooked or raw IP.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import logging

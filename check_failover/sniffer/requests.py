@@ -4,8 +4,6 @@ A drill's result travels like a verdict, with fixed texts, to the service "NAME 
 a drill's CRITICAL for "NAME primary" would hide a real fault during the drill.
 """
 
-from __future__ import annotations
-
 import queue
 import re
 import time

@@ -15,8 +15,6 @@ A connection that writes would split the data where the standby's copy is overwr
 for the verdict.
 """
 
-from __future__ import annotations
-
 import logging
 import socket
 import time

@@ -5,8 +5,6 @@ current target, MARK_RESCUE to the standby. The source is the client's address, 
 Setting a mark needs CAP_NET_RAW since Linux 5.17 (socket(7)), CAP_NET_ADMIN before.
 """
 
-from __future__ import annotations
-
 import socket
 
 from check_failover.rawip import finish

@@ -5,8 +5,6 @@
 both cases the lock is on the controller, and the kernel releases it when the run ends.
 """
 
-from __future__ import annotations
-
 import fcntl
 import grp
 import json

@@ -1,7 +1,5 @@
 """What differs between both servers, for a person who must decide."""
 
-from __future__ import annotations
-
 from check_failover.sync.guard import ends
 from check_failover.sync.job import Job
 from check_failover.sync.lineage import exact, served

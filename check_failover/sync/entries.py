@@ -4,8 +4,6 @@ An entry has the same entryUUID on both servers (RFC 4530); its entryCSN is the 
 the server that made it, so it shows on which server the entry changed. Entries that changed on both are conflicts.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass

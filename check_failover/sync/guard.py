@@ -9,8 +9,6 @@ decides that they may go. Whether clients could write there, the redirector know
 digest of that server's data shows: it is compared with the digest of the last good run.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from check_failover import reach

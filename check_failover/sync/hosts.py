@@ -8,8 +8,6 @@ is the same argument list on both machines. Keys, ports and known hosts belong i
 hosts and never prompts (ssh_config(5): StrictHostKeyChecking, BatchMode).
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -1,7 +1,5 @@
 """One run of failover-sync: its servers, its options and what it found out. The steps share it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

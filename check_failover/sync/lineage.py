@@ -4,8 +4,6 @@ A server's own export is the same as before if nothing was written there, so eac
 earlier one of the same server. Without ``before`` both servers have the same files, and one digest is that of both.
 """
 
-from __future__ import annotations
-
 import os
 import pwd
 import time

@@ -6,8 +6,6 @@ run of the timer compares in reverse, and a fail-back waits until the primary ha
 ``sync_back_valid`` (``sync_back = "unnecessary"``: it does not wait).
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

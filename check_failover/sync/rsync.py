@@ -5,8 +5,6 @@ links into the serving copy, and changed files use it as their basis: only diffe
 writes to the serving copy.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Exit code and first word are those of a plugin (OK, WARNING, CRITICAL, UNKNOWN), so a timer or Nagios may run it.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

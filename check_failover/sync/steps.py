@@ -15,8 +15,6 @@
 No step writes to the receiving server's serving copy, so a run may fail at any moment and that copy is still complete.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace

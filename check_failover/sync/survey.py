@@ -1,7 +1,5 @@
 """What a run learns of both servers before it copies: their copies, clocks and rsyncs, and the files of the source."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The switch of a server to a new copy, and what follows when a run was killed in the middle of one."""
 
-from __future__ import annotations
-
 from check_failover.sync.hosts import Host, SyncStepError, remote, run
 from check_failover.sync.job import Job, fill
 from check_failover.syncstate import Phase

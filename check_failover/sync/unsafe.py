@@ -4,8 +4,6 @@ A setuid or setgid program of root gives its rights to users of the other server
 one machine; a symbolic link that leaves the tree names something that the copy does not contain.
 """
 
-from __future__ import annotations
-
 import posixpath
 from dataclasses import dataclass, field
 from hashlib import sha256

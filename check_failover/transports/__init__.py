@@ -5,8 +5,6 @@ the results, so that the caller (``outbox``) keeps them. A new way is one file, 
 its keys in ``config.schema.json`` (``monitoring``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 

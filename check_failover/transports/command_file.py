@@ -7,8 +7,6 @@ again for each call, because the core may have restarted. ``pynag.Control.Comman
 Source: Nagios Core documentation, "External Commands", PROCESS_SERVICE_CHECK_RESULT; fifo(7), pipe(7).
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

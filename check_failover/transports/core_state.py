@@ -7,8 +7,6 @@ as old as that file. Icinga 2 answers by its API. Cores behind ``nsca`` and ``nr
 Source: Nagios Core, xdata/xsddefault.c (the file's blocks); Icinga 2 documentation, "Icinga 2 API", objects and status.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

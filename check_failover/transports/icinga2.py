@@ -15,8 +15,6 @@ Source: Icinga 2 documentation, "Icinga 2 API", actions; tested with 2.13. Prope
 - ``trust_env`` is off; otherwise REQUESTS_CA_BUNDLE in the environment would override the site's CA.
 """
 
-from __future__ import annotations
-
 import logging
 import socket
 from collections.abc import Mapping, Sequence

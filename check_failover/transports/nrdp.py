@@ -13,8 +13,6 @@ Properties of NRDP that shape the code:
 Source: github.com/NagiosEnterprises/nrdp 2.0.6: server/plugins/nagioscorepassivecheck, server/includes/utils.inc.php.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence

@@ -8,8 +8,6 @@ own client gets no receipt: results that the server drops are lost without an er
 Source: send_nsca(8), send_nsca.cfg(5), nsca-ng.cfg(5), version 1.6.
 """
 
-from __future__ import annotations
-
 import subprocess
 import time
 from collections.abc import Mapping, Sequence

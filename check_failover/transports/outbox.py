@@ -4,8 +4,6 @@ The queue is bounded. When it is full, the outbox first drops older results that
 state repeats. ``close`` writes the rest to a file, and the next start reads it.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging

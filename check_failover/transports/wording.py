@@ -4,8 +4,6 @@ The transports escape newlines. NSCA and NRDP have no field for the time, so a d
 further line.
 """
 
-from __future__ import annotations
-
 import time
 
 from check_failover.model import PassiveResult

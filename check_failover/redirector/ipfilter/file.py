@@ -3,8 +3,6 @@
 Written beside it and renamed, so that a boot finds the old file or the new one, whole, whenever the power goes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

@@ -6,8 +6,6 @@ the old rule, so that answer goes to the new server, which does not know the con
 connects anew. Raw sockets of the plain kind, so that every system that has IPFilter has them; root only.
 """
 
-from __future__ import annotations
-
 import random
 import socket
 import struct

@@ -16,8 +16,6 @@ and cannot remove single sessions: own rules are then those whose address, port 
 Sources: ipnat(5), ipnat(8), IPFilter 5.1.2 on FreeBSD 14.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping

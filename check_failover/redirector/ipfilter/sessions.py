@@ -4,8 +4,6 @@ The session table is what stage 1 can be read from without a sniffer: a dead ser
 the client and none back. Sources: the lists that IPFilter 5.1.2 printed (tests/fixtures/ipfilter) and its printers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

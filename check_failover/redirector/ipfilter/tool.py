@@ -5,8 +5,6 @@ is not enough: an unknown host is only printed. ``-R`` keeps it from asking a di
 may be the very service that just died.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import subprocess

@@ -6,8 +6,6 @@ delete 7,000 entries; the few messages needed here are short. The kernel filters
 Source: linux/netfilter/nfnetlink_conntrack.h, netlink(7), libnetfilter_conntrack.
 """
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import os

@@ -7,8 +7,6 @@ PyPI and Debian bindings are the same ctypes calls, but neither is there for eve
 Source: libnftables(3), libnftables-json(5), nft(8).
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import subprocess

@@ -8,8 +8,6 @@ which the raw chain says ``notrack``: conntrack must not take them for a reply o
 Source: raw(7), ipv6(7).
 """
 
-from __future__ import annotations
-
 import random
 import socket
 import struct

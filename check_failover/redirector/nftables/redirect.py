@@ -15,8 +15,6 @@ it lives in the upper 12 bits and leaves the lower 20 to the site's own rules.
 Source: nft(8); which packets a refused SYN gets: RFC 9293, 3.10.7.1.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 import zlib

@@ -6,8 +6,6 @@ mark leave at once. A change of the config replaces the objects of the services 
 shared maps, in one transaction; the other services' rules, sets and counters stay.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

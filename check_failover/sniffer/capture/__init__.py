@@ -3,8 +3,6 @@
 This package knows no monitor: ``taps.Taps.read`` returns (service name or None, packet, frame).
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket

@@ -8,8 +8,6 @@ the lowest bits do not count. scapy's compile_filter would need libpcap, costs 4
 Source: Linux Documentation/networking/filter.rst; McCanne and Jacobson, "The BSD Packet Filter", 1993; RFC 8200, 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from struct import pack
 

@@ -8,8 +8,6 @@ Source: bpf(4), netintro(4) and <net/bpf.h> of FreeBSD 14 and NetBSD 10. Tested 
 kernel.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -10,8 +10,6 @@ holds back a block until it is full, so a refusal could appear before its SYN. s
 Source: packet(7); Linux Documentation/networking/packet_mmap.rst, filter.rst, <linux/if_packet.h>.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import socket

@@ -6,8 +6,6 @@ stays. Each port has the same chance, whatever its packet rate: otherwise a clie
 the only one watched. A credit absorbs short bursts. When the rate falls, the sampling widens again.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

@@ -7,8 +7,6 @@ The redirector withholds RSTs to SYNs, so they never reach the client interface;
 the servers.
 """
 
-from __future__ import annotations
-
 import logging
 import selectors
 import sys

@@ -15,8 +15,6 @@ Their clocks run only while there is demand: an idle night is no failure. The de
 A refuted suspicion doubles that detector's threshold for a while: a slow but working server gets only a few probes.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import deque
 from itertools import takewhile

@@ -1,7 +1,5 @@
 """One client's connection (or UDP port) in stage 1: its open requests and the order of its bytes. Pure."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import NamedTuple

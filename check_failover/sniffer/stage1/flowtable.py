@@ -3,8 +3,6 @@
 Every table is bounded; the flow that was idle longest is dropped first.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ this code runs for every captured frame.
 Source: RFC 791, 8200, 9293, 768, 792, 4443; IEEE 802.1Q.
 """
 
-from __future__ import annotations
-
 from struct import unpack_from
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Learned thresholds: how long a service usually takes, and from when on silence is worth a probe. Pure."""
 
-from __future__ import annotations
-
 from collections import deque
 
 KNOWN = 100  # replies of an operation until its p99 counts

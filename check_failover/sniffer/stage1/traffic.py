@@ -4,8 +4,6 @@ A suspicion costs one probe, so the detectors (``detectors``) are sensitive and 
 interprets the packets: their connection, their requests and replies, the end of a connection.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 
 from check_failover.model import Detector, Service, Suspicion, TrafficStats

@@ -12,8 +12,6 @@ guesses: stage 1 waits only for requests that the dialect understood. A new dial
 client only reads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from check_failover.model import Service

@@ -3,8 +3,6 @@
 SERVFAIL and REFUSED show a faulty server; NXDOMAIN is a regular answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 
 from check_failover.sniffer.stage1.dialects.messages import UNREADABLE, Reply

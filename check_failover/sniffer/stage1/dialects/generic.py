@@ -1,7 +1,5 @@
 """Any protocol, encrypted ones too: bytes from the client are a request, bytes from the server its reply. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 
 from check_failover.sniffer.stage1.dialects.messages import ALL, Reply

@@ -6,8 +6,6 @@ are then no evidence for any of them. 5xx is an error, 1xx is no reply yet, 101 
 connection (RFC 9110, 9.3.6, 15.2.2).
 """
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from collections.abc import Callable, Hashable

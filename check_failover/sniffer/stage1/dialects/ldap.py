@@ -6,8 +6,6 @@ never end and may send their first entry late (draft-ietf-ldapext-psearch, RFC 4
 connection is encrypted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 
 from check_failover.sniffer.stage1.dialects.messages import ALL, GIVEN_UP, UNREADABLE, Reply

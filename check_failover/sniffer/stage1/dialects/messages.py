@@ -1,7 +1,5 @@
 """What the dialects find in the bytes, and the interface of a dialect (see ``dialects``). Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from typing import NamedTuple, Protocol
 

@@ -1,7 +1,5 @@
 """Messages of a byte stream in which each message starts with its length. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
