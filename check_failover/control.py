@@ -30,6 +30,9 @@ drill-end   service, id, failed, by                     ``text``
 history     limit                                       ``entries``: the last ``records.JournalEntry``
 state       --                                          ``state``: name -> a service's saved state
                                                         ``sync``: name -> its sync record (``syncstate``)
+decided     service, run, giver, kept, by               ``id``: of the journal's line about a person's decision
+                                                        that failover-sync carries out: ``run`` "take": the data
+                                                        of ``giver`` counts; the other's is kept at ``kept``
 follow      state, sync (of the other controller)       ``followed``: names of the services that changed
 subscribe   --                                          ``targets``, then events ``{"event": "flip", ...}``
 ==========  ==========================================  =========================================================
@@ -76,6 +79,7 @@ REDIRECTOR_VERBS = frozenset(
         "history",
         "state",
         "follow",
+        "decided",
         "subscribe",
     }
 )

@@ -107,6 +107,9 @@ class RedirectorRequests:
             return {"forgotten": self._steering.forget(name, client, port, reads=message.get("reads") is True)}
         if verb == "elsewhere":
             return self._elsewhere.page(name, str(message.get("after") or ""))
+        if verb == "decided":
+            caller = Caller(peer.pid, peer.uid)
+            return {"id": self._steering.note(name, verb, by, _decision(message), peer=caller).id}
         if verb == "hold":
             text = self._steering.hold(name, by, _words(message.get("reason") or "")[:500])
         else:
@@ -289,6 +292,17 @@ def _facts(message: Message) -> Facts:
     perfdata = str(message.get("perfdata") or "")
     facts = Facts.parse(perfdata)
     return replace(facts, downtime=bool(message.get("downtime")))
+
+
+def _decision(message: Message) -> str:
+    """What a person decided about the data of both servers, by failover-sync."""
+    try:
+        giver = Target(message["giver"])
+        did = {"take": f"the {giver}'s data replaces the {giver.other}'s"}[message["run"]]
+    except (ValueError, KeyError, TypeError):
+        raise RequestRefusedError("decided: want run (take) and giver (primary or standby)") from None
+    kept = _words(message.get("kept") or "")[:500]
+    return f"failover-sync --take {giver}: {did}, " + (f"which is kept: {kept}" if kept else "which had none")
 
 
 def _states(message: Message) -> dict[str, ServiceState]:

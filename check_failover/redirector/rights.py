@@ -1,12 +1,14 @@
 """The verbs that each user may use on the redirector's socket. SO_PEERCRED gives the user; root may use all verbs."""
 
+import contextlib
 import grp
 import pwd
 
 from check_failover.config import Controller
 from check_failover.peer import Peer
+from check_failover.syncstate import directory
 
-_EVERYONE, _CORE, _SNIFFER, _PAIR, _OPERATORS = "everyone", "core", "sniffer", "pair", "operators"
+_EVERYONE, _CORE, _SNIFFER, _PAIR, _OPERATORS, _SYNC = "everyone", "core", "sniffer", "pair", "operators", "sync"
 
 # verb -> the roles that may use it
 RIGHTS: dict[str, frozenset[str]] = {
@@ -28,6 +30,7 @@ RIGHTS: dict[str, frozenset[str]] = {
     "release": frozenset({_OPERATORS}),
     "state": frozenset({_PAIR}),
     "follow": frozenset({_PAIR}),
+    "decided": frozenset({_SYNC}),
 }
 
 
@@ -40,6 +43,7 @@ def refused(controller: Controller, verb: str, peer: Peer) -> str | None:
         _SNIFFER: controller.sniffer_user,
         _PAIR: controller.pair_user,
         _OPERATORS: f"the group {controller.operators}",
+        _SYNC: f"the owner of {directory(controller.state_dir)}",
     }
     allowed = ", ".join(names[role] for role in sorted(RIGHTS[verb]))
     return f"not for user {user_name(peer.uid)}; allowed are: {allowed} and root"
@@ -67,6 +71,9 @@ def _roles(controller: Controller, peer: Peer) -> set[str]:
         roles.add(_PAIR)
     if _gid(controller.operators) in peer.gids:
         roles.add(_OPERATORS)
+    with contextlib.suppress(OSError):  # no run of failover-sync yet
+        if peer.uid == directory(controller.state_dir).stat().st_uid:
+            roles.add(_SYNC)
     return roles
 
 

@@ -22,7 +22,7 @@ from check_failover.config import Config
 from check_failover.damping import decayed, proof
 from check_failover.decide import RETRYABLE, Decision, Reason
 from check_failover.model import Endpoint, Facts, Hold, Service, Target
-from check_failover.records import DrillParts, JournalEntry, ServiceStatus
+from check_failover.records import Caller, DrillParts, JournalEntry, ServiceStatus
 from check_failover.redirector import Redirect, RedirectError, Wiring, current
 from check_failover.redirector.draining import Drains
 from check_failover.redirector.order import Explained, Order, after, decided
@@ -329,10 +329,12 @@ class Steering:
         target = self.targets()[name]
         return target, self._redirect.elsewhere(self._services[name], target)
 
-    def note(self, name: str, verb: str, by: str, text: str, parts: DrillParts | None = None) -> JournalEntry:
+    def note(
+        self, name: str, verb: str, by: str, text: str, parts: DrillParts | None = None, peer: Caller | None = None
+    ) -> JournalEntry:
         """A journal line about an event other than a flip; ``parts``: of a drill."""
         with self._lock:
-            entry = replace(self._store.new_entry(name, verb, by, text), parts=parts)
+            entry = replace(self._store.new_entry(name, verb, by, text, peer=peer), parts=parts)
             self._store.write(entry)
         return entry
 

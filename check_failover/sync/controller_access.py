@@ -44,6 +44,9 @@ class ControllerAccess(Protocol):
     def standing(self) -> Standing:
         """Which server serves now, and whether the primary is failing."""
 
+    def decided(self, giver: Target, kept: str, by: str) -> None:
+        """Write a person's decision to the redirector's journal; ``kept``: where the other server's data is."""
+
     def record(self, state: SyncState) -> None:
         """Replace the record."""
 
@@ -155,6 +158,13 @@ class LocalAccess:
             return f"it cannot be probed: {error}"
         return None if probe.passed else probe.text
 
+    def decided(self, giver: Target, kept: str, by: str) -> None:
+        request = {"verb": "decided", "service": self._service.name, "run": "take", "giver": giver, "kept": kept}
+        try:
+            control.ask(self._config.controller.redirector_socket, {**request, "by": by})
+        except control.ControlError as error:
+            raise SyncStepError(str(error)) from None
+
     def record(self, state: SyncState) -> None:
         if self._lock is None:
             raise SyncStepError("only the run that holds the lock may write the record")
@@ -204,9 +214,9 @@ class RemoteAccess:
         self._process: subprocess.Popen[bytes] = hosts.start(self._host.argv(command, 86400))
         self._ahead = 0.0  # seconds by which the controller's clock is ahead of this machine's
 
-    def _ask(self, op: str, state: SyncState | None = None) -> Mapping[str, Any]:
+    def _ask(self, op: str, state: SyncState | None = None, **more: str) -> Mapping[str, Any]:
         request = {"op": op} | ({} if state is None else {"state": json.loads(syncstate.dump(state))})
-        line = hosts.exchange(self._process, json.dumps(request).encode() + b"\n", _REPLY_LIMIT)
+        line = hosts.exchange(self._process, json.dumps(request | more).encode() + b"\n", _REPLY_LIMIT)
         if not line:
             silent = self._process.poll() is None
             said = hosts.complaint(self._process)
@@ -238,11 +248,12 @@ class RemoteAccess:
     def standing(self) -> Standing:
         raw = self._ask("standing")
         try:
-            target = None if raw["target"] is None else Target(raw["target"])
-            reached = tuple(from_json(Reach, one) for one in raw["reached"])
-            return Standing(target, raw["since"], bool(raw["failing"]), str(raw["text"]), reached)
-        except (ValueError, KeyError, TypeError) as error:
+            return from_json(Standing, raw)
+        except RecordError as error:
             raise SyncStepError(f"{self._host}: cannot understand which server serves: {error}") from None
+
+    def decided(self, giver: Target, kept: str, by: str) -> None:
+        self._ask("decided", giver=giver, kept=kept, by=by)
 
     def record(self, state: SyncState) -> None:
         self._ask("record", state)
@@ -273,14 +284,10 @@ def _answer(access: LocalAccess, request: Mapping[str, Any]) -> Mapping[str, Any
     if op == "acquire":
         return {"state": json.loads(syncstate.dump(access.acquire())), "now": access.now()}
     if op == "standing":
-        standing = access.standing()
-        return {
-            "target": standing.target,
-            "since": standing.since,
-            "failing": standing.failing,
-            "text": standing.text,
-            "reached": [asdict(one) for one in standing.reached],
-        }
+        return asdict(access.standing())
+    if op == "decided":
+        access.decided(Target(request["giver"]), request["kept"], request["by"])
+        return {}
     state = syncstate.parse(json.dumps(request["state"]))
     if op == "record":
         access.record(state)

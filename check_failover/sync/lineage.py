@@ -6,6 +6,7 @@ earlier one of the same server. Without ``before`` both servers have the same fi
 
 import os
 import pwd
+import sys
 import time
 
 from check_failover import reach
@@ -100,9 +101,12 @@ def put_aside(job: Job, serving: str | None) -> None:
     source, receiver = ends(job.direction)
     user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
     job.noted(f"{user} decided that the {source}'s data counts")
-    if not job.spec.before and serving is None:
-        return
-    name = time.strftime(f"kept-%Y%m%dT%H%M%S-{receiver}", time.localtime(job.looked))
-    remote(job.receiver, "keep", job.spec.copy_path, name, served(job, job.receiver).path)
-    job.kept = f"{job.receiver}: {job.spec.copy_path}.sync/{name}"
-    job.noted(f"the {receiver}'s data was put aside: {job.kept}")
+    if job.spec.before or serving is not None:
+        name = time.strftime(f"kept-%Y%m%dT%H%M%S-{receiver}", time.localtime(job.looked))
+        remote(job.receiver, "keep", job.spec.copy_path, name, served(job, job.receiver).path)
+        job.kept = f"{job.receiver}: {job.spec.copy_path}.sync/{name}"
+        job.noted(f"the {receiver}'s data was put aside: {job.kept}")
+    try:
+        job.access.decided(source, job.kept, user)
+    except SyncStepError as error:
+        print(f"{job.name}: no line about this decision in the journal: {error}", file=sys.stderr)

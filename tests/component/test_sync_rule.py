@@ -92,6 +92,9 @@ def test_a_client_that_stays_after_a_drained_fail_back_keeps_its_writes(step: Sy
     assert f"data.sync/{kept}" in said
     assert f"data.sync/{kept}" in step.state().kept
     assert (step.servers.place / "standby/data.sync" / kept / "late").read_text() == "acknowledged"
+    (decided,) = step.decided
+    assert (decided["service"], decided["run"], decided["giver"]) == ("web", "take", "primary")
+    assert decided["kept"] == step.state().kept
     ok(step.sync())
 
 
@@ -133,6 +136,17 @@ def test_rescued_connections_that_wrote_are_told(database: Syncing) -> None:
     assert (database.primary / "db/entries").read_text() == "first\nrescued\n"
     (kept,) = (database.servers.place / "primary/data.sync").glob("kept-*")
     assert (kept / "export").read_text() == "first\nsecond\n"
+
+
+def test_a_decision_without_a_redirector_says_that_no_journal_has_it(step: Syncing) -> None:
+    """The redirector is away: the data is more urgent than the line."""
+    fill(step.standby, {"entry": "1"})
+    step.redirector_away()
+    done = step.sync("--take", "standby", "--yes")
+    ok(done)
+    assert "web: no line about this decision in the journal: " in done.stderr
+    assert "redirector.sock" in done.stderr
+    assert (step.primary / "entry").read_text() == "1"
 
 
 def test_clients_that_only_read_stop_no_run(step: Syncing) -> None:

@@ -62,12 +62,13 @@ class Syncing:
         self.target, self.since = "primary", None
         self.verdict, self.pending = "ok", None
         self.reached: list[dict[str, Any]] | None = None
+        self.decided: list[dict[str, Any]] = []
         for path in (self.run_dir, self.state_dir):
             path.mkdir()
         self.configure(more)
         self._sockets = [
-            Server(self.run_dir / "redirector.sock", frozenset({"status"}), self._redirector, lambda *_: None),
-            Server(self.run_dir / "sniffer.sock", frozenset({"status"}), self._sniffer, lambda *_: None),
+            Server(self.run_dir / f"{name}.sock", frozenset({"status", "decided"}), answer, lambda *_: None)
+            for name, answer in (("redirector", self._redirector), ("sniffer", self._sniffer))
         ]
         for server in self._sockets:
             server.start()
@@ -91,7 +92,10 @@ class Syncing:
         for server in self._sockets:
             server.close()
 
-    def _redirector(self, _message: Any, _peer: Any) -> dict[str, Any]:
+    def _redirector(self, message: Any, _peer: Any) -> dict[str, Any]:
+        if message["verb"] == "decided":
+            self.decided.append(message)
+            return {"id": "1"}
         web: dict[str, Any] = {
             "target": self.target,
             "kernel": self.target,
@@ -100,6 +104,10 @@ class Syncing:
         }
         web |= {} if self.reached is None else {"reached": self.reached}
         return {"services": {"web": web}}
+
+    def redirector_away(self) -> None:
+        """Nothing answers at the redirector's socket any more."""
+        self._sockets[0].close()
 
     def _sniffer(self, _message: Any, _peer: Any) -> dict[str, Any]:
         return {"services": {"web": {"target": self.target, "verdict": self.verdict, "primary": {"text": "no reply"}}}}
