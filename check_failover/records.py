@@ -153,6 +153,7 @@ class ServiceStatus:
     last: JournalEntry | None = None
     flip: JournalEntry | None = None  # the last entry with a flip
     peer_silent: Count | None = None  # seconds since the pair's other controller was last heard
+    peer_unsure: bool = False  # it was not heard for some seconds, and ``reached`` does not say so yet
     state: State = State.UNKNOWN  # of "NAME redirect", with its text and further lines
     text: str = ""
     story: tuple[str, ...] = ()

@@ -82,8 +82,8 @@ def serve(controller: Controller, out: IO[str]) -> None:
     sock, _ = control.subscribe(controller.redirector_socket)
     with sock:
         while True:
-            state = control.ask(controller.redirector_socket, {"verb": "state"})["state"]
-            print(json.dumps({"state": state}), file=out, flush=True)
+            reply = control.ask(controller.redirector_socket, {"verb": "state"})
+            print(json.dumps({key: reply.get(key) for key in ("state", "sync")}), file=out, flush=True)
             if select.select([sock], [], [], HEARTBEAT)[0] and not sock.recv(65536):
                 raise ControlError(f"{controller.redirector_socket}: the redirector is gone")
 

@@ -6,6 +6,7 @@ Either controller may run failover-sync. Without the copy the other one would sa
 import contextlib
 import json
 import os
+import time
 from typing import Any
 
 from check_failover import syncstate
@@ -17,6 +18,15 @@ def ours(config: Config) -> dict[str, Any]:
     names = [service.name for service in config.services if service.sync is not None]
     found = {name: syncstate.own(config.controller.state_dir, name) for name in names}
     return {name: json.loads(syncstate.dump(one)) for name, one in found.items() if one.damaged is None}
+
+
+def last_word(config: Config) -> float:
+    """When the other controller last spoke (Unix time), also to an earlier process; never: now."""
+    now, times = time.time(), []
+    for service in config.services:
+        with contextlib.suppress(OSError):
+            times.append(syncstate.peer_record(config.controller.state_dir, service.name).stat().st_mtime)
+    return min(now, max(times, default=now))
 
 
 def keep(config: Config, records: object) -> None:

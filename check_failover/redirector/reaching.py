@@ -5,23 +5,30 @@ A record is on the disk before the packet that it stands for: where it cannot be
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from check_failover import reach
+from check_failover.config import Config
 from check_failover.model import Target, Why
 from check_failover.records import Reach
+from check_failover.redirector import peer_record
 from check_failover.redirector.state import ServiceState, StateError
 from check_failover.redirector.store import StateStore
 from check_failover.syncstate import PEER_SILENT
 
+LATELY = 3.0  # seconds without a word after which the other controller may have flipped; it speaks every second
+
 
 class Reaching:
-    """``lock`` is the steering's. ``pair``: whether there is another controller, through which servers are reached."""
+    """``lock`` is the steering's. In a pair servers are reached through the other controller too."""
 
-    def __init__(self, store: StateStore, lock: threading.Lock, names: Iterable[str], *, pair: bool) -> None:
-        self._store, self._lock, self._names, self._pair = store, lock, tuple(names), pair
-        self._heard = time.monotonic()  # of the other controller
+    def __init__(self, store: StateStore, lock: threading.Lock, config: Config) -> None:
+        self._store, self._lock = store, lock
+        self._names, self._pair = [service.name for service in config.services], config.controller.peer is not None
+        self._heard, self._speaks = time.monotonic(), False  # of the other controller
+        self._last = peer_record.last_word(config)
 
     def rescue(self, name: str, forget: Callable[[], bool]) -> bool:
         """Have ``forget`` clear the way of one connection to the standby. Raises StateError, RedirectError."""
@@ -51,16 +58,22 @@ class Reaching:
         silent = time.monotonic() - self._heard
         return round(silent) if self._pair and silent > PEER_SILENT else None
 
+    def silence(self, name: str) -> dict[str, Any]:
+        """What the service's status says of the other controller (``ServiceStatus``)."""
+        lately = self._speaks and time.monotonic() - self._heard <= LATELY
+        noted = any(one.why is Why.PEER_SILENT and one.end is None for one in self._store.state[name].reached)
+        return {"peer_silent": self.silent(), "peer_unsure": self._pair and not lately and not noted}
+
     def look(self) -> None:
         """Note that the other controller is silent: it may send clients to either server. Called every few seconds."""
-        silent, now = self.silent(), time.time()
+        now = time.time()
         for name in self._names:
             reached = self._store.state[name].reached
             if not self._pair:  # there was another one in an earlier config
                 reached = reach.closed(reach.closed(reached, Why.PEER_SILENT, now), Why.PEER, now)
-            elif silent is not None:
+            elif self.silent() is not None:
                 for server in Target:
-                    reached = reach.opened(reached, server, Why.PEER_SILENT, now - silent)
+                    reached = reach.opened(reached, server, Why.PEER_SILENT, self._last)
             try:
                 self._write(name, reached)
             except StateError as error:
@@ -68,7 +81,8 @@ class Reaching:
 
     def heard(self) -> None:
         """The other controller speaks. Raises StateError."""
-        self._heard, now = time.monotonic(), time.time()
+        self._heard, self._speaks = time.monotonic(), True
+        self._last = now = time.time()
         for name in self._names:
             self._write(name, reach.closed(self._store.state[name].reached, Why.PEER_SILENT, now))
 

@@ -55,8 +55,7 @@ class Steering:
         self._repair = Repair(redirect, self._store, publish, self._lock, config.controller.state_dir)
         self.drains = Drains(redirect, self._store, self._repair, self._lock)
         self._pending: dict[str, Order] = {}
-        pair = config.controller.peer is not None
-        self.reaching = Reaching(self._store, self._lock, self._services, pair=pair)
+        self.reaching = Reaching(self._store, self._lock, config)
 
     # ------------------------------------------------------------ start and repair
 
@@ -346,4 +345,4 @@ class Steering:
     def status(self, name: str, fail_back: Order | None = None) -> ServiceStatus:
         """See ``records``; ``fail_back``: an order to fail back, with the known facts about the primary."""
         order = fail_back or Order(self._services[name], "fail-back", "", Facts())
-        return replace(status(self._redirect, self._store, order), peer_silent=self.reaching.silent())
+        return replace(status(self._redirect, self._store, order), **self.reaching.silence(name))

@@ -124,7 +124,7 @@ class LocalAccess:
             services = control.ask(controller.redirector_socket, {"verb": "status"})["services"]
             mine = services[name]
             target, since = Target(mine["target"]), mine.get("since")
-            kernel, told = mine.get("kernel"), mine.get("reached")
+            kernel, told, unsure = mine.get("kernel"), mine.get("reached"), mine.get("peer_unsure") is True
             reached = reach.derived(target, since) if told is None else tuple(from_json(Reach, one) for one in told)
         except control.ControlError as error:
             return Standing(None, text=str(error))
@@ -135,9 +135,9 @@ class LocalAccess:
         if kernel is not None and kernel != target:
             return Standing(None, text=f"target is {target} in the redirector, but {kernel} in the kernel")
         if target is Target.STANDBY:
-            return Standing(target, since, reached=reached)
+            return Standing(target, since, reached=reached, unsure=unsure)
         why = f"a fail-over is pending: {mine['pending']}" if mine.get("pending") else self._failing()
-        return Standing(target, since, why is not None, why or "", reached)
+        return Standing(target, since, why is not None, why or "", reached, unsure)
 
     def _failing(self) -> str | None:
         """Why the primary is considered failing, or None; without a verdict of the sniffer one probe decides."""

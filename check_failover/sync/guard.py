@@ -34,6 +34,9 @@ class Standing:
     failing: bool = False  # the primary
     text: str = ""  # why the target is unknown or the primary failing
     reached: Reaches = ()  # which server clients may have reached, and when
+    unsure: bool = (
+        False  # the other controller of a pair was not heard for some seconds; ``reached`` may lack its doings
+    )
 
 
 def ends(direction: SyncDirection) -> tuple[Target, Target]:

@@ -10,12 +10,29 @@ import sys
 import time
 
 from check_failover import reach
-from check_failover.sync.guard import Standing, check_reached, check_written, ends
+from check_failover.sync.guard import Standing, SyncRefusedError, check_reached, check_written, ends
 from check_failover.sync.hosts import Host, SyncStepError, remote, run
 from check_failover.sync.job import Job, fill
 from check_failover.sync.rsync import Place
 from check_failover.sync.survey import listing
-from check_failover.syncstate import Digests, SyncState
+from check_failover.syncstate import Digests, Refusal, SyncState
+
+PATIENCE = 20.0  # seconds; the redirector notes a silence after 15
+
+
+def standing(job: Job) -> Standing:
+    """Which server serves, and how clients reach both. Raises SyncRefusedError, SyncStepError.
+
+    If the other controller of a pair was just lost, it may have flipped: a run that overwrites waits until it is heard
+    again, or until the redirector has noted that clients may reach either server.
+    """
+    end = time.monotonic() + PATIENCE
+    while (found := job.access.standing()).unsure and job.service.writes != "none" and not job.take:
+        if time.monotonic() > end:
+            text = "the other controller is not heard, and the redirector has not noted that: look at its log"
+            raise SyncRefusedError(Refusal.STILL_REACHED, text)
+        time.sleep(0.5)
+    return found
 
 
 def ways(job: Job, standing: Standing, state: SyncState) -> str:
@@ -90,8 +107,8 @@ def left(job: Job, state: SyncState, found: Digests, *, switched: bool) -> Diges
     if switched or known.of(receiver) is None:
         new = digest(job, job.receiver, "new")
         known = Digests().put(source, found.of(source) if before else new).put(receiver, new)
-    standing = job.access.standing()
-    if standing.target is None or reach.since(standing.reached, receiver, job.looked):
+    now = job.access.standing()
+    if now.target is None or now.unsure or reach.since(now.reached, receiver, job.looked):
         return known.put(receiver, None)  # a client's write may be in it
     return known
 

@@ -36,9 +36,9 @@ MAX_PASSES = 4  # over a source that changes while rsync reads it; if that is no
 
 def sync(job: Job, state: SyncState, started: float) -> SyncState:
     """All steps; returns the new record. Raises SyncRefusedError, SyncStepError; the serving copy stays complete."""
-    standing = job.access.standing()
     if job.spec.method == "syncrepl":
-        return watch(job, state, standing, started)
+        return watch(job, state, job.access.standing(), started)
+    standing = lineage.standing(job)
     if not job.take:
         check_direction(job.direction, standing)
     how = lineage.ways(job, standing, state)
@@ -198,7 +198,7 @@ def renew(
     except SyncStepError as error:
         raise SyncStepError(f"{error}{cleared(job, verifying or NO_SPACE in str(error))}") from None
     job.enter(Phase.SWITCH)
-    standing: Standing = job.access.standing()
+    standing = lineage.standing(job)
     if not job.take:
         check_direction(job.direction, standing)  # after a flip during this run the direction would be wrong
     lineage.unreached(job, standing)

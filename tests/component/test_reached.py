@@ -101,8 +101,14 @@ def test_nothing_is_rescued_that_may_write_to_a_copy(build: Any) -> None:
 
 def test_the_other_controller(build: Any) -> None:
     """While it is silent either server may be reached; what it did counts here, and its drain ends when it says so."""
-    controller = build(lambda text: text.replace("[controller]\n", '[controller]\npeer = "root@peer"\n'))
+    sync = 'hold_down = 0\n[service.sync]\nprimary = "root@p"\nfrom = "/srv/x"\n'
+    controller = build(
+        lambda text: text.replace("[controller]\n", '[controller]\npeer = "root@peer"\n').replace(
+            "hold_down = 0\n", sync, 1
+        )
+    )
     silent = {("primary", "peer-silent"), ("standby", "peer-silent")}
+    assert controller.status()["tcp4"]["peer_unsure"]  # from the start: it may have flipped while this one was away
     poll(lambda: silent <= set(reached(controller, ended=False)), 25.0, "the other controller is missed")
     now = time.time()
     state = {"target": "standby", "since": now, "flips": 1, "changes": 1, "drain": {"old": "primary", "at": now}}
@@ -114,11 +120,12 @@ def test_the_other_controller(build: Any) -> None:
 
     def hear(**more: Any) -> None:
         said = {"tcp4": {**state, "reached": theirs, **more}, "udp4": {"target": "primary"}}
-        control.ask(controller.socket, {"verb": "follow", "state": said})
+        control.ask(controller.socket, {"verb": "follow", "state": said, "sync": {"tcp4": {}}})
 
     hear()
     assert set(reached(controller, ended=False)) >= {("standby", "serves"), ("primary", "drain")}
     assert not silent & set(reached(controller, ended=False))
+    assert not controller.status()["tcp4"]["peer_unsure"]
 
     def there_only() -> bool:
         hear()
@@ -131,3 +138,13 @@ def test_the_other_controller(build: Any) -> None:
     before = on_disk(controller)
     hear(drain=None, changes=2)
     assert on_disk(controller) == before
+
+    heard = time.time()
+    poll(lambda: controller.status()["tcp4"]["peer_unsure"], 6.0, "it says nothing for some seconds")
+    assert reached(controller, ended=False) == [("standby", "serves")]
+    controller.kill()
+    controller.start()
+    poll(lambda: silent <= set(reached(controller, ended=False)), 25.0, "the other controller is missed again")
+    assert not controller.status()["tcp4"]["peer_unsure"]
+    begun = max(one["begin"] for one in on_disk(controller)["reached"] if one["why"] == "peer-silent")
+    assert begun == pytest.approx(heard, abs=1.0)  # not since this process started

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from check_failover.model import State
+from check_failover.sync import lineage, run
 from check_failover.syncstate import Refusal
 from tests.lab.netns import poll
 from tests.lab.syncing import (  # noqa: F401
@@ -109,6 +110,38 @@ def test_what_the_other_controller_may_have_done_stops_a_run(step: Syncing) -> N
     assert (step.standby / "new").exists()
 
 
+def test_a_run_waits_until_it_knows_what_the_other_controller_did(step: Syncing) -> None:
+    """It was heard some seconds ago: then it is heard again, or the redirector notes that it is silent."""
+    step.reached, step.unsure = [way("primary", "serves", 0)], True
+    fill(step.primary, {"new": "1"})
+    process = subprocess.Popen(step.argv("-v"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    time.sleep(3)  # nothing can be seen of a run that waits
+    assert process.poll() is None
+    assert not (step.standby / "new").exists()
+    step.unsure = False
+    assert process.communicate(timeout=30)[0].startswith("OK: ")
+    assert (step.standby / "new").exists()
+
+    fill(step.primary, {"newer": "1"})
+    step.unsure = True
+    process = subprocess.Popen(step.argv(), stdout=subprocess.PIPE, text=True)
+    time.sleep(1)
+    step.reached.append(way("standby", "peer-silent", time.time() - 16))
+    step.unsure = False
+    assert "[still-reached]" in process.communicate(timeout=30)[0]
+    assert not (step.standby / "newer").exists()
+
+
+def test_a_redirector_that_never_notes_the_silence_stops_a_run(
+    step: Syncing, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its disk may be full."""
+    monkeypatch.setattr(lineage, "PATIENCE", 1.0)
+    step.unsure = True
+    run.main(["--config", str(step.config), "web"])
+    assert "the other controller is not heard, and the redirector has not noted that" in capsys.readouterr().out
+
+
 def test_rescued_connections_that_wrote_nothing_stop_no_run(database: Syncing) -> None:
     """The lease is over: the standby's export is as it was."""
     begin = time.time()
@@ -192,9 +225,9 @@ def test_clients_that_come_during_a_run_stop_its_switch(step: Syncing) -> None:
     wait = script(step.place / "wait", f"touch {step.place}/staged\nsleep 1")
     step.configure(f'verify = ["{wait}"]')
     fill(step.primary, {"new": "1"})
-    run = subprocess.Popen(step.argv(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(step.argv(), stdout=subprocess.PIPE, text=True)
     poll((step.place / "staged").exists, 30, "staged")
     step.reached.append(way("standby", "rescue", time.time(), time.time() + 60, 1))
-    out, _ = run.communicate(timeout=30)
+    out, _ = process.communicate(timeout=30)
     assert "[still-reached]" in out
     assert step.standby.resolve() == serving

@@ -62,6 +62,7 @@ class Syncing:
         self.target, self.since = "primary", None
         self.verdict, self.pending = "ok", None
         self.reached: list[dict[str, Any]] | None = None
+        self.unsure = False
         self.decided: list[dict[str, Any]] = []
         for path in (self.run_dir, self.state_dir):
             path.mkdir()
@@ -101,6 +102,7 @@ class Syncing:
             "kernel": self.target,
             "since": self.since,
             "pending": self.pending,
+            "peer_unsure": self.unsure,
         }
         web |= {} if self.reached is None else {"reached": self.reached}
         return {"services": {"web": web}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -9,8 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from check_failover import syncstate
+from check_failover.listening import Server
 from check_failover.model import Facts
+from check_failover.pair import daemon
 from check_failover.redirector import peer_record
 from check_failover.syncstate import Phase, Problem, Refusal, Running, SyncDirection, SyncState
 
@@ -87,3 +92,24 @@ def test_a_damaged_record_is_not_believed(tmp_path: Path) -> None:
     peer_record.keep(config, {"ldap": json.loads(syncstate.dump(SyncState(equal_at=NOW)))})
     assert syncstate.read(tmp_path / "left", "ldap").damaged is not None
     assert peer_record.ours(config) == {}
+
+
+class Once(io.StringIO):
+    """The other controller, which hangs up after a line."""
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_the_records_travel_with_the_state(tmp_path: Path) -> None:
+    """What failover-pair says to the other controller has all that the redirector says."""
+    state: dict[str, Any] = {"state": {"ldap": {"target": "primary"}}, "sync": {"ldap": {"equal_at": NOW}}}
+    path, out = tmp_path / "redirector.sock", Once()
+    server = Server(path, frozenset({"subscribe", "state"}), lambda *_: state, lambda *_: None, dict)
+    server.start()
+    try:
+        with pytest.raises(BrokenPipeError):
+            daemon.serve(SimpleNamespace(redirector_socket=path), out)  # type: ignore[arg-type]
+    finally:
+        server.close()
+    assert json.loads(out.getvalue()) == state
