@@ -10,6 +10,8 @@ import grp
 import json
 import os
 import pwd
+import secrets
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +36,8 @@ _REPLY_LIMIT = 60.0
 
 class ControllerAccess(Protocol):
     """Record and lock of one service, and its serving server. Methods raise SyncStepError or SyncRefusedError."""
+
+    holder: str  # names the controller in the receiving server's lease, once the lock is taken
 
     def acquire(self) -> SyncState:
         """Take the lock and return the record; SyncRefusedError (RUNNING) while another run holds the lock."""
@@ -96,13 +100,14 @@ class LocalAccess:
         self._config, self._service = config, service
         self._state_dir = config.controller.state_dir
         self._lock: int | None = None
+        self.holder = ""
 
     def acquire(self) -> SyncState:
         become_owner(self._state_dir)
         path = syncstate.directory(self._state_dir) / f"{self._service.name}.lock"
         end = time.monotonic() + _LOCK_PATIENCE
         try:
-            self._lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             while True:
                 try:
                     fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,6 +116,12 @@ class LocalAccess:
                     if time.monotonic() > end:
                         raise SyncRefusedError(Refusal.RUNNING, "another run of this service is in progress") from None
                     time.sleep(0.05)
+            # two controllers may have the same name, or their machines the same ID
+            token = os.pread(self._lock, 16, 0).decode("ascii", "replace")
+            if not token:
+                token = secrets.token_hex(8)
+                os.pwrite(self._lock, token.encode(), 0)
+            self.holder = f"{socket.gethostname()}/{token}"
         except OSError as error:
             raise SyncStepError(f"{path}: {error.strerror}: run as the user that owns it") from None
         return syncstate.read(self._state_dir, self._service.name)
@@ -212,6 +223,7 @@ class RemoteAccess:
         self._host = hosts.host(spec, "controller")
         command = ["failover-sync", "--serve-home", service.name]
         self._process: subprocess.Popen[bytes] = hosts.start(self._host.argv(command, 86400))
+        self.holder = ""
         self._ahead = 0.0  # seconds by which the controller's clock is ahead of this machine's
 
     def _ask(self, op: str, state: SyncState | None = None, **more: str) -> Mapping[str, Any]:
@@ -238,6 +250,7 @@ class RemoteAccess:
         reply = self._ask("acquire")
         try:
             self._ahead = float(reply["now"]) - (began + time.time()) / 2
+            self.holder = str(reply["holder"])
             return syncstate.parse(json.dumps(reply["state"]))
         except (ValueError, KeyError, TypeError) as error:
             raise SyncStepError(f"{self._host}: cannot understand its record: {error}") from None
@@ -282,7 +295,8 @@ def serve(access: LocalAccess, readline: Callable[[int], str], write: Callable[[
 def _answer(access: LocalAccess, request: Mapping[str, Any]) -> Mapping[str, Any]:
     op = request["op"]
     if op == "acquire":
-        return {"state": json.loads(syncstate.dump(access.acquire())), "now": access.now()}
+        state = access.acquire()
+        return {"state": json.loads(syncstate.dump(state)), "now": access.now(), "holder": access.holder}
     if op == "standing":
         return asdict(access.standing())
     if op == "decided":

@@ -36,8 +36,8 @@ _SSH_OPTIONS = (
     "LogLevel=ERROR",
 )
 _SETPRIV = "/usr/bin/setpriv"  # util-linux: the child gets SIGTERM when this process dies, even by SIGKILL
-_SHORT = 60.0  # seconds for a step of remote.sh that only renames
-_LONG = 3600.0  # seconds for a step that removes old copies
+# Seconds for a step of remote.sh: for those that remove or copy data; at the end of a run that was stopped
+_LIMITS = {"prepare": 3600.0, "prune": 3600.0, "discard": 3600.0, "keep": 3600.0, "release": 5.0}
 _OUTPUT = 1 << 20  # bytes of stdout, of stderr, or of one line, that are read
 _GRACE = 1.0  # seconds in which the pipes of a program that ended are read; a shared connection keeps them open
 
@@ -117,7 +117,7 @@ def remote(on: Host, verb: str, path: str, *arguments: str) -> dict[str, str]:
     """Run one verb of remote.sh on the receiving server; its output as key and value. Raises SyncStepError."""
     script = resources.files("check_failover.sync").joinpath("remote.sh").read_text("utf-8")
     try:
-        limit = _LONG if verb in ("prepare", "prune", "discard", "keep") else _SHORT
+        limit = _LIMITS.get(verb, 60.0)  # most only rename
         out = run(on, ["/bin/sh", "-s", "--", verb, path, *arguments], limit, script)
     except SyncStepError as error:
         raise SyncStepError(str(error).replace(": sh: exit 1:", f": {verb} {path}:")) from None

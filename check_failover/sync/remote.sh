@@ -8,6 +8,7 @@
 #   PATH.sync/staging-000013-09be     rsync fills it; no service reads it
 #   PATH.sync/kept-20260102T030405-standby   data that a person let go: no step removes it
 #   PATH.sync/pending                 name of the previous copy, from the switch until the service accepted the new copy
+#   PATH.sync/lease                   link that names the controller whose run works here, and until when
 #   PATH.sync/lock                    link named after the process id of the step that is changing something here; a
 #                                     link needs no block of a full disk
 set -eu
@@ -57,6 +58,18 @@ point() { # point the link to the copy $1 atomically, by rename(2)
     mv -T "$place/link-$1" "$path" 2>/dev/null || mv -h "$place/link-$1" "$path"
 }
 
+hold() { # take or renew the lease for $2 seconds as the holder $1; if another one has it: name it, and do nothing more
+    now=$(date +%s)
+    lease=$(readlink "$place/lease" || :)
+    if [ -n "$lease" ] && [ "${lease#* }" != "$1" ] && [ "${lease%% *}" -gt "$now" ]; then
+        echo "held $((${lease%% *} - now)) ${lease#* }"
+        exit 0
+    fi
+    if [ "$3" = look ]; then return; fi
+    rm -f "$place/lease"
+    ln -s "$((now + $2)) $1" "$place/lease" || fail "$place/lease: cannot create it"
+}
+
 flush() { sync -f "$place" 2>/dev/null || sync; } # the copy behind the link must survive a power failure
 
 case $verb in
@@ -92,15 +105,27 @@ served) # after a killed run: the copy that the service works on, which is the o
     fi
     ;;
 
-prepare) # make a staging directory with the suffix $3 for $4 bytes; keep the newest unfinished one for rsync to reuse
+lease) # for the holder $3, $4 seconds long
+    if [ -e "$path" ] && [ -z "$(current)" ]; then exit 0; fi # not ours: nothing may be made there
     [ -d "${path%/*}/" ] || fail "${path%/*}: no such directory: create it once by hand"
+    hold "$3" "$4" look # without waiting for a step of the other run
     alone
+    hold "$3" "$4" take
+    ;;
+
+release)
+    case $(readlink "$place/lease" || :) in *" $3") rm -f "$place/lease" ;; esac
+    ;;
+
+prepare) # for the holder $3, for $4 seconds: make a staging directory with the suffix $5 for $6 bytes; keep the newest unfinished one for rsync to reuse
+    alone
+    hold "$3" "$4" take
     keep=
     for old in "$place"/staging-*; do if [ -d "$old" ]; then keep=$old; fi; done
     for old in "$place"/staging-*; do
         if [ -d "$old" ] && [ "$old" != "$keep" ]; then rm -rf -- "$old"; fi
     done
-    wanted=$(($4 / 1024))
+    wanted=$(($6 / 1024))
     if [ -n "$keep" ]; then # where space is short, an unfinished copy takes the space that the new one needs
         size=$(du -sk "$keep" | cut -f 1)
         if [ "$(free)" -lt "$size" ] || [ "$(free)" -le "$wanted" ]; then
@@ -118,20 +143,21 @@ prepare) # make a staging directory with the suffix $3 for $4 bytes; keep the ne
         [0-9][0-9][0-9][0-9][0-9][0-9]*) number=$(echo "$number" | sed 's/^0*//'); if [ "${number:-0}" -gt "$last" ]; then last=$number; fi ;;
         esac
     done
-    copy=$(printf '%06d-%s' $((last + 1)) "$3")
+    copy=$(printf '%06d-%s' $((last + 1)) "$5")
     mkdir -m 700 "$place/staging-$copy"
     echo "copy $copy"
     if [ -n "$keep" ]; then echo "leftover ${keep##*/}"; fi
     ;;
 
-switch) # the staged copy $3 becomes the serving copy
+switch) # for the holder $3, for $4 seconds: the staged copy $5 becomes the serving copy
     alone
+    hold "$3" "$4" take
     old=$(current)
-    mv "$place/staging-$3" "$place/v-$3"
+    mv "$place/staging-$5" "$place/v-$5"
     echo "${old:--}" >"$place/pending.new"
     mv "$place/pending.new" "$place/pending"
     flush
-    point "v-$3"
+    point "v-$5"
     flush
     ;;
 

@@ -134,8 +134,11 @@ def run(job: Job) -> SyncState:
         state = steps.sync(job, state, started)
     except SyncRefusedError as error:
         undecided = state.problem is not None and state.problem.reason in syncstate.DIVIDED
-        if error.reason is Refusal.TARGET_PRIMARY or (undecided and error.reason is Refusal.TARGET_STANDBY):
-            # an operator's mistake is no problem of the data; the timer's runs do not hide what a person must decide
+        if error.reason in (Refusal.TARGET_PRIMARY, Refusal.RUNNING) or (
+            undecided and error.reason is Refusal.TARGET_STANDBY
+        ):
+            # an operator's mistake or another run is no problem of the data; the timer's runs do not hide what a
+            # person must decide
             job.access.record(replace(state, running=None))
             raise
         state = replace(state, problem=Problem(job.access.now(), error.reason, error.text))

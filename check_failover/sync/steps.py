@@ -25,6 +25,7 @@ from check_failover.sync import lineage
 from check_failover.sync.guard import Standing, SyncRefusedError, check_direction, check_size
 from check_failover.sync.hosts import SyncStepError, remote, run
 from check_failover.sync.job import Job, fill, timed
+from check_failover.sync.lease import leased, renewed
 from check_failover.sync.rsync import NO_SPACE, Place, TransferReport, copy
 from check_failover.sync.survey import inspect, nothing, survey
 from check_failover.sync.switching import resume, switch
@@ -42,6 +43,12 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
     if not job.take:
         check_direction(job.direction, standing)
     how = lineage.ways(job, standing, state)
+    with leased(job):
+        return copied(job, state, standing, started, how)
+
+
+def copied(job: Job, state: SyncState, standing: Standing, started: float, how: str) -> SyncState:
+    """The steps of a run that was not refused, under the lease; ``how``: see ``lineage.ways``."""
     full = (
         job.full
         or job.take
@@ -181,7 +188,7 @@ def renew(
 ) -> TransferReport:
     """Stage, verify, switch; ``needed``: bytes on disk. Returns what differed before and the size of the new copy."""
     job.enter(Phase.TRANSFER)
-    made = remote(job.receiver, "prepare", job.spec.copy_path, secrets.token_hex(2), str(needed))
+    made = renewed(job, "prepare", secrets.token_hex(2), str(needed))
     name = made["copy"]
     staged = job.copy_place(f"staging-{name}")
     bases = [job.copy_place(b).path for b in (serving, made.get("leftover")) if b]

@@ -2,12 +2,13 @@
 
 from check_failover.sync.hosts import Host, SyncStepError, remote, run
 from check_failover.sync.job import Job, fill
+from check_failover.sync.lease import renewed
 from check_failover.syncstate import Phase
 
 
 def switch(job: Job, name: str) -> None:
     """Move the link and run ``after``; if ``after`` fails, move the link back."""
-    remote(job.receiver, "switch", job.spec.copy_path, name)
+    renewed(job, "switch", name)
     settle(job, job.receiver)
 
 

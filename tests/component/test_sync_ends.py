@@ -167,7 +167,7 @@ def test_a_controller_that_answers_nonsense_is_an_error(
 
 def test_times_are_the_controllers(monkeypatch: pytest.MonkeyPatch, syncing: Syncing) -> None:
     """A run elsewhere writes times by the controller's clock, which judges the age later."""
-    answer = f'{{"state": {{}}, "now": {time.time() + 5000}}}'
+    answer = f'{{"state": {{}}, "holder": "x/1", "now": {time.time() + 5000}}}'
     monkeypatch.setattr(hosts.Host, "argv", lambda *_: ["/bin/sh", "-c", 'read line; echo "$1"', "sh", answer])
     config = run.load(str(syncing.config))
     spec = config.services[0].sync
