@@ -4,29 +4,45 @@ Their clocks run only while there is demand: an idle night is no failure. The de
 
 - a refused SYN (RST, ICMP unreachable): at once
 - a SYN without an answer, and no packet from the server to any client since: SRTT + 4 RTTVAR
-- a request without a reply: 4 * p99 of that operation, 4 * p50 where ten in a row have none. Bytes from the server on
-  the same connection count as progress. No suspicion while nearly all later requests of the same operation are
+- a request without a reply: 4 * p99 of that operation, 4 * p50 where several in a row have none. Bytes from the server
+  on the same connection count as progress. No suspicion while nearly all later requests of the same operation are
   answered: then it is one slow query
 - retransmissions of data: at least half of the active flows within 800 ms (Blink, NSDI 2019), or two on one flow while
   the server sends no packet. Data that the server has acknowledged does not count: the loss is on that client's path
-- error replies: the first one, and 20 % of the last 100
+- error replies: the first one, and 20 % of the last 100 of that operation
 - silence without demand: one probe after max(60 s, 10 * the usual gap)
 
-A refuted suspicion doubles that detector's threshold for a while: a slow but working server gets only a few probes.
+A refuted suspicion doubles the threshold for a while, so that a slow but working server gets only a few probes: for
+that operation, that client, and requests that the server has acknowledged or not (``voices``). What one client sends
+hides nothing from the others: a segment that never reaches the server, say, or an error that it provokes. While
+several connections wait longer than usual, a probe goes out every five seconds whatever the thresholds.
 """
 
 import heapq
 from collections import deque
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from check_failover.model import Detector, Suspicion
 from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, Request
 from check_failover.sniffer.stage1.flowtable import FlowTable
-from check_failover.sniffer.stage1.thresholds import ENCRYPTED_WAIT, Errors, Quiet, ReplyTimes, RoundTrip, Scale
+from check_failover.sniffer.stage1.thresholds import (
+    ENCRYPTED_WAIT,
+    ERROR_SHARE,
+    SEVERAL,
+    Errors,
+    Quiet,
+    ReplyTimes,
+    RoundTrip,
+    Scale,
+)
+from check_failover.sniffer.stage1.voices import Kind, Scales, client, weigh
 
 MAX_RECENT = 20000  # requests remembered for ``since``
 RECENT = 30.0  # seconds
 MIN_INTERVAL = 0.25  # seconds between two suspicions of one detector
+ANYWAY = 5.0  # seconds without a suspicion until several overdue connections raise one whatever the thresholds
+MAX_KNOWN = 4096  # clients that the server has answered
+MAX_PROVOKERS = 64  # clients whose errors are counted apart
 _NEARLY_ALL, _ENOUGH = 0.9, 500  # share of the later requests, and how many of these are examined
 NEVER = float("-inf")
 
@@ -41,50 +57,104 @@ class Detectors:
         self.recent: deque[Request] = deque(maxlen=MAX_RECENT)
         self.reply_times: dict[str, ReplyTimes] = {}
         self.round_trip = RoundTrip()
-        self.errors = Errors()
+        self._errors: dict[str, Errors] = {}
+        self._provokers: dict[tuple[str, bytes], Errors] = {}  # by operation and client, since a suspicion was refuted
         self.quiet = Quiet()
-        self.server_seen = 0.0
-        self._scales = {detector: Scale() for detector in Detector}
-        self._raised: dict[Detector, float] = {}
+        self.server_seen = self._answered_at = 0.0
+        self._known: dict[bytes, None] = {}  # clients that the server has answered: their addresses are not forged
+        self._forget_suspicions()
 
     # ------------------------------------------------------------ open requests
 
     def opened(self, key: FlowKey, request: Request, now: float) -> None:
         """A client sent a request that expects a reply."""
         self.recent.append(request)
-        self.reply_times.setdefault(request.operation, ReplyTimes()).unanswered_run += 1
-        self._push(now + self._wait(request, now), key, request)
+        times = self.reply_times.get(request.operation)
+        if times is None:
+            times = self.reply_times[request.operation] = ReplyTimes()
+        times.asked(now)
+        fixed = request.key == "syn" or request.operation == "encrypted"
+        self._push(now + (self.patience(request) if fixed else times.usual()), key, request)
 
     def progress(self, flow: Flow) -> None:
-        """The server sent payload on this connection, at least a part of a reply."""
+        """The server sent payload on this connection, at least a part of a reply.
+
+        For a request older than the run without replies it may be a kernel that empties its buffers.
+        """
         for request in flow.open.values():
-            self.reply_times[request.operation].unanswered_run = 0
+            times = self.reply_times[request.operation]
+            if request.asked >= times.run_began:
+                times.unanswered_run = 0
+
+    def replied(self, request: Request, error: bool, now: float) -> Suspicion | None:
+        """The server answered this request."""
+        who, operation = client(request.flow[0]), request.operation
+        if not error:
+            self._answered_at = now
+            self.reply_times[operation].add(now - request.asked)
+            if who not in self._known:
+                self._known[who] = None
+                if len(self._known) > MAX_KNOWN:
+                    del self._known[next(iter(self._known))]
+        usual = self._errors.get(operation)
+        if usual is None:
+            usual = self._errors[operation] = Errors()
+        errors = self._provokers.get((operation, who), usual) if self._provokers else usual
+        kind = (Detector.ERROR_SHARE, operation)
+        if errors is not usual and self._scales.own(kind, who, now) == 1.0:
+            del self._provokers[operation, who]  # long ago
+            errors = usual
+        if error and errors is not usual and request.provoked and now - usual.at < RECENT and usual.share < ERROR_SHARE:
+            request.counts = False  # the others are answered
+            return None
+        errors.add(error, now)
+        text = errors.suspicious(now, self._scales.now(kind, who, now)) if error else None
+        return None if text is None else self._raise(kind, who, now, text, request.asked)
+
+    @property
+    def error_share(self) -> float:
+        """The share of errors in the last replies, of the operation that has most."""
+        return max((errors.share for errors in (*self._errors.values(), *self._provokers.values())), default=0.0)
 
     def _push(self, due: float, key: FlowKey, request: Request) -> None:
         self._count += 1
         heapq.heappush(self._heap, (due, self._count, key, request))
 
-    def patience(self, request: Request) -> float:
+    def patience(self, request: Request, now: float = 0.0) -> float:
         """Seconds that a healthy server may take to answer this request, as learned so far."""
         if request.key == "syn":
             return self.round_trip.wait()
         if request.operation == "encrypted":
             return ENCRYPTED_WAIT
-        return self.reply_times.setdefault(request.operation, ReplyTimes()).wait()
+        return self.reply_times[request.operation].wait(now)
+
+    def _kind(self, request: Request) -> Kind:
+        if request.key == "syn":
+            return (Detector.UNANSWERED_SYN,)
+        return (Detector.UNANSWERED_REQUEST, request.operation, self._received(request))
 
     def _wait(self, request: Request, now: float) -> float:
-        detector = Detector.UNANSWERED_SYN if request.key == "syn" else Detector.UNANSWERED_REQUEST
-        return self.patience(request) * self._scales[detector].now(now)
+        return self.patience(request, now) * self._scales.now(self._kind(request), client(request.flow[0]), now)
+
+    def _received(self, request: Request) -> bool:
+        """Whether the server has this request, as far as known; a server that sends nothing to anyone may have it."""
+        if request.answered is not None or request.asked >= self.server_seen:
+            return True
+        if request.end is None:  # nothing acknowledges a datagram, and only a forger sends a SYN that is lost each time
+            return request.key != "syn" and client(request.flow[0]) in self._known
+        flow = self._flows.get(request.flow)
+        return flow is not None and flow.acknowledged(request.end, 0)
 
     def deadline(self) -> float | None:
         """The next moment at which ``tick`` may raise a suspicion."""
-        silence = self.quiet.due(self._scales[Detector.SILENCE])
+        silence = self.quiet.due(self._silence)
         first = self._heap[0][0] if self._heap else None
         return min((moment for moment in (first, silence) if moment is not None), default=None)
 
     def tick(self, now: float, *, datagrams: bool) -> Suspicion | None:
         """Check the unanswered requests. ``datagrams``: a flow without an open request is over."""
         youngest: Request | None = None
+        excused: Request | None = None  # overdue, and waits longer because suspicions were refuted
         suspicion = None
         while self._heap and self._heap[0][0] <= now:
             _, _, key, request = heapq.heappop(self._heap)
@@ -95,11 +165,14 @@ class Detectors:
             age = now - request.asked
             progress = flow.last_payload if flow is not None and is_open else 0.0
             due = max(request.asked, progress) + self._wait(request, now)
+            later = now + max(MIN_INTERVAL, age / 4)
             if due > now:
-                self._push(due, key, request)
+                if request.key != "syn" and max(request.asked, progress) + self.patience(request, now) <= now:
+                    excused = request
+                self._push(min(due, later), key, request)
                 continue
             if age < RECENT:
-                self._push(now + max(MIN_INTERVAL, age / 4), key, request)
+                self._push(later, key, request)
             elif flow is not None and is_open:  # the client has given up long ago
                 del flow.open[request.key]
                 if not flow.open and datagrams:
@@ -110,28 +183,42 @@ class Detectors:
                 youngest = request
         if youngest is not None:
             suspicion = self.unanswered(youngest, now) or suspicion
+        elif excused is not None and suspicion is None and self._several_wait(now):
+            suspicion = self.unanswered(excused, now, anyway=True)
         return suspicion or self._silent(now)
+
+    def _several_wait(self, now: float) -> bool:
+        """Whether requests of several connections are overdue, and there was no suspicion of that for a while."""
+        if now - self._raised.get((Detector.UNANSWERED_REQUEST,), NEVER) < ANYWAY:
+            return False
+        waiting = (r for r in islice(reversed(self.recent), _ENOUGH) if r.counts and r.answered is None)
+        overdue = {r.flow for r in waiting if now - r.asked >= self.patience(r, now) and self._received(r)}
+        return len(overdue) >= SEVERAL
 
     # ------------------------------------------------------------ one by one
 
     def refused(self, now: float, text: str, asked: float) -> Suspicion | None:
-        return self._raise(Detector.REFUSED, now, text, asked)
+        return self._raise((Detector.REFUSED,), b"", now, text, asked)
 
     def _unanswered_syn(self, request: Request, now: float) -> Suspicion | None:
         if self.server_seen >= request.asked:
             return None  # the server sends to other clients: a lost SYN, a flood, a full backlog that drains
         text = f"connection unanswered for {now - request.asked:.2f} s"
-        return self._raise(Detector.UNANSWERED_SYN, now, text, request.asked)
+        return self._raise(self._kind(request), client(request.flow[0]), now, text, request.asked)
 
-    def unanswered(self, request: Request, now: float, text: str = "") -> Suspicion | None:
-        """A request is overdue, or its connection ended without a reply."""
-        if not self._ready(Detector.UNANSWERED_REQUEST, now):
+    def unanswered(self, request: Request, now: float, text: str = "", *, anyway: bool = False) -> Suspicion | None:
+        """A request is overdue, or its connection ended without a reply.
+
+        The fault began after the server's last useful answer, however old the request is.
+        """
+        kind, who = self._kind(request), client(request.flow[0])
+        if not anyway and not self._ready(kind, who, now):
             return None  # checked before the counting, which may cover thousands of requests
         if self._single_slow_query(request, now):
             return None
         asked, answered = self.since(request.asked)
         text = text or f"{asked - answered} of {asked} requests without reply for {now - request.asked:.2f} s"
-        return self._raise(Detector.UNANSWERED_REQUEST, now, text, request.asked)
+        return self._raise(kind, who, now, text, max(request.asked, self._answered_at), anyway=anyway)
 
     def _single_slow_query(self, request: Request, now: float) -> bool:
         """Whether nearly all later requests of the same operation are answered: one slow query, not a hang."""
@@ -141,76 +228,108 @@ class Detectors:
             if other.asked < request.asked or others >= _ENOUGH:
                 break
             waits = other.answered is None and now - other.asked < wait
-            if other is not request and other.counts and other.operation == request.operation and not waits:
+            same = other is not request and other.counts and other.operation == request.operation
+            if same and not waits and self._received(other):
                 others += 1
                 answered += other.answered is True
         return others > 0 and answered >= _NEARLY_ALL * others
 
     def _silent(self, now: float) -> Suspicion | None:
-        due = self.quiet.due(self._scales[Detector.SILENCE])
+        due = self.quiet.due(self._silence)
         if due is None or self.quiet.last is None or now < due:
             return None
         self.quiet.probed()
-        return self._raise(Detector.SILENCE, now, f"no traffic for {now - self.quiet.last:.0f} s")
+        return self._raise((Detector.SILENCE,), b"", now, f"no traffic for {now - self.quiet.last:.0f} s")
 
     def repeated(self, key: FlowKey, now: float) -> Suspicion | None:
         """A client retransmitted data that the server has not acknowledged."""
         self._flows.stalled.repeated(key, now)
-        if not self._ready(Detector.RETRANSMISSION, now):
+        kind, who = (Detector.RETRANSMISSION,), client(key[0])
+        if not self._ready(kind, who, now):
             return None
         stalled = len(self._flows.stalled)
-        enough = stalled >= 2 * self._scales[Detector.RETRANSMISSION].now(now)
+        enough = stalled >= 2 * self._scales.now(kind, who, now)
         if self._flows.stalled.two_since(key, self.server_seen):
             text = "data sent three times and no packet from the server"
         elif enough and 2 * stalled >= (active := self._flows.active(now)):
             text = f"{stalled} of {active} connections repeat data within {WINDOW} s"
         else:
             return None
-        return self._raise(Detector.RETRANSMISSION, now, text)
-
-    def bad_reply(self, request: Request, now: float) -> Suspicion | None:
-        """The last reply, to ``request``, was an error."""
-        text = self.errors.suspicious(now, self._scales[Detector.ERROR_SHARE].now(now))
-        return None if text is None else self._raise(Detector.ERROR_SHARE, now, text, request.asked)
+        return self._raise(kind, who, now, text)
 
     # ------------------------------------------------------------ all detectors
 
-    def _ready(self, detector: Detector, now: float) -> bool:
-        """Whether this detector may raise a suspicion again."""
-        pause = MIN_INTERVAL * (self._scales[detector].now(now) if detector is not Detector.REFUSED else 1.0)
-        return now - self._raised.get(detector, NEVER) >= pause
+    def _ready(self, kind: Kind, who: bytes, now: float) -> bool:
+        """Whether such a suspicion may be raised again for this client."""
+        pause = MIN_INTERVAL * (1.0 if kind == (Detector.REFUSED,) else self._scales.now(kind, who, now))
+        return now - self._raised.get(kind, NEVER) >= pause
 
-    def _raise(self, detector: Detector, now: float, text: str, since: float | None = None) -> Suspicion | None:
-        if not self._ready(detector, now):
+    def _raise(
+        self, kind: Kind, who: bytes, now: float, text: str, since: float | None = None, *, anyway: bool = False
+    ) -> Suspicion | None:
+        if not anyway and not self._ready(kind, who, now):
             return None
-        self._raised[detector] = now
+        detector = Detector(str(kind[0]))
+        self._raised[kind] = self._raised[(detector,)] = now
+        self._raisers[detector] = (kind, who)
         return Suspicion(self._name, detector, now, text, since)
 
     def refuted(self, detector: Detector, now: float) -> None:
-        """A probe passed: double this detector's threshold for a while."""
-        self._scales[detector].double(now)
+        """A probe passed: double the threshold of this detector's last suspicion for a while."""
+        if detector is Detector.SILENCE:
+            self._silence.double(now)
+            return
+        kind, who = self._raisers.get(detector, ((detector,), b""))
+        self._scales.double(kind, who, now)
+        if detector is Detector.ERROR_SHARE and len(kind) == 2 and len(self._provokers) < MAX_PROVOKERS:
+            self._provokers.setdefault((str(kind[1]), who), Errors())
 
     def since(self, at: float, detector: Detector | None = None) -> tuple[int, int]:
         """(requests since ``at``, usefully answered ones among them). Unanswered connection attempts count as requests.
 
-        For an error share only the failing operations count: a server that accepts every bind and answers no search
-        is useless, however many binds succeed.
+        For an error share only the failing operations count, and of these the worst: a server that accepts every bind
+        and answers no search is useless, however many binds succeed.
         """
-        since = [request for request in takewhile(lambda r: r.asked >= at, reversed(self.recent)) if request.counts]
-        if detector is Detector.ERROR_SHARE:
-            erring = {request.operation for request in since if request.answered is False}
-            since = [request for request in since if request.operation in erring] or since
-        return len(since), sum(request.answered is True for request in since)
+        since = self._evidence(at)
+        if detector is not Detector.ERROR_SHARE:
+            return weigh(since)
+        by_operation: dict[str, list[Request]] = {}
+        for request in since:
+            by_operation.setdefault(request.operation, []).append(request)
+        erring = [of for of in by_operation.values() if any(request.answered is False for request in of)]
+        # what only one client asks may be its own fault
+        erring = [of for of in erring if len({client(request.flow[0]) for request in of}) > 1] or erring
+        counts = [weigh(of) for of in erring] or [weigh(since)]
+        return min(counts, key=lambda count: count[1] / max(1, count[0]))
+
+    def _evidence(self, at: float) -> list[Request]:
+        """The requests since ``at`` that the server has. Those lost on their way count if they are of several
+        connections, one for each, to clients and on connections that exist: then it is not one client's doing."""
+        found: list[Request] = []
+        lost: dict[FlowKey, Request] = {}
+        for request in takewhile(lambda r: r.asked >= at, reversed(self.recent)):
+            if request.counts and self._received(request):
+                found.append(request)
+            elif request.counts:
+                flow = self._flows.get(request.flow)
+                real = flow is not None and flow.acked is not None
+                if real or (client(request.flow[0]) in self._known and request.end is None):
+                    lost[request.flow] = request
+        return found + list(lost.values()) if len(lost) >= SEVERAL else found
 
     def flipped(self, now: float) -> None:
         """Another server serves now: open requests do not belong to it."""
         self._heap.clear()
         self.recent.clear()
-        self.errors = Errors()
-        self._raised.clear()
+        self._errors.clear()
+        self._provokers.clear()
+        self._forget_suspicions()
         self._reset_silence(now)
-        for detector in self._scales:
-            self._scales[detector] = Scale()
+
+    def _forget_suspicions(self) -> None:
+        self._scales, self._silence = Scales(), Scale()
+        self._raised: dict[Kind, float] = {}
+        self._raisers: dict[Detector, tuple[Kind, bytes]] = {}
 
     def lost(self, now: float) -> None:
         """The capture lost packets, perhaps replies: no open request counts as evidence."""

@@ -16,14 +16,18 @@ FlowKey = tuple[bytes, int]  # the client's address and port
 
 
 class Request:
-    """One request of a client. ``answered``: None: open; True: usefully; False: with an error, or not at all."""
+    """One request of a client. ``answered``: None: open; True: usefully; False: with an error, or not at all.
 
-    __slots__ = ("answered", "asked", "counts", "key", "operation", "sent_to_standby")
+    ``end``: the sequence number behind its segment; None: a datagram or a SYN.
+    """
 
-    def __init__(self, key: Hashable, operation: str, asked: float) -> None:
-        self.key, self.operation, self.asked = key, operation, asked
+    __slots__ = ("answered", "asked", "counts", "end", "flow", "key", "operation", "provoked", "sent_to_standby")
+
+    def __init__(self, flow: FlowKey, key: Hashable, operation: str, asked: float, end: int | None) -> None:
+        self.flow, self.key, self.operation, self.asked, self.end = flow, key, operation, asked, end
         self.answered: bool | None = None
         self.counts = True  # False: no evidence either way (an answered SYN, an abandoned request)
+        self.provoked = False  # the error may be the client's doing
         self.sent_to_standby = False  # the other server got it, because this one did not answer
 
 
@@ -139,7 +143,7 @@ class Flow:
         """Whether the server has these bytes: a client that repeats them lost the ACK; the server is not at fault."""
         return self.acked is not None and (self.acked - seq - length) % _WORD < _HALF
 
-    def ask(self, asked: list[tuple[Hashable, str]], now: float) -> list[Request]:
+    def ask(self, asked: list[tuple[Hashable, str]], now: float, end: int | None = None) -> list[Request]:
         """Open requests and return the new ones; a key that is open already is a repetition."""
         fresh: list[Request] = []
         for key, operation in asked:
@@ -148,7 +152,7 @@ class Flow:
                 continue
             if key in self.open or len(self.open) >= MAX_OPEN:
                 continue
-            request = self.open[key] = Request(key, operation, now)
+            request = self.open[key] = Request(self.key, key, operation, now, end)
             fresh.append(request)
         return fresh
 
@@ -175,6 +179,7 @@ class Flow:
             key = next(iter(self.open), None) if reply.key == ANY else reply.key
             request = self.open.pop(key, None)
             if request is not None:
+                request.provoked = reply.provoked
                 ended.append((request, reply.error))
         for request, error in ended:
             request.answered = not error

@@ -7,6 +7,7 @@ UNKNOWN_WAIT = 0.3  # seconds until then
 MIN_WAIT = 0.1  # seconds
 TIMES_P99 = 4  # a request without a reply is suspicious after so many times the usual longest reply
 MANY = 10  # requests in a row without a reply: not all of these can be slow ones
+SEVERAL = 3  # the same, where none of them got a byte for 4 * p50
 ENCRYPTED_WAIT = 2.0  # seconds: the operation is not visible
 SYN_MIN, SYN_MAX = 0.1, 0.5  # seconds
 _RING = 512
@@ -22,12 +23,13 @@ _BURST = 1.0  # seconds: shorter gaps belong to one burst of traffic
 class ReplyTimes:
     """Reply times of one operation: p50 and p99 over the last 512."""
 
-    __slots__ = ("_p50", "_p99", "_ring", "count", "unanswered_run")
+    __slots__ = ("_p50", "_p99", "_ring", "count", "run_began", "unanswered_run")
 
     def __init__(self) -> None:
         self._ring: deque[float] = deque(maxlen=_RING)
         self.count = 0
-        self.unanswered_run = 0  # requests since the server last sent payload for this operation
+        self.unanswered_run = 0  # requests since the server last sent payload for one of them
+        self.run_began = 0.0
         self._p50 = self._p99 = 0.0
 
     def add(self, seconds: float) -> None:
@@ -46,15 +48,27 @@ class ReplyTimes:
     def p99(self) -> float | None:
         return self._p99 if self.count else None
 
-    def wait(self) -> float:
+    def asked(self, now: float) -> None:
+        """A request: it may be the first of a run without a reply."""
+        if not self.unanswered_run:
+            self.run_began = now
+        self.unanswered_run += 1
+
+    def usual(self) -> float:
+        """Seconds within which most replies come: max(100 ms, 4 * p50), 300 ms until 100 replies are known."""
+        return UNKNOWN_WAIT if self.count < KNOWN else max(MIN_WAIT, TIMES_P99 * self._p50)
+
+    def wait(self, now: float = 0.0) -> float:
         """Seconds without a reply that raise a suspicion: max(100 ms, 4 * p99), 300 ms until 100 replies are known.
 
-        After ``MANY`` unanswered requests in a row p50 replaces p99: one client with slow queries, two of a hundred,
-        lifts p99 to seconds, and this must not hide a server that answers no request.
+        After ``MANY`` unanswered requests in a row, or ``SEVERAL`` for that long, p50 replaces p99: one client with
+        slow queries, or one that reads no replies, lifts p99 to seconds. This must not hide a server that answers none.
         """
-        if self.count < KNOWN:
-            return UNKNOWN_WAIT  # the maximum of a few replies is no estimate: one slow reply would hide a fault
-        return max(MIN_WAIT, TIMES_P99 * (self._p50 if self.unanswered_run >= MANY else self._p99))
+        usual = self.usual()
+        if self.count < KNOWN or self.unanswered_run >= MANY:
+            return usual  # the maximum of a few replies is no estimate: one slow reply would hide a fault
+        several = self.unanswered_run >= SEVERAL and now - self.run_began >= usual
+        return usual if several else max(MIN_WAIT, TIMES_P99 * self._p99)
 
 
 class RoundTrip:
@@ -88,8 +102,8 @@ class Scale:
     def __init__(self) -> None:
         self._value, self._at = 1.0, 0.0
 
-    def double(self, now: float) -> None:
-        self._value = min(_MAX_SCALE, 2 * self.now(now))
+    def double(self, now: float, least: float = 1.0) -> None:
+        self._value = min(_MAX_SCALE, 2 * max(least, self.now(now)))
         self._at = now
 
     def now(self, now: float) -> float:
@@ -101,14 +115,16 @@ class Scale:
 class Errors:
     """The last 100 replies. The first error raises a suspicion, and so does an error share of a fifth."""
 
-    __slots__ = ("_asked_at", "_last", "_sum")
+    __slots__ = ("_asked_at", "_last", "_sum", "at")
 
     def __init__(self) -> None:
         self._last: deque[bool] = deque(maxlen=ERRORS)
         self._sum = 0
         self._asked_at = float("-inf")  # of the last suspicion of a first error
+        self.at = float("-inf")  # of the last reply
 
-    def add(self, error: bool) -> None:
+    def add(self, error: bool, now: float = 0.0) -> None:
+        self.at = now
         if len(self._last) == ERRORS:
             self._sum -= self._last[0]
         self._last.append(error)

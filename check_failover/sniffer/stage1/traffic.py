@@ -13,7 +13,7 @@ from check_failover.sniffer.stage1.dialects.messages import ALL, UNREADABLE
 from check_failover.sniffer.stage1.flows import Flow, FlowKey, Request
 from check_failover.sniffer.stage1.flowtable import FlowTable
 from check_failover.sniffer.stage1.packet import ACK, FIN, RST, SYN, TCP, UDP, Packet
-from check_failover.sniffer.stage1.thresholds import MIN_WAIT, ReplyTimes
+from check_failover.sniffer.stage1.thresholds import MIN_WAIT
 
 _OPAQUE = frozenset({"bytes", "encrypted"})  # operations that may or may not expect a reply
 
@@ -104,6 +104,7 @@ class TrafficMonitor:
         if flow.client.next is None and p.length == 1:
             flow.client.take(p.seq, p.payload, p.length)  # a keep-alive of a connection whose start was not captured
             return None
+        end = (p.seq + p.length) & 0xFFFFFFFF
         segment = flow.client.take(p.seq, p.payload, p.length)
         if segment.repeated:
             if p.length == 1 or flow.acknowledged(p.seq, p.length):
@@ -116,7 +117,7 @@ class TrafficMonitor:
         if flow.syn is not None:  # the client sends data, so it received a SYN-ACK that was not captured
             flow.give_up("syn")
             flow.syn = None
-        self._opened(flow, flow.ask(flow.dialect.request(segment.new, segment.missing), p.now), p.now)
+        self._opened(flow, flow.ask(flow.dialect.request(segment.new, segment.missing), p.now, end), p.now)
         return None
 
     def _opened(self, flow: Flow, requests: list[Request], now: float) -> None:
@@ -159,7 +160,7 @@ class TrafficMonitor:
         """A SYN-ACK."""
         if flow.syn is not None and not flow.syn_repeated:
             self._detect.round_trip.add(p.now - flow.syn[1])
-        flow.syn = None
+        flow.syn, flow.acked = None, p.ack
         flow.give_up("syn")
         self._flows.answered((*flow.key, "syn"))
         flow.server.next = (p.seq + 1) & 0xFFFFFFFF
@@ -180,11 +181,7 @@ class TrafficMonitor:
         for request, error in flow.answer(flow.dialect.reply(new, missing)):
             self._flows.answered((*flow.key, request.key))
             self._replies += 1
-            self._detect.errors.add(error)
-            if error:
-                suspicion = self._detect.bad_reply(request, p.now) or suspicion
-            else:
-                self._detect.reply_times.setdefault(request.operation, ReplyTimes()).add(p.now - request.asked)
+            suspicion = self._detect.replied(request, error, p.now) or suspicion
         return suspicion
 
     def _reset(self, flow: Flow | None, p: Packet, *, withheld: bool) -> Suspicion | None:
@@ -202,14 +199,15 @@ class TrafficMonitor:
             return self._detect.refused(p.now, "connection refused", asked)
         if withheld:
             return None  # the client interface's tap will capture this RST as well
-        if flow.client_fin:
+        if flow.client_fin or (flow.acked is None and p.proto == TCP):  # a connection that the server never had
             flow.give_up(ALL)
         return self._failed(flow, p.now, "reset")
 
     def _closed(self, flow: Flow, now: float) -> Suspicion | None:
         """The server sent FIN. For a client that still waits and did not send FIN itself, this is a failure."""
         for request in list(flow.open.values()):
-            if flow.client_fin or request.operation in _OPAQUE:
+            lost = request.end is not None and not flow.acknowledged(request.end, 0)
+            if flow.client_fin or lost or request.operation in _OPAQUE:
                 flow.give_up(request.key)
         suspicion = self._failed(flow, now, "closed") if flow.open else None
         if flow.client_fin:
@@ -331,7 +329,7 @@ class TrafficMonitor:
             oldest_unanswered=round(now - waiting[0].asked, 3) if waiting else 0.0,
             p50=max(p50) if p50 else None,
             p99=max(p99) if p99 else None,
-            error_share=self._detect.errors.share,
+            error_share=self._detect.error_share,
             requests=self._requests,
             replies=self._replies,
             rescued=self.rescued,

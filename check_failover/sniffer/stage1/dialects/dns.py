@@ -8,7 +8,9 @@ from collections.abc import Hashable
 from check_failover.sniffer.stage1.dialects.messages import UNREADABLE, Reply
 from check_failover.sniffer.stage1.dialects.stream import NotAMessageError, Stream
 
-FAULT_CODES = frozenset({2, 5})  # SERVFAIL, REFUSED (RFC 1035, 4.1.1)
+# Code -> whether a client can cause it (RFC 1035, 4.1.1): SERVFAIL, by asking for a zone whose own servers fail;
+# REFUSED, by asking what the server's policy denies.
+FAULT_CODES = {2: True, 5: True}
 _HEADER = 12
 
 Message = tuple[int, bool, int]  # id, is a response, rcode
@@ -31,7 +33,11 @@ class Dns:
 
     def reply(self, data: bytes, missing: int) -> list[Reply]:
         messages = self._datagram(data) if self._udp else self._server.feed(data, missing)
-        found = [Reply(number, True, code in FAULT_CODES) for number, response, code in messages if response]
+        found = [
+            Reply(number, True, code in FAULT_CODES, FAULT_CODES.get(code, False))
+            for number, response, code in messages
+            if response
+        ]
         if not self._udp and self._server.out_of_sync:
             found.append(UNREADABLE)
         return found

@@ -20,6 +20,9 @@ _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked[ \t]*\r\n", re.IG
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]{0,100}\r\n")
 _HEAD = 2048  # bytes of a head, at most
 _PIPELINE = 256  # methods remembered
+# Codes that a client can cause (RFC 9110, 15.6): a broken page, a method or version that is not implemented,
+# an upstream of its choice.
+_PROVOKED = frozenset({500, 501, 502, 504, 505})
 _CHUNKS, _UNKNOWN = -1, -2  # instead of a body's length
 
 Begun = Callable[[re.Match[bytes], bytes], int]
@@ -149,7 +152,7 @@ class Http:
         code = int(start[1])
         if code < 200 and code != 101:
             return 0
-        self._replies.append(Reply(ANY, True, code >= 500))
+        self._replies.append(Reply(ANY, True, code >= 500, code in _PROVOKED))
         method = self._methods.popleft() if self._methods else None
         if code == 101 or (method == b"CONNECT" and code < 300):
             self.encrypted = True

@@ -25,7 +25,9 @@ _UNBIND, _ABANDON, _SEARCH, _EXTENDED = 0x42, 0x50, 0x63, 0x77
 _SILENT = frozenset({_UNBIND, _ABANDON})
 _FINAL = frozenset({0x61, 0x65, 0x67, 0x69, 0x6B, 0x6D, 0x6F, 0x78})
 _PARTIAL = frozenset({0x64, 0x73, 0x79})  # entry, reference, intermediate
-FAULT_CODES = frozenset({51, 52, 53, 80})  # busy, unavailable, unwillingToPerform, other (RFC 4511, 4.1.9)
+# Result code -> whether a client can cause it (RFC 4511, A.2): busy, unavailable; unwillingToPerform (a bind without a
+# password, RFC 4513, 5.1.2), other (an error that only this request meets).
+FAULT_CODES = {51: False, 52: False, 53: True, 80: True}
 _START_TLS = b"1.3.6.1.4.1.1466.20037"
 _PERSISTENT = (b"2.16.840.1.113730.3.4.3", b"1.3.6.1.4.1.4203.1.9.1.1")  # psearch, Sync Request control
 _REFRESH_AND_PERSIST = b"\x0a\x01\x03"
@@ -70,7 +72,7 @@ class Ldap:
             if tag in _FINAL:
                 if number == self._tls and code == 0:
                     self.encrypted = True
-                found.append(Reply(number, True, code in FAULT_CODES))
+                found.append(Reply(number, True, code in FAULT_CODES, FAULT_CODES.get(code, False)))
             elif tag in _PARTIAL:
                 found.append(Reply(number, False, False))
         if self._server.out_of_sync:

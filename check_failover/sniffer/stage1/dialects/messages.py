@@ -5,7 +5,8 @@ from typing import NamedTuple, Protocol
 
 
 class Reply(NamedTuple):
-    """``key`` names the request (or ANY, ALL); ``final``: the reply is complete; ``error``: the server has a fault.
+    """``key`` names the request (or ANY, ALL); ``final``: the reply is complete; ``error``: the server has a fault,
+    or (``provoked``) its client may have caused the error.
 
     ALL and not final: the server sends bytes that cannot be parsed, so no open request counts as evidence.
     """
@@ -13,6 +14,7 @@ class Reply(NamedTuple):
     key: Hashable
     final: bool
     error: bool
+    provoked: bool = False
 
 
 ANY = "any"  # the oldest open request
