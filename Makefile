@@ -1,6 +1,6 @@
 # make demo [FAULT=crash|hang|blackhole|apperror|loss] [KEEP=1]   the main job on real parts, in network namespaces
 # make test                                                  lint, types, unit, component and system tests
-# make lint | unit | component | system | bench              one part of it
+# make lint | unit | component | system | attack | bench     one part of it
 # make fuzz                                                  a million mutated packets, guided by coverage
 # make chaos [ROUNDS=20] [SEED=N]                            random faults in sequences; SEED=N ROUNDS=1 runs one again
 # make screenshots                                           the pictures of the web interface in README.md
@@ -16,7 +16,7 @@ READABLE := $(PYTHON) -m tests.lab.readable
 PYTEST := $(READABLE) -m pytest --strict-skips
 DESTDIR ?=
 
-.PHONY: demo test lint unit component system screenshots bench fuzz chaos registry install uninstall clean lab-demo lab-test lab-bench lab-fuzz
+.PHONY: demo test lint unit component system attack screenshots bench fuzz chaos registry install uninstall clean lab-demo lab-test lab-bench lab-fuzz
 
 lab-demo:
 	@VENV=$(VENV) bash .ci/install demo
@@ -35,14 +35,14 @@ demo: lab-demo
 
 # One pytest for all, so that its closing line counts everything; unit first, because it fails fastest.
 test: lab-test lint
-	$(PYTEST) tests/unit tests/component tests/system
+	$(PYTEST) tests/unit tests/attack tests/component tests/system
 
 lint: lab-test
 	$(RUFF) format --check --config .ci/ruff.toml check_failover tests handlers
 	$(RUFF) check --config .ci/ruff.toml check_failover tests handlers
 	$(PYTHON) -m mypy --config-file setup.cfg
 
-unit component system: lab-test
+unit component system attack: lab-test
 	$(PYTEST) tests/$@
 
 screenshots: lab-test

@@ -14,6 +14,7 @@ Common modules, which every package may import and which import no package:
 - ``decide``: (facts, policy, situation) -> decision, by tables; ``damping``: limits automatic flips
 - ``config`` (loads and validates the config), ``config_shape`` (its JSON schema), ``places`` (default paths)
 - ``control`` (the sockets' protocol, client side), ``listening`` (server side), ``peer`` (the client's credentials)
+- ``bounded`` (sockets with a deadline and a size for all that a peer sends), ``http_client`` (requests over them)
 - ``notify`` (readiness and log), ``capabilities`` (not for started programs), ``rawip`` (checksums of packets)
 - ``story`` (an incident in lines of text), ``syncstate`` (the sync record: ``sync`` writes it, the others read it),
   ``reach`` (which server clients may have reached, and when: the redirector keeps it, ``sync`` reads it)

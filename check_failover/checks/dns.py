@@ -21,9 +21,10 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 
+from check_failover.bounded import Budget, connect
 from check_failover.checks import ProbeError, probing
 from check_failover.checks.plugin import clean
-from check_failover.checks.talk import MAX_TEXT, failed, left
+from check_failover.checks.talk import MAX_ANSWER, MAX_TEXT, failed
 from check_failover.model import Endpoint, Probe
 
 TRUNCATED = 0x02  # TC, in the third byte of a header (RFC 1035, 4.1.1)
@@ -41,9 +42,9 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     expect = _expected(query, options)
     try:
         if options.get("transport", "udp") == "udp":
-            reply = _over_udp(server, query.to_wire(), began + timeout)
+            reply = _over_udp(server, query.to_wire(), Budget(timeout, MAX_ANSWER))
         else:
-            reply = _over_tcp(server, query.to_wire(), began + timeout)
+            reply = _over_tcp(server, query.to_wire(), Budget(timeout, MAX_ANSWER))
         text = _judge(query, reply, rcode, expect)
     except _WrongError as error:
         return Probe(False, time.monotonic() - began, clean(str(error))[:MAX_TEXT])
@@ -87,7 +88,7 @@ def _expected(query: dns.message.Message, options: Mapping[str, object]) -> dns.
         raise ProbeError(f"expect: {options['expect']!r} is no {kind_name} record: {error}") from None
 
 
-def _over_udp(server: Endpoint, query: bytes, end: float) -> bytes:
+def _over_udp(server: Endpoint, query: bytes, budget: Budget) -> bytes:
     """The reply to ``query``; by TCP when it does not fit into a datagram."""
     wrong_ids = 0
     with socket.socket(socket.AF_INET6 if server.family == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -95,7 +96,7 @@ def _over_udp(server: Endpoint, query: bytes, end: float) -> bytes:
         sock.send(query)
         while True:
             try:
-                sock.settimeout(left(end))
+                sock.settimeout(budget.left())
                 reply = sock.recv(65536)
             except TimeoutError:
                 if wrong_ids:
@@ -105,22 +106,21 @@ def _over_udp(server: Endpoint, query: bytes, end: float) -> bytes:
                 break
             wrong_ids += 1
     if len(reply) > 2 and reply[2] & TRUNCATED:
-        return _over_tcp(server, query, end)
+        return _over_tcp(server, query, budget)
     return reply
 
 
-def _over_tcp(server: Endpoint, query: bytes, end: float) -> bytes:
+def _over_tcp(server: Endpoint, query: bytes, budget: Budget) -> bytes:
     """RFC 7766: two bytes of length before each message."""
-    with socket.create_connection((server.address, server.port), left(end)) as sock:
+    with connect(server.address, server.port, budget) as sock:
         sock.sendall(struct.pack("!H", len(query)) + query)
-        (length,) = struct.unpack("!H", _exactly(sock, 2, end))
-        return _exactly(sock, length, end)
+        (length,) = struct.unpack("!H", _exactly(sock, 2))
+        return _exactly(sock, length)
 
 
-def _exactly(sock: socket.socket, count: int, end: float) -> bytes:
+def _exactly(sock: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:
-        sock.settimeout(left(end))
         chunk = sock.recv(count - len(data))
         if not chunk:
             raise _WrongError("closed the connection without a whole answer")

@@ -3,17 +3,14 @@
 The probe passes when the search succeeds and returns an entry, with the configured attribute and value if any. An
 empty result is a failure: a slapd that lost its database still binds.
 
-ldap3 by default waits without limit, its ``receive_timeout`` has whole seconds only, and a corrupt reply can raise any
-exception. Therefore the probe sets the socket's timeout before each step, a timer closes the socket at the deadline (a
-server may send single bytes), and every exception is a failed probe.
+ldap3 by default waits without limit, reads any amount, and a corrupt reply can raise any exception. Therefore the probe
+puts ldap3's connection within a budget (``bounded``), and every exception is a failed probe.
 """
 
 import contextlib
 import errno
 import re
-import socket
 import ssl
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,26 +21,29 @@ from ldap3.core.exceptions import LDAPException, LDAPInvalidDnError, LDAPInvalid
 from ldap3.operation.search import parse_filter
 from ldap3.utils.dn import safe_dn
 
+from check_failover.bounded import Budget, TooMuchError, bound, securing
 from check_failover.checks import ProbeError, probing, tls
 from check_failover.checks.plugin import clean
 from check_failover.model import Endpoint, Probe
 
+MAX_ANSWER = 4 << 20  # bytes read: one entry, with all values of one attribute
 DEFAULT_FILTER = "(objectClass=*)"
 _SCOPES: dict[str, Literal["BASE", "LEVEL", "SUBTREE"]] = {"base": ldap3.BASE, "one": ldap3.LEVEL, "sub": ldap3.SUBTREE}
 
 
-class _FailedError(Exception):
+class FailedError(Exception):
     """The server answered, but the answer is not the wanted one."""
 
 
 class _Tls(ldap3.Tls):
     """Verifies with Python's ssl module: ldap3's own check also accepts the address in place of the configured name."""
 
-    def __init__(self, context: ssl.SSLContext, name: str) -> None:
+    def __init__(self, context: ssl.SSLContext, name: str, budget: Budget) -> None:
         super().__init__(validate=ssl.CERT_REQUIRED)
-        self._context, self._name = context, name
+        self._context, self._name, self._budget = securing(context, budget), name, budget
 
     def wrap_socket(self, connection: ldap3.Connection, do_handshake: bool = False) -> None:
+        connection.socket.settimeout(self._budget.left())
         connection.socket = self._context.wrap_socket(connection.socket, server_hostname=self._name)
 
 
@@ -53,18 +53,14 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     """
     began = time.monotonic()
     _validate(options)
-    connection = _connection(server, options, timeout)
+    budget = Budget(timeout, MAX_ANSWER)
     try:
-        with _bound(connection, options, began + timeout):
+        with connected(server, options, budget) as connection:
             text = _search(connection, options)
     except ProbeError:
         raise
     except Exception as error:  # a corrupt reply makes ldap3 raise KeyError, IndexError and others
-        took = time.monotonic() - began
-        late = took >= timeout
-        return Probe(False, took, "no answer in time" if late else _reason(error), refused=_refused(error))
-    finally:
-        _close(connection)
+        return Probe(False, time.monotonic() - began, why(error, budget), refused=_refused(error))
     return Probe(True, time.monotonic() - began, text)
 
 
@@ -81,16 +77,16 @@ def _validate(options: Mapping[str, object]) -> None:
         raise ProbeError(f"filter: {search_filter!r} is not a search filter: {error}") from None
 
 
-def _connection(server: Endpoint, options: Mapping[str, object], timeout: float) -> ldap3.Connection:
+def _connection(server: Endpoint, options: Mapping[str, object], budget: Budget) -> ldap3.Connection:
     security = options.get("tls", "none")
-    secured = None if security == "none" else _Tls(tls.context(options), tls.server_name(server, options))
+    secured = None if security == "none" else _Tls(tls.context(options), tls.server_name(server, options), budget)
     directory = ldap3.Server(
         server.address,
         server.port,
         use_ssl=security == "ldaps",
         tls=secured,
         get_info=ldap3.NONE,
-        connect_timeout=timeout,
+        connect_timeout=max(0.001, budget.end - time.monotonic()),
     )
     try:
         return ldap3.Connection(
@@ -98,7 +94,6 @@ def _connection(server: Endpoint, options: Mapping[str, object], timeout: float)
             user=str(options["bind_dn"]) if "bind_dn" in options else None,
             password=_password(options),
             client_strategy=ldap3.SYNC,
-            receive_timeout=max(1, round(timeout)),
             read_only=True,
             auto_referrals=False,
         )
@@ -123,24 +118,20 @@ def _password(options: Mapping[str, object]) -> str | None:
 
 
 @contextlib.contextmanager
-def _bound(connection: ldap3.Connection, options: Mapping[str, object], end: float) -> Iterator[None]:
-    """Connect and bind for the time of the block; a timer closes the socket at ``end``."""
-    connection.open(read_server_info=False)
-    watchdog = threading.Timer(max(0.0, end - time.monotonic()), _shut, (connection.socket,))
-    watchdog.daemon = True
-    watchdog.start()
+def connected(server: Endpoint, options: Mapping[str, object], budget: Budget) -> Iterator[ldap3.Connection]:
+    """Connect and bind for the time of the block, all of it within the budget. Raises any exception."""
+    connection = _connection(server, options, budget)
     try:
-        if options.get("tls") == "starttls":
-            _set_timeout(connection, end)
-            if not connection.start_tls(read_server_info=False):
-                raise _FailedError(f"StartTLS: {_result_text(connection)}")
-        _set_timeout(connection, end)
+        connection.open(read_server_info=False)
+        if options.get("tls") != "ldaps":
+            connection.socket = bound(connection.socket, budget)
+        if options.get("tls") == "starttls" and not connection.start_tls(read_server_info=False):
+            raise FailedError(f"StartTLS: {result_text(connection)}")
         if not connection.bind(read_server_info=False):
-            raise _FailedError(f"bind: {_result_text(connection)}")
-        _set_timeout(connection, end)
-        yield
+            raise FailedError(f"bind: {result_text(connection)}")
+        yield connection
     finally:
-        watchdog.cancel()
+        _close(connection)
 
 
 def _search(connection: ldap3.Connection, options: Mapping[str, object]) -> str:
@@ -155,9 +146,9 @@ def _search(connection: ldap3.Connection, options: Mapping[str, object]) -> str:
     entries = [row for row in connection.response or () if row.get("type") == "searchResEntry"]
     result = connection.result.get("result")
     if result != 0 and not (result == 4 and entries):  # 4, sizeLimitExceeded: we asked for one
-        raise _FailedError(f"search: {_result_text(connection)}")
+        raise FailedError(f"search: {result_text(connection)}")
     if not entries:
-        raise _FailedError(f"search: no entry at {options['base']!r}")
+        raise FailedError(f"search: no entry at {options['base']!r}")
     if attribute:
         _check_attribute(entries, str(attribute), None if value is None else str(value))
     return "bind and search answered"
@@ -168,34 +159,18 @@ def _check_attribute(entries: list[dict[str, Any]], attribute: str, value: str |
         v for row in entries for k, vs in row["raw_attributes"].items() if k.lower() == attribute.lower() for v in vs
     ]
     if not found:
-        raise _FailedError(f"no entry has the attribute {attribute}")
+        raise FailedError(f"no entry has the attribute {attribute}")
     if value is not None and value.encode() not in found:
-        raise _FailedError(f"{attribute} is {found[0].decode('utf-8', 'replace')[:40]!r}, expected {value!r}")
-
-
-def _set_timeout(connection: ldap3.Connection, end: float) -> None:
-    """Give the rest of the time to the next step."""
-    left = end - time.monotonic()
-    if left <= 0 or connection.socket is None:
-        raise TimeoutError
-    connection.socket.settimeout(left)
-
-
-def _shut(sock: socket.socket) -> None:
-    """Shut the socket down from the timer's thread; a blocked read returns."""
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        raise FailedError(f"{attribute} is {found[0].decode('utf-8', 'replace')[:40]!r}, expected {value!r}")
 
 
 def _close(connection: ldap3.Connection) -> None:
     """Close without an unbind, whose send could block; closing is enough (RFC 4511, 5.3)."""
-    sock = connection.socket
-    if sock is not None:
-        _shut(sock)
-        sock.close()
+    if connection.socket is not None:
+        connection.socket.close()
 
 
-def _result_text(connection: ldap3.Connection) -> str:
+def result_text(connection: ldap3.Connection) -> str:
     """``busy (51)``, followed by the server's diagnostic message if there is one."""
     result = connection.result or {}
     words = str(result.get("message") or "")[:80]
@@ -206,21 +181,22 @@ def _refused(error: BaseException) -> bool:
     return isinstance(error, LDAPSocketOpenError) and f"[Errno {errno.ECONNREFUSED}]" in str(error)
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, _FailedError):
-        return clean(str(error))
+def why(error: BaseException, budget: Budget) -> str:
+    """The text for a failed probe or query; ldap3 keeps of a socket's error only the text."""
     text = str(error)
+    if budget.end <= time.monotonic() or isinstance(error, TimeoutError) or "timed out" in text:
+        return "no answer in time"
+    if isinstance(error, FailedError | TooMuchError):
+        return clean(text)
     if _refused(error):
         return "connection refused"
-    if isinstance(error, TimeoutError) or "timed out" in text:
-        return "no answer in time"
-    certificate = re.search(r"certificate verify failed: ([^(]+)", text)
-    if certificate:
+    if certificate := re.search(r"certificate verify failed: ([^(]+)", text):
         return f"certificate not accepted: {clean(certificate[1])}"
-    number = re.search(r"\[Errno \d+\] ([^\])]+)", text)
-    if number:
+    if number := re.search(r"\[Errno \d+\] ([^\])]+)", text):
         return clean(number[1])
-    return clean(f"{type(error).__name__}: {text}")[:160]
+    if isinstance(error, LDAPException):
+        return clean(f"{type(error).__name__}: {text}")[:160]
+    return "the reply makes no sense"
 
 
 OPTIONS: dict[str, dict[str, object]] = {

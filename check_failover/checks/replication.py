@@ -17,11 +17,13 @@ from typing import Any
 
 import ldap3
 
+from check_failover.bounded import Budget
 from check_failover.checks import ProbeError
-from check_failover.checks.ldap import _bound, _close, _connection, _FailedError, _reason, _result_text, _set_timeout
+from check_failover.checks.ldap import connected, result_text, why
 from check_failover.model import Service, Target
 
 GRACE = 1.0  # seconds in which a replica may catch up before it counts as behind
+MAX_PAGE = 256 << 20  # bytes read of one page of entries
 _PAGE, _PAGED = 1000, "1.2.840.113556.1.4.319"  # entries at a time (RFC 2696)
 _CSN = re.compile(r"(\d{14})(?:\.(\d{1,6}))?Z#[0-9a-fA-F]+#([0-9a-fA-F]+)#")
 _SIZE_LIMIT, _NO_SUCH_OBJECT = 4, 32
@@ -80,13 +82,13 @@ def parse(values: list[str]) -> dict[str, float]:
 
 def context_csn(service: Service, target: Target, end: float) -> dict[str, float]:
     """A server's contextCSN as Unix time per server id; empty without contextCSN. Raises QueryError, ProbeError."""
-    with _connected(service, target, end) as connection:
+    with _connected(service, target, end) as (connection, _):
         base = str(service.check.options["base"])
         connection.search(base, "(objectClass=*)", search_scope=ldap3.BASE, attributes=["contextCSN"])
         if connection.result.get("result") == _NO_SUCH_OBJECT:
             return {}  # an empty database
         if connection.result.get("result") != 0:
-            raise QueryError(target, f"search: {_result_text(connection)}")
+            raise QueryError(target, f"search: {result_text(connection)}")
         rows = [row["raw_attributes"] for row in connection.response or () if row.get("type") == "searchResEntry"]
         return parse([value.decode("ascii", "replace") for row in rows for value in row.get("contextCSN", ())])
 
@@ -134,9 +136,9 @@ class _LimitError(QueryError):
 def _rows(service: Service, target: Target, end: float, attributes: list[str]) -> Iterator[Mapping[str, Any]]:
     """The visible entries below the base, read in pages."""
     base, cookie = str(service.check.options["base"]), None
-    with _connected(service, target, end) as connection:
+    with _connected(service, target, end) as (connection, budget):
         while True:
-            _set_timeout(connection, end)
+            budget.restart(end - time.monotonic(), MAX_PAGE)
             connection.search(
                 base,
                 "(objectClass=*)",
@@ -150,7 +152,7 @@ def _rows(service: Service, target: Target, end: float, attributes: list[str]) -
                 return
             if result != 0:
                 kind = _LimitError if result == _SIZE_LIMIT else QueryError
-                raise kind(target, f"search: {_result_text(connection)}")
+                raise kind(target, f"search: {result_text(connection)}")
             yield from (row for row in connection.response or () if row.get("type") == "searchResEntry")
             cookie = connection.result.get("controls", {}).get(_PAGED, {}).get("value", {}).get("cookie")
             if not cookie:
@@ -158,19 +160,13 @@ def _rows(service: Service, target: Target, end: float, attributes: list[str]) -
 
 
 @contextlib.contextmanager
-def _connected(service: Service, target: Target, end: float) -> Iterator[ldap3.Connection]:
+def _connected(service: Service, target: Target, end: float) -> Iterator[tuple[ldap3.Connection, Budget]]:
     """A connection like that of the service's probe, for the time of the block. Raises QueryError, ProbeError."""
-    options = service.check.options
-    connection = _connection(service.server(target), options, max(0.1, end - time.monotonic()))
+    budget = Budget(end - time.monotonic(), MAX_PAGE)
     try:
-        with _bound(connection, options, end):
-            yield connection
+        with connected(service.server(target), service.check.options, budget) as connection:
+            yield connection, budget
     except (QueryError, ProbeError):
         raise
-    except _FailedError as error:
-        raise QueryError(target, str(error)) from None
     except Exception as error:  # as in the probe: a corrupt reply makes ldap3 raise any exception
-        late = time.monotonic() >= end
-        raise QueryError(target, "no answer in time" if late else _reason(error)) from None
-    finally:
-        _close(connection)
+        raise QueryError(target, why(error, budget)) from None

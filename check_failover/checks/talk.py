@@ -1,15 +1,16 @@
-"""Shared by the probes over plain sockets: one deadline, texts with escapes, the meaning of errors."""
+"""Shared by the probes over plain sockets: texts with escapes, the meaning of errors."""
 
 import errno
 import re
 import ssl
 import time
 
-from check_failover.checks import ProbeError, tls
+from check_failover.bounded import reason
+from check_failover.checks import ProbeError
 from check_failover.checks.plugin import clean
 from check_failover.model import Probe
 
-MAX_ANSWER = 65536  # bytes read
+MAX_ANSWER = 131072  # bytes read
 MAX_TEXT = 160  # characters of a probe's text
 _ESCAPES = {rb"\r": b"\r", rb"\n": b"\n", rb"\t": b"\t", rb"\0": b"\0", rb"\\": b"\\"}
 _ESCAPED = re.compile(rb"\\x([0-9A-Fa-f]{2})|\\[rnt0\\]")
@@ -19,20 +20,12 @@ _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOT
 _OURS |= {errno.EPERM, errno.EMSGSIZE}
 
 
-def left(end: float) -> float:
-    """Seconds until ``end`` (monotonic). Raises TimeoutError after it: one deadline for all steps."""
-    seconds = end - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError
-    return seconds
-
-
 def failed(began: float, error: BaseException) -> Probe:
     """The failed probe for an exception. Raises ProbeError for a fault of this machine."""
     # an SSLError's number is TLS's own, and 1 is EPERM elsewhere
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno in _OURS:
-        raise ProbeError(f"cannot ask: {tls.reason(error)}") from None
-    text = clean(tls.reason(error))[:MAX_TEXT]
+        raise ProbeError(f"cannot ask: {reason(error)}") from None
+    text = clean(reason(error))[:MAX_TEXT]
     return Probe(False, time.monotonic() - began, text, refused=isinstance(error, ConnectionRefusedError))
 
 

@@ -8,8 +8,9 @@ import socket
 import time
 from collections.abc import Mapping
 
+from check_failover.bounded import Budget, TooMuchError, connect, securing
 from check_failover.checks import probing, tls
-from check_failover.checks.talk import MAX_ANSWER, failed, left, unescape, unexpected
+from check_failover.checks.talk import MAX_ANSWER, failed, unescape, unexpected
 from check_failover.model import Endpoint, Probe
 
 
@@ -18,31 +19,29 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     began = time.monotonic()
     context, name = (tls.context(options), tls.server_name(server, options)) if options.get("tls") else (None, "")
     try:
-        with socket.create_connection((server.address, server.port), timeout) as plain:
+        budget = Budget(timeout, MAX_ANSWER)
+        with connect(server.address, server.port, budget) as plain:
             if context is None:
-                wrong = _talk(plain, options, began + timeout)
+                wrong = _talk(plain, options)
             else:
-                with context.wrap_socket(plain, server_hostname=name) as secured:
-                    wrong = _talk(secured, options, began + timeout)
-    except OSError as error:
+                with securing(context, budget).wrap_socket(plain, server_hostname=name) as secured:
+                    wrong = _talk(secured, options)
+    except (OSError, TooMuchError) as error:
         return failed(began, error)
     return Probe(wrong is None, time.monotonic() - began, wrong or "answers as expected")
 
 
-def _talk(sock: socket.socket, options: Mapping[str, object], end: float) -> str | None:
+def _talk(sock: socket.socket, options: Mapping[str, object]) -> str | None:
     """Send and read until the expected text; returns the fault, or None."""
     send, expect = unescape(str(options.get("send") or "")), unescape(str(options.get("expect") or ""))
     if send:
         sock.sendall(send)
     answer = b""
     while (expect or send) and (not answer or (expect and expect not in answer)):
-        sock.settimeout(left(end))
         chunk = sock.recv(4096)
         if not chunk:
             return "closed the connection without an answer" if not answer else unexpected(answer, expect)
         answer += chunk
-        if len(answer) > MAX_ANSWER:
-            return unexpected(answer, expect)
     return None
 
 

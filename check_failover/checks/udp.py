@@ -8,8 +8,9 @@ import socket
 import time
 from collections.abc import Mapping
 
+from check_failover.bounded import Budget
 from check_failover.checks import probing
-from check_failover.checks.talk import failed, left, unescape, unexpected
+from check_failover.checks.talk import MAX_ANSWER, failed, unescape, unexpected
 from check_failover.model import Endpoint, Probe
 
 
@@ -19,12 +20,13 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     send, expect = unescape(str(options["send"])), unescape(str(options.get("expect") or ""))
     family = socket.AF_INET6 if server.family == 6 else socket.AF_INET
     answer: bytes | None = None
+    budget = Budget(timeout, MAX_ANSWER)
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.connect((server.address, server.port))
             sock.send(send)
             while answer is None or expect not in answer:
-                sock.settimeout(left(began + timeout))
+                sock.settimeout(budget.left())
                 answer = sock.recv(65536)
     except TimeoutError as error:
         if answer is None:

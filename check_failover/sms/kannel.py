@@ -8,17 +8,16 @@ a valid account, and another status to an invalid one. smsbox accepts texts even
 only bearerbox's status page (``status_url``) shows that.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import requests
-
+from check_failover.bounded import clean
+from check_failover.http_client import Answer, HttpClient, HttpError
 from check_failover.sms import GatewayError
 from check_failover.sms.text import is_gsm
 
-CONNECT_TIMEOUT, READ_TIMEOUT = 3.0, 10.0  # seconds
+CONNECT_TIMEOUT, TIMEOUT = 3.0, 10.0  # seconds; of the whole request
 ALL_RECEIPTS = "31"  # delivered, failed, buffered, accepted and rejected by the message centre
 
 
@@ -31,8 +30,7 @@ class Kannel:
         if not options.get("url"):
             raise GatewayError("the config's [sms] has no url (address of Kannel's sendsms interface)")
         self._options = options
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy or CA bundle from the user's environment
+        self._client = HttpClient(TIMEOUT, connect_timeout=CONNECT_TIMEOUT)
 
     def send(self, text: str, number: str, receipt_url: str) -> None:
         """Send one HTTP request. Raises GatewayError."""
@@ -41,19 +39,19 @@ class Kannel:
         if receipt_url:
             query |= {"dlr-mask": ALL_RECEIPTS, "dlr-url": receipt_url}
         reply = self._get(self._options["url"], query)
-        said = " ".join(reply.text[:200].split())
-        if reply.status_code not in (200, 202):
+        said = clean(reply.text[:400])
+        if reply.status not in (200, 202):
             # Permanent: Kannel will never accept this text or number. A person can fix everything else (a password).
-            permanent = reply.status_code == 400 or "do not try again" in said.lower() or "denied" in said.lower()
-            raise GatewayError(f"{self._options['url']}: HTTP {reply.status_code}: {said}", permanent=permanent)
+            permanent = reply.status == 400 or "do not try again" in said.lower() or "denied" in said.lower()
+            raise GatewayError(f"{self._options['url']}: HTTP {reply.status}: {said}", permanent=permanent)
 
     def answers(self) -> str:
         """Test account and message centres, see the module. Raises GatewayError."""
         url = self._options["url"]
         reply = self._get(url, self._account())
-        if reply.status_code != 400:
-            said = " ".join(reply.text[:100].split())
-            raise GatewayError(f"{url}: HTTP {reply.status_code}: {said or 'no text'}: check url and account")
+        if reply.status != 400:
+            said = clean(reply.text[:100])
+            raise GatewayError(f"{url}: HTTP {reply.status}: {said or 'no text'}: check url and account")
         if not self._options.get("status_url"):
             return "Kannel answers"
         return f"Kannel answers, {self._message_centres()}"
@@ -62,19 +60,20 @@ class Kannel:
         """How many message centres the status page (``status.xml`` or ``status.txt``) shows as connected."""
         url = str(self._options["status_url"])
         reply = self._get(url.replace("/status.txt", "/status.xml"), {})
-        if reply.status_code != 200 or "<gateway>" not in reply.text:
-            raise GatewayError(f"{url}: HTTP {reply.status_code}: this is not bearerbox's status page")
-        states = re.findall(r"<smsc>.*?<status>(.*?)</status>", reply.text, re.DOTALL)
+        if reply.status != 200 or "<gateway>" not in reply.text:
+            raise GatewayError(f"{url}: HTTP {reply.status}: this is not bearerbox's status page")
+        parts = reply.text.split("<smsc>")[1:]
+        states = [part.partition("<status>")[2].partition("</status>")[0] for part in parts]
         up = sum(state.startswith("online") for state in states)
         if not up:
-            raise GatewayError(f"no message centre is connected ({', '.join(states) or 'none configured'})")
+            raise GatewayError(f"no message centre is connected ({clean(', '.join(states)) or 'none configured'})")
         return f"{up} of {len(states)} message centres connected"
 
-    def _get(self, url: str, query: Mapping[str, str]) -> requests.Response:
+    def _get(self, url: str, query: Mapping[str, str]) -> Answer:
         try:
-            return self._session.get(url, params=query, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT), allow_redirects=False)
-        except requests.RequestException as error:
-            raise GatewayError(f"{url}: {_cause(error)}") from None
+            return self._client.request("GET", url, params=query)
+        except HttpError as error:
+            raise GatewayError(f"{url}: {error}") from None
 
     def _account(self) -> dict[str, str]:
         found = {"username": str(self._options.get("username", ""))}
@@ -87,13 +86,3 @@ class Kannel:
         if self._options.get("sender"):
             found["from"] = str(self._options["sender"])
         return {key: value for key, value in found.items() if value}
-
-
-def _cause(error: requests.RequestException) -> str:
-    """The innermost error, without requests' object names and without the URL, which contains the password."""
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    inner: BaseException = error
-    while inner.__cause__ or inner.__context__:
-        inner = inner.__cause__ or inner.__context__ or inner
-    return str(getattr(inner, "strerror", None) or type(inner).__name__)

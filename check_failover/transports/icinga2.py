@@ -10,9 +10,8 @@ Source: Icinga 2 documentation, "Icinga 2 API", actions; tested with 2.13. Prope
 - A service that no node knows (404) must not block the others: the transport logs it once and drops its results. The
   sniffer acts on that service's verdicts itself (``core_deadline``).
 - Of several nodes (an HA zone) the transport first asks the one that accepted the last result.
-- The session is kept, but Icinga closes a connection after ten idle seconds: a request on a closed connection is
-  repeated on a new one.
-- ``trust_env`` is off; otherwise REQUESTS_CA_BUNDLE in the environment would override the site's CA.
+- The connection is kept, but Icinga closes it after ten idle seconds: a request on a closed connection is repeated on a
+  new one.
 """
 
 import logging
@@ -21,17 +20,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import requests
-from requests.adapters import HTTPAdapter
-
+from check_failover.bounded import clean, trust
+from check_failover.http_client import Answer, HttpClient, HttpError
 from check_failover.model import PassiveResult
 from check_failover.transports import TransportError
-from check_failover.transports.wording import reason
 
 log = logging.getLogger(__name__)
 
 ACTION = "/v1/actions/process-check-result"
-CONFLICT = 409
+OK, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT = 200, 401, 403, 404, 409
 TTL = 180.0  # seconds after which Icinga calls the result stale; heartbeats come every 60
 CONNECT_TIMEOUT, TIMEOUT = 1.0, 3.0  # seconds; they delay the reaction to a verdict
 
@@ -47,21 +44,22 @@ class Icinga2:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         urls = options["url"]
-        self._urls = [f"{url.rstrip('/')}{ACTION}" for url in ([urls] if isinstance(urls, str) else urls)]
+        self._urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
         self._ttl = float(options.get("ttl", TTL))
-        self._timeout = float(options.get("timeout", TIMEOUT))
         self._username, self._password_file = options.get("username"), options.get("password_file")
         self._unknown: set[tuple[str, str]] = set()  # services that no node knew
         self._started: dict[tuple[str, str], float] = {}  # execution_start of a service's last result
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.verify = str(options["ca_file"])
-        self._session.headers["Accept"] = "application/json"
-        if "certificate" in options:
-            self._session.cert = (str(options["certificate"]), str(options["key_file"]))
-        names = options.get("server_name", [])
-        for url, name in zip(self._urls, [names] * len(self._urls) if isinstance(names, str) else names, strict=False):
-            self._session.mount(f"{url.removesuffix(ACTION)}/v1/", _Named(name))
+        pair = (str(options["certificate"]), str(options["key_file"])) if "certificate" in options else None
+        names = options.get("server_name")
+        self._clients = {
+            url: HttpClient(
+                (timeout := float(options.get("timeout", TIMEOUT))),
+                connect_timeout=min(CONNECT_TIMEOUT, timeout),
+                trusted=lambda: trust(str(options["ca_file"]), pair),
+                name=names[index] if isinstance(names, list) else names,
+            )
+            for index, url in enumerate(self._urls)
+        }
 
     def send(self, results: Sequence[PassiveResult]) -> None:
         """One request for each result, in order. Raises TransportError at the first that no node accepts."""
@@ -72,16 +70,15 @@ class Icinga2:
         """The first row that a node has for a question below ``/v1/``. Raises TransportError, also without a row."""
         problem = ""
         for url in self._urls:
-            base = url.removesuffix(ACTION)
             try:
-                answer = self._request(f"{base}/v1/{path}", wanted, {"X-HTTP-Method-Override": "GET"})
+                answer = self._request(url, wanted, f"/v1/{path}", {"X-HTTP-Method-Override": "GET"})
             except TransportError as error:
                 problem = str(error)
                 continue
             row = _row(answer)
-            if answer.ok and row and "code" not in row:
+            if answer.status == OK and row and "code" not in row:
                 return row
-            problem = f"Icinga API {base}: {path}: {answer.status_code} {row.get('status', '')}"
+            problem = f"Icinga API {url}: {path}: {answer.status} {row.get('status', '')}"
         raise TransportError(problem)
 
     def _send(self, result: PassiveResult) -> None:
@@ -108,22 +105,23 @@ class Icinga2:
         started = max(result.at, self._started.get(name, 0.0))
         body = _body(result, self._ttl)
         answer = self._request(url, body | {"execution_start": started, "execution_end": started})
-        if CONFLICT in (answer.status_code, _row(answer).get("code")):
+        if CONFLICT in (answer.status, _row(answer).get("code")):
             answer = self._request(url, body)
-        _check(f"Icinga API {url.removesuffix(ACTION)}: {result.host}!{result.service}", answer)
+        _check(f"Icinga API {url}: {result.host}!{result.service}", answer)
         self._started[name] = started
 
     def _request(
-        self, url: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
-    ) -> requests.Response:
-        limits = (min(CONNECT_TIMEOUT, self._timeout), self._timeout)
+        self, url: str, body: Mapping[str, Any], path: str = ACTION, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        accept = {"Accept": "application/json", **(headers or {})}
         for again in (True, False):
             try:
-                return self._session.post(url, json=body, headers=headers, auth=self._credentials(), timeout=limits)
-            except (requests.RequestException, OSError) as error:
-                stale = isinstance(error, requests.ConnectionError) and not isinstance(error, requests.Timeout)
-                if not (again and stale):
-                    raise TransportError(f"Icinga API {url.removesuffix(ACTION)}: {reason(error)}") from None
+                return self._clients[url].request(
+                    "POST", url + path, json=body, headers=accept, auth=self._credentials()
+                )
+            except HttpError as error:
+                if not (again and error.lost):
+                    raise TransportError(f"Icinga API {url}: {error}") from None
         raise AssertionError("the second attempt returns or raises")
 
     def _credentials(self) -> tuple[str, str] | None:
@@ -138,18 +136,6 @@ class Icinga2:
             raise TransportError(f"{self._password_file}: the API password is not UTF-8") from None
 
 
-class _Named(HTTPAdapter):
-    """Accepts a certificate for ``name``, whatever host the URL has: a URL with an address needs no name server."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        super().__init__()
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: object) -> None:
-        names = {"server_hostname": self._name, "assert_hostname": self._name}
-        super().init_poolmanager(connections, maxsize, block, **options, **names)
-
-
 def _body(result: PassiveResult, ttl: float) -> dict[str, Any]:
     return {
         "type": "Service",
@@ -162,7 +148,7 @@ def _body(result: PassiveResult, ttl: float) -> dict[str, Any]:
     }
 
 
-def _row(answer: requests.Response) -> Mapping[str, Any]:
+def _row(answer: Answer) -> Mapping[str, Any]:
     """The answer's one result; without one, the error of the whole request; empty when the answer is no JSON."""
     try:
         body = answer.json()
@@ -173,16 +159,16 @@ def _row(answer: requests.Response) -> Mapping[str, Any]:
     rows = body.get("results")
     if isinstance(rows, list) and rows and isinstance(rows[0], dict):
         return rows[0]
-    return {"code": body.get("error", answer.status_code), "status": body.get("status", "")} if not rows else {}
+    return {"code": body.get("error", answer.status), "status": body.get("status", "")} if not rows else {}
 
 
-def _check(where: str, answer: requests.Response) -> None:
+def _check(where: str, answer: Answer) -> None:
     row = _row(answer)
-    status = " ".join(str(row.get("status") or answer.reason).split())
-    if answer.status_code == requests.codes.not_found:
+    status = clean(str(row.get("status") or answer.reason))
+    if answer.status == NOT_FOUND:
         raise _UnknownServiceError(f"{where}: no such service there, or the API user's filter hides it")
-    if answer.status_code in (requests.codes.unauthorized, requests.codes.forbidden):
+    if answer.status in (UNAUTHORIZED, FORBIDDEN):
         raise TransportError(f"{where}: {status}: check the API user and its permission actions/process-check-result")
-    taken = answer.status_code == row.get("code") == requests.codes.ok and "ignoring" not in status.lower()
+    taken = answer.status == row.get("code") == OK and "ignoring" not in status.lower()
     if not taken:
-        raise TransportError(f"{where}: not taken: {row.get('code', answer.status_code)} {status}")
+        raise TransportError(f"{where}: not taken: {clean(str(row.get('code', answer.status)))} {status}")

@@ -7,8 +7,6 @@ Properties of NRDP that shape the code:
 - NRDP turns newlines into ``\\n`` and does not escape backslashes: the transport doubles them for Nagios.
 - NRDP passes no time that Nagios Core would use. It writes results to ``check_result_path``, which Nagios reads every
   ``check_result_reaper_frequency`` seconds (10): set that to 1.
-- ``trust_env`` is off; otherwise REQUESTS_CA_BUNDLE in the environment would override the site's CA. Redirects are not
-  followed, because they would disclose the token.
 
 Source: github.com/NagiosEnterprises/nrdp 2.0.6: server/plugins/nagioscorepassivecheck, server/includes/utils.inc.php.
 """
@@ -19,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import requests
-
+from check_failover.bounded import clean, trust
+from check_failover.http_client import Answer, HttpClient, HttpError
 from check_failover.model import PassiveResult
 from check_failover.transports import TransportError
-from check_failover.transports.wording import name, output, reason
+from check_failover.transports.wording import name, output
 
-TIMEOUT = 5.0  # seconds to connect, and to wait for a byte of the answer
+TIMEOUT = 5.0  # seconds for a whole request
 
 
 class Nrdp:
@@ -34,10 +32,7 @@ class Nrdp:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._url = str(options["url"])
         self._token_file = str(options["token_file"])
-        self._timeout = float(options.get("timeout", TIMEOUT))
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.verify = str(options["ca_file"]) if "ca_file" in options else True
+        self._client = HttpClient(float(options.get("timeout", TIMEOUT)), trusted=lambda: trust(options.get("ca_file")))
 
     def send(self, results: Sequence[PassiveResult]) -> None:
         """One POST for all of them, in order. Raises TransportError."""
@@ -48,11 +43,9 @@ class Nrdp:
             "json": json.dumps({"checkresults": [_row(result, now) for result in results]}),
         }
         try:
-            answer = self._session.post(
-                self._url, data=form, timeout=(self._timeout, self._timeout), allow_redirects=False
-            )
-        except (requests.RequestException, OSError) as error:
-            raise TransportError(f"NRDP {self._url}: {reason(error)}") from None
+            answer = self._client.request("POST", self._url, data=form)
+        except HttpError as error:
+            raise TransportError(f"NRDP {self._url}: {error}") from None
         self._check(answer)
 
     def _token(self) -> str:
@@ -63,19 +56,17 @@ class Nrdp:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise TransportError(f"{self._token_file}: cannot read the NRDP token: {why}") from None
 
-    def _check(self, answer: requests.Response) -> None:
-        if answer.status_code != requests.codes.ok:
-            raise TransportError(f"NRDP {self._url}: HTTP {answer.status_code} {answer.reason}")
+    def _check(self, answer: Answer) -> None:
+        if answer.status != 200:
+            raise TransportError(f"NRDP {self._url}: HTTP {answer.status} {answer.reason}")
         try:
             result = answer.json()["result"]
             status, message = int(result["status"]), str(result.get("message", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError):
             raise TransportError(f"NRDP {self._url}: the answer is not from NRDP 1.5 or later: check url") from None
         if status != 0:
-            said = "".join(c if c.isprintable() else " " for c in message)[:200]
-            raise TransportError(
-                f"NRDP {self._url}: not accepted: {said or status}; check the token in {self._token_file}"
-            )
+            said = clean(message) or status
+            raise TransportError(f"NRDP {self._url}: not accepted: {said}; check the token in {self._token_file}")
 
 
 def _row(result: PassiveResult, now: float) -> dict[str, Any]:

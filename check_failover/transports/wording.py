@@ -1,4 +1,4 @@
-"""Texts for the transports to a remote core: a result's output in the form of a plugin's output, and error reasons.
+"""Texts for the transports to a remote core: a result's output in the form of a plugin's output.
 
 The transports escape newlines. NSCA and NRDP have no field for the time, so a delayed result gives its time in a
 further line.
@@ -25,14 +25,6 @@ def output(result: PassiveResult, now: float) -> str:
 def name(text: str) -> str:
     """An object name without ``;`` and control characters, which would shift the core's fields."""
     return _clean(text).replace(";", ":")
-
-
-def reason(error: Exception) -> str:
-    """The innermost error of the chain in one line: requests wraps it three times."""
-    cause: BaseException = error
-    while cause.__context__ is not None:
-        cause = cause.__context__
-    return " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
 
 
 def _clean(text: str) -> str:

@@ -91,7 +91,7 @@ def test_moods_of_an_nrdp_server(server: NrdpServer, tmp_path: Path) -> None:
             nrdp(server).send([result()])
     assert server.commands == []
     server.stop()
-    with pytest.raises(TransportError, match="Connection refused"):
+    with pytest.raises(TransportError, match="connection refused"):
         nrdp(server).send([result()])
 
 
@@ -103,7 +103,7 @@ def test_an_nrdp_server_that_nobody_vouches_for(
     other.mkdir()
     certificate(other, "server", "IP:127.0.0.1")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(server.ca_file))
-    with pytest.raises(TransportError, match=ssl.SSLCertVerificationError.__name__):
+    with pytest.raises(TransportError, match="certificate not accepted"):
         nrdp(server, ca_file=str(other / "ca.pem")).send([result()])
     assert server.posts == 0
 
