@@ -136,9 +136,11 @@ def lookup(host: str, limit: float) -> list[str]:
 
 def cause(error: BaseException) -> BaseException:
     """The error of socket, TLS or protocol that a library's exceptions wrap."""
-    chain = [error]
-    while (below := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)) is not None:
+    chain: list[BaseException] = []
+    below: BaseException | None = error
+    while below is not None:
         chain.append(below)
+        below = below.__cause__ or (None if below.__suppress_context__ else below.__context__)
     plain = [one for one in chain if isinstance(one, OSError | TooMuchError) and "requests" not in type(one).__module__]
     return plain[-1] if plain else chain[-1]
 

@@ -17,7 +17,7 @@ Answer = bytes | Callable[[bytes], bytes]  # a function gets the request
 
 
 def ldap(operation: str, length: bytes = b"") -> Callable[[bytes], bytes]:
-    """An LDAP message with the request's messageID (RFC 4511, 4.1.1); ``operation`` in hex, a false ``length`` if any."""
+    """An LDAP message with the request's messageID (RFC 4511, 4.1.1): ``operation`` in hex, and a false ``length``."""
 
     def answer(request: bytes) -> bytes:
         body = request[2 : 4 + request[3]] + bytes.fromhex(operation)

@@ -156,7 +156,7 @@ def test_a_client_certificate_in_place_of_a_password(core: Icinga, place: Path) 
 
 
 REFUSED: list[tuple[dict[str, object], str]] = [
-    ({"server_name": "other.example.org"}, "not accepted: Hostname mismatch, certificate is not valid for 'other.example.org'"),
+    ({"server_name": "other.example.org"}, "not accepted: Hostname mismatch.* not valid for 'other.example.org'"),
     ({"ca_file": "/etc/ssl/certs/ca-certificates.crt"}, "certificate not accepted: self-signed certificate in"),
     ({"ca_file": "/nowhere/ca.crt"}, "/nowhere/ca.crt: cannot use as CA certificates: No such file"),
     ({"username": "nobody"}, "Unauthorized.*check the API user"),
