@@ -2,6 +2,7 @@
 # make test                                                  lint, types, unit, component and system tests
 # make lint | unit | component | system | attack | bench     one part of it
 # make fuzz                                                  a million mutated packets, guided by coverage
+# make attack [ROUNDS=100000]                                 hostile messages, files, servers and lookers, for longer
 # make chaos [ROUNDS=20] [SEED=N]                            random faults in sequences; SEED=N ROUNDS=1 runs one again
 # make screenshots                                           the pictures of the web interface in README.md
 # make install | uninstall [DESTDIR=]                        into this machine's Nagios; see README.md
@@ -42,7 +43,7 @@ lint: lab-test
 	$(RUFF) check --config .ci/ruff.toml check_failover tests handlers
 	$(PYTHON) -m mypy --config-file setup.cfg
 
-unit component system attack: lab-test
+unit component system: lab-test
 	$(PYTEST) tests/$@
 
 screenshots: lab-test
@@ -55,6 +56,9 @@ bench: lab-bench
 
 fuzz: lab-fuzz
 	$(PYTHON) -m tests.fuzz.packets 1000000
+
+attack: lab-test
+	ROUNDS=$(or $(ROUNDS),100000) $(PYTEST) tests/attack
 
 registry: lab-demo
 	$(PYTHON) -m tests.lab.registry

@@ -13,7 +13,8 @@ Common modules, which every package may import and which import no package:
 - ``model`` (shared records and enums), ``records`` (journal entry and service status, to and from JSON)
 - ``decide``: (facts, policy, situation) -> decision, by tables; ``damping``: limits automatic flips
 - ``config`` (loads and validates the config), ``config_shape`` (its JSON schema), ``places`` (default paths)
-- ``control`` (the sockets' protocol, client side), ``listening`` (server side), ``peer`` (the client's credentials)
+- ``control`` (the sockets' protocol, client side), ``listening`` (server side), ``peer`` (the other end's credentials),
+  ``rights`` (who may use which verb)
 - ``bounded`` (sockets with a deadline and a size for all that a peer sends), ``http_client`` (requests over them)
 - ``notify`` (readiness and log), ``capabilities`` (not for started programs), ``rawip`` (checksums of packets)
 - ``story`` (an incident in lines of text), ``syncstate`` (the sync record: ``sync`` writes it, the others read it),

@@ -39,6 +39,7 @@ class Controller:
     core_user: str = "nagios"
     sniffer_user: str = "failover-sniffer"
     pair_user: str = "failover-pair"
+    redirector_user: str = "failover-redirector"
     peer: str | None = None  # the other controller, for ssh
     peer_ssh_config: Path | None = None
     ipfilter: Mapping[str, Any] = field(default_factory=dict)  # paths that differ from the platform's defaults

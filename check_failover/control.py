@@ -27,7 +27,9 @@ elsewhere   service, after                              ``clients``: those with 
 drill       service, client, seconds, by                ``id``, ``client``, ``in_use``: the primary answered it recently
 drilled     service, id, part, problem                  ``text``: the core ran this part (handler or notification)
 drill-end   service, id, failed, by                     ``text``
-history     limit                                       ``entries``: the last ``records.JournalEntry``
+history     limit, before                               ``entries``: the last ``records.JournalEntry``, at most
+                                                        ``HISTORY_PAGE``; ``more``: another page ends ``before`` the
+                                                        first one's ``id``
 state       --                                          ``state``: name -> a service's saved state
                                                         ``sync``: name -> its sync record (``syncstate``)
 decided     service, run, giver, kept, by               ``id``: of the journal's line about a person's decision
@@ -46,7 +48,9 @@ is ``listening``.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import time
 
@@ -60,33 +64,11 @@ if TYPE_CHECKING:
 else:
     Message = dict
 
-REDIRECTOR_VERBS = frozenset(
-    {
-        "status",
-        "fail-over",
-        "drain",
-        "fail-back",
-        "downtime",
-        "recovered",
-        "facts",
-        "hold",
-        "release",
-        "forget",
-        "elsewhere",
-        "drill",
-        "drilled",
-        "drill-end",
-        "history",
-        "state",
-        "follow",
-        "decided",
-        "subscribe",
-    }
-)
 DRILL_STEPS = ("standby", "redirect", "client", "result", "handler", "notification", "sms", "untouched")
-SNIFFER_VERBS = frozenset({"status", "probe", "drill"})
 
-MAX_LINE = 65536  # bytes of one request or reply line; history is cut to fit
+MAX_LINE = 65536  # bytes of one request line
+HISTORY_PAGE, MAX_HISTORY = 500, 10_000  # entries of the journal in one reply, and in one request
+MAX_DIGITS = 19  # of a whole number, so that it fits in 64 bits
 ELSEWHERE_PAGE = 1000  # clients in one reply: fits in MAX_LINE, IPv6 too
 MAX_ELSEWHERE = 100_000  # clients of one service that are ever listed
 
@@ -138,14 +120,26 @@ def split_lines(buffer: bytearray) -> Iterator[Message]:
 
 
 def parse(line: bytes) -> Message:
-    """Decode one line. Raises ControlError."""
+    """Decode one line: valid Unicode (a byte or half of a character that is none becomes "?"), finite numbers.
+
+    Raises ControlError.
+    """
     try:
-        message = json.loads(line)
+        message = json.loads(line.decode(errors="replace"), parse_int=_whole)
+        text = json.dumps(message, ensure_ascii=False, allow_nan=False)
+        if not text.isascii():
+            message = json.loads(text.encode(errors="replace"))
     except (ValueError, RecursionError):
         raise ControlError("bogus message: not JSON") from None
     if not isinstance(message, dict):
         raise ControlError("bogus message: not an object")
     return message
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a number without an end")
+    return int(digits)
 
 
 def _connect(path: str | Path, timeout: float) -> socket.socket:
@@ -154,6 +148,7 @@ def _connect(path: str | Path, timeout: float) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout)
         sock.connect(str(path))
+        _verify(sock, path)
     except OSError as error:
         if sock is not None:
             sock.close()
@@ -164,9 +159,18 @@ def _connect(path: str | Path, timeout: float) -> socket.socket:
     return sock
 
 
+def _verify(sock: socket.socket, path: str | Path) -> None:
+    """Raises PermissionError for a socket that another user put up: the directory's owner is the daemon's user."""
+    from check_failover.peer import peer_of
+
+    uid, owner = peer_of(sock).uid, os.stat(os.path.dirname(os.path.realpath(path))).st_uid  # noqa: PTH116, PTH120
+    if uid not in (0, owner):
+        raise PermissionError(errno.EPERM, f"user {uid} answers there, not the daemon")
+
+
 def _send(sock: socket.socket, request: Mapping[str, Any], path: str | Path) -> None:
     try:
-        sock.sendall(json.dumps(request).encode() + b"\n")
+        sock.sendall(json.dumps(request, ensure_ascii=False).encode(errors="replace") + b"\n")
     except OSError as error:
         raise UnreachableError(f"{path}: cannot send: {error.strerror or error}") from None
 

@@ -7,12 +7,13 @@ twice at once takes its own lock.
 import contextlib
 import json
 import logging
+import os
 import select
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,6 +25,8 @@ Authorise: TypeAlias = Callable[[str, Peer], str | None]  # (verb, peer) -> None
 
 SERVER_DEADLINE = 5.0  # seconds a client may take to send its request line
 MAX_CLIENTS = 128  # connections per user, subscriptions included: one user cannot lock out the others
+QUESTIONS = 2  # of lookers, at once: so an order has a fair share of the processor
+PATIENCE = 4.0  # seconds that a looker's question waits for its turn
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +38,7 @@ class Server:
     """A listening control socket.
 
     ``handle`` runs in the connection's thread, after ``authorise`` returned None; it may raise RequestRefusedError.
+    ``looks``: whether a peer may only look; its questions wait their turn.
     ``hello`` makes the first line of a subscription. The server calls it under its lock, so that a subscriber misses no
     event; ``hello`` must take no lock itself. ``publish`` writes an event to every subscriber and disconnects a
     subscriber with a full buffer. Only a connection's own thread closes it; other threads shut it down.
@@ -43,12 +47,14 @@ class Server:
     def __init__(
         self,
         path: Path,
-        verbs: frozenset[str],
+        verbs: Collection[str],
         handle: Handler,
         authorise: Authorise,
         hello: Callable[[], Message] | None = None,
+        looks: Callable[[Peer], bool] = lambda _peer: False,
     ) -> None:
         self.path, self.verbs, self.handle, self.authorise, self.hello = path, verbs, handle, authorise, hello
+        self.looks, self._turns = looks, _Turns()
         self._subscribers: list[socket.socket] = []
         self._lock = threading.Lock()
         self._clients: Counter[int] = Counter()  # user -> connections
@@ -64,7 +70,7 @@ class Server:
     def close(self) -> None:
         """Stop serving and remove the socket from the file system."""
         self._closing = True
-        self.path.unlink(missing_ok=True)
+        _real(self.path).unlink(missing_ok=True)
         # Only shutdown wakes a thread in accept(2). If it stayed there, it would accept on a reused descriptor.
         with contextlib.suppress(OSError):  # FreeBSD wakes the thread, but returns ENOTCONN
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -99,27 +105,28 @@ class Server:
                     return
                 threading.Event().wait(0.05)  # out of descriptors: wait until open connections end
                 continue
-            uid = self._admit(sock)
-            if uid is None:
+            peer = self._admit(sock)
+            if peer is None:
                 sock.close()
                 continue
             try:
-                threading.Thread(target=self._serve, args=(sock, uid), daemon=True).start()
+                threading.Thread(target=self._serve, args=(sock, peer), daemon=True).start()
             except RuntimeError:  # no thread can start: the client will ask again, the daemon goes on
                 log.exception("control socket %s", self.path.name)
-                self._release(sock, uid)
+                self._release(sock, peer.uid)
 
-    def _admit(self, sock: socket.socket) -> int | None:
-        """The user of a new connection; None: this user has ``MAX_CLIENTS`` connections already."""
+    def _admit(self, sock: socket.socket) -> Peer | None:
+        """The client of a new connection; None: it is gone, or its user has ``MAX_CLIENTS`` connections already."""
         try:
-            uid = peer_of(sock).uid
-        except (ControlError, OSError):
-            uid = -1  # the client is gone, or ``_answer`` will report the error
+            peer = peer_of(sock)
+        except (ControlError, OSError) as error:
+            log.warning("control socket %s: %s", self.path.name, error)
+            return None
         with self._lock:
-            if self._clients[uid] >= MAX_CLIENTS:
+            if self._clients[peer.uid] >= MAX_CLIENTS:
                 return None
-            self._clients[uid] += 1
-        return uid
+            self._clients[peer.uid] += 1
+        return peer
 
     def _release(self, sock: socket.socket, uid: int) -> None:
         with self._lock:
@@ -128,18 +135,17 @@ class Server:
                 self._subscribers.remove(sock)
         sock.close()
 
-    def _serve(self, sock: socket.socket, uid: int) -> None:
+    def _serve(self, sock: socket.socket, peer: Peer) -> None:
         try:
-            sock.settimeout(SERVER_DEADLINE)
-            reply, stays = self._answer(sock)
-            if stays and self.hello is not None:
+            reply = self.answer(_request_line(sock), peer)
+            if reply is None and self.hello is not None:
                 self._subscribe(sock, self.hello)
             else:
                 sock.sendall(json.dumps(reply).encode() + b"\n")
         except OSError:
             pass  # the client is gone
         finally:
-            self._release(sock, uid)
+            self._release(sock, peer.uid)
 
     def _subscribe(self, sock: socket.socket, hello: Callable[[], Message]) -> None:
         """Serve until the subscriber closes the connection, sends anything, or is disconnected."""
@@ -151,46 +157,79 @@ class Server:
         end.register(sock, select.POLLIN)
         end.poll()
 
-    def _answer(self, sock: socket.socket) -> tuple[Message, bool]:
+    def answer(self, line: bytes, peer: Peer) -> Message | None:
+        """The reply to a request; None: it subscribes."""
         try:
-            message = parse(_request_line(sock))
+            if not line.endswith(b"\n"):
+                raise ControlError("bogus message: too long, too late, or without a newline at its end")
+            message = parse(line)
             verb = message.get("verb")
             if not isinstance(verb, str) or verb not in self.verbs:
-                return _error_reply("bogus message: unknown verb"), False
-            peer = peer_of(sock)
+                raise ControlError("bogus message: unknown verb")
             why = self.authorise(verb, peer)
             if why is not None:
                 log.warning("%s refused to uid %d: %s", verb, peer.uid, why)
-                return _error_reply(f"{verb}: {why}"), False
+                raise RequestRefusedError(f"{verb}: {why}")
             if verb == "subscribe" and self.hello is not None:
-                return {}, True
-            return {"ok": True, **self.handle(message, peer)}, False
+                return None
+            with self._turns.of(peer.uid if self.looks(peer) else None):
+                return {"ok": True, **self.handle(message, peer)}
         except (ControlError, RequestRefusedError) as error:
-            return _error_reply(str(error)), False
+            return {"ok": False, "error": str(error)}
         except Exception as error:  # after an internal error the client still gets an answer
             log.exception("control socket %s", self.path.name)
-            return _error_reply(f"internal error: {type(error).__name__}: see the daemon's log"), False
+            return {"ok": False, "error": f"internal error: {type(error).__name__}: see the daemon's log"}
+
+
+class _Turns:
+    """Orders do not wait. A looker's question waits for them, for its user's other ones, and for ``QUESTIONS``."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._orders = 0
+        self._asking: set[int] = set()  # lookers' users
+
+    @contextlib.contextmanager
+    def of(self, looker: int | None) -> Iterator[None]:
+        """The time of a request. ``looker``: the user, if it may only look. Raises RequestRefusedError."""
+        with self._changed:
+            if looker is None:
+                self._orders += 1
+            elif self._changed.wait_for(lambda: self._free(looker), PATIENCE):
+                self._asking.add(looker)
+            else:
+                raise RequestRefusedError("busy with orders or with this user's other questions: ask again later")
+        try:
+            yield
+        finally:
+            with self._changed:
+                if looker is None:
+                    self._orders -= 1
+                else:
+                    self._asking.remove(looker)
+                self._changed.notify_all()
+
+    def _free(self, looker: int) -> bool:
+        return not self._orders and looker not in self._asking and len(self._asking) < QUESTIONS
 
 
 def _request_line(sock: socket.socket) -> bytes:
+    """What the client sends until a newline, its end, ``MAX_LINE`` or ``SERVER_DEADLINE``. Raises OSError."""
     buffer, end = bytearray(), time.monotonic() + SERVER_DEADLINE
-    while not buffer.endswith(b"\n"):
-        sock.settimeout(max(0.001, end - time.monotonic()))
-        try:
+    with contextlib.suppress(TimeoutError):
+        while not buffer.endswith(b"\n") and len(buffer) <= MAX_LINE:
+            sock.settimeout(max(0.001, end - time.monotonic()))
             chunk = sock.recv(4096)
-        except TimeoutError:
-            raise ControlError("bogus message: no complete line in time") from None
-        if not chunk:
-            raise ControlError("bogus message: no newline at its end")
-        buffer += chunk
-        if len(buffer) > MAX_LINE:
-            raise ControlError("bogus message: too long")
+            if not chunk:
+                break
+            buffer += chunk
     sock.settimeout(SERVER_DEADLINE)
-    return bytes(buffer)
+    return bytes(buffer) if len(buffer) <= MAX_LINE else b""
 
 
-def _error_reply(text: str) -> Message:
-    return {"ok": False, "error": text}
+def _real(path: Path) -> Path:
+    """Where the socket is: ``path`` may be a link into the daemon's own directory."""
+    return Path(os.path.realpath(path))
 
 
 def _remove(path: Path) -> None:
@@ -202,6 +241,7 @@ def _remove(path: Path) -> None:
 
 def _listen(path: Path) -> socket.socket:
     """Bind and listen. Replaces the socket of a dead daemon, never of a running one. Raises ControlError."""
+    path = _real(path)
     if path.exists():
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         probe.settimeout(1.0)

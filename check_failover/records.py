@@ -4,27 +4,24 @@
 versions read both, so reading is strict: each value must have its field's type and be within its limits. Unknown keys
 are ignored, a field with a default may be missing, and the only exception is ``RecordError``. No I/O.
 
-A field's annotation controls reading: ``str``, ``int``, ``float`` (finite), ``bool``, an enum, another record, a tuple,
-a mapping from names, or one of these or ``None``; ``Annotated[float, low, high]`` has limits. A field's name is its
-key in JSON, without a trailing underscore (``from_``).
+msgspec reads them by the fields' annotations. A field's name is its key in JSON, but ``from_`` is ``from`` there.
 """
 
-import math
-import types
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from enum import Enum
-from functools import cache
-from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias, TypeVar
 
+import msgspec
+from msgspec import Meta
+
+from check_failover.control import ControlError, parse
 from check_failover.model import Facts, Hold, OneLineError, State, Target, Why
 
 T = TypeVar("T")
-Reader: TypeAlias = Callable[[object], Any]
-Moment: TypeAlias = Annotated[float, 0.0, 253402300799.0]  # Unix time, until the end of the year 9999
-Count: TypeAlias = Annotated[int, 0, 1 << 63]
-Seconds: TypeAlias = Annotated[float, 0.0, 1e9]
-Number: TypeAlias = Annotated[int, 0, (1 << 32) - 1]  # a process or user ID
+Moment: TypeAlias = Annotated[float, Meta(ge=0.0, le=253402300799.0)]  # Unix time, until the end of the year 9999
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0.0, le=1e9)]
+Number: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]  # a process or user ID
 
 
 class RecordError(OneLineError, ValueError):
@@ -161,36 +158,46 @@ class ServiceStatus:
     reached: tuple[Reach, ...] = ()  # by clients, oldest first
 
 
-# ---------------------------------------------------------------- to JSON
+# ---------------------------------------------------------------- to and from JSON
+
+_SOMETIMES = ("moved", "forgotten", "left", "freed", "error", "took", "parts")  # left out if None
+_KEYS = (  # of an entry, in the journal's order
+    *("id", "at", "service", "verb", "by", "peer", "from_", "to", "flipped", "reason", "text", "line", "facts"),
+    *_SOMETIMES,
+)
 
 
 def to_json(record: ServiceStatus | JournalEntry) -> dict[str, Any]:
     """A record as a dict for ``json``."""
+    found: dict[str, Any] = msgspec.to_builtins(record)
     if isinstance(record, JournalEntry):
-        return _entry_json(record)
-    found = asdict(record)
-    for key, entry in (("last", record.last), ("flip", record.flip)):
-        found[key] = None if entry is None else _entry_json(entry)
-    return {**found, "state": int(record.state)}
-
-
-_ALWAYS = ("id", "at", "service", "verb", "by", "peer", "from_", "to", "flipped", "reason", "text", "line", "facts")
-_SOMETIMES = ("moved", "forgotten", "left", "freed", "error", "took", "parts")  # left out if None
-
-
-def _entry_json(entry: JournalEntry) -> dict[str, Any]:
-    found = asdict(entry)
-    shown = [*_ALWAYS, *(name for name in _SOMETIMES if found[name] is not None)]
-    return {name.rstrip("_"): found[name] for name in shown}
-
-
-# ---------------------------------------------------------------- from JSON
+        return {key.rstrip("_"): found[key] for key in _KEYS if key not in _SOMETIMES or found[key] is not None}
+    entries = {"last": record.last, "flip": record.flip}
+    return found | {key: None if entry is None else to_json(entry) for key, entry in entries.items()}
 
 
 def from_json(kind: type[T], raw: object) -> T:
-    """The record of that kind. Raises RecordError."""
-    found: T = _reader(kind)(raw)  # type: ignore[arg-type]  # mypy: a class has no hash
-    return found
+    """The record of that kind in a message that ``control.parse`` accepted. Raises RecordError."""
+    try:
+        return msgspec.convert(_with_names(raw), kind)
+    except msgspec.ValidationError as error:
+        raise RecordError(str(error)) from None
+
+
+def read_json(kind: type[T], text: bytes) -> T:
+    """The record of that kind in a line of JSON. Raises RecordError."""
+    try:
+        return from_json(kind, parse(text))
+    except ControlError as error:
+        raise RecordError(str(error)) from None
+
+
+def _with_names(raw: object) -> object:
+    """With the fields' names as keys, also in a status's entries."""
+    if not isinstance(raw, dict):
+        return raw
+    names = {key: _with_names(raw[key]) for key in ("last", "flip") if key in raw}
+    return raw | names | ({"from_": raw["from"]} if "from" in raw else {})
 
 
 def journal_entries(raw: object) -> list[JournalEntry]:
@@ -207,138 +214,7 @@ def journal_entries(raw: object) -> list[JournalEntry]:
 def service_statuses(reply: Mapping[str, Any]) -> dict[str, ServiceStatus]:
     """Each service's status in the redirector's reply to ``status``. Raises RecordError."""
     try:
-        found: dict[str, ServiceStatus] = _reader(Mapping[str, ServiceStatus])(reply.get("services"))
+        services = from_json(dict[str, dict[str, Any]], reply.get("services"))
+        return {name: from_json(ServiceStatus, one) for name, one in services.items()}
     except RecordError as error:
-        raise RecordError(f"failover-redirector's status is not understood: services{error}: restart it") from None
-    return found
-
-
-@cache
-def _reader(kind: Any) -> Reader:  # noqa: ANN401 - any type that annotates a field
-    """The function that reads a value of that type."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (types.UnionType, Union):
-        (inner,) = (_reader(one) for one in arguments if one is not types.NoneType)
-        return lambda value: None if value is None else inner(value)
-    if origin is Annotated:
-        return _limited(_reader(arguments[0]), *arguments[1:])
-    if origin is tuple and arguments[-1] is Ellipsis:
-        return _list_reader(_reader(arguments[0]))
-    if origin is tuple:
-        return _row_reader([_reader(one) for one in arguments])
-    if origin is Mapping:
-        return _mapping_reader(_reader(arguments[1]))
-    if is_dataclass(kind):
-        return _record_reader(kind)
-    if issubclass(kind, Enum):
-        return _enum_reader(kind)
-    return _PLAIN[kind]
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise _mismatch("a text", value)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _mismatch("a text in Unicode", value) from None
-    return value
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _mismatch("true or false", value)
-    return value
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _mismatch("a whole number", value)
-    return value
-
-
-def _finite(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or not math.isfinite(value):
-        raise _mismatch("a finite number", value)
-    return value
-
-
-_PLAIN: dict[Any, Reader] = {str: _text, bool: _flag, int: _whole, float: _finite}
-
-
-def _mismatch(wanted: str, value: object) -> RecordError:
-    return RecordError(f": want {wanted}, not {value!r}"[:200])
-
-
-def _limited(inner: Reader, low: float, high: float) -> Reader:
-    def read(value: object) -> float:
-        found: float = inner(value)
-        if not low <= found <= high:
-            raise _mismatch(f"{low} to {high}", value)
-        return found
-
-    return read
-
-
-def _at(place: object, read: Callable[[object], T], value: object) -> T:
-    """Read one value; an error names its place."""
-    try:
-        return read(value)
-    except RecordError as error:
-        raise RecordError(f".{place}{error}"[:200]) from None
-
-
-def _list_reader(inner: Reader) -> Reader:
-    def read(value: object) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise _mismatch("a list", value)
-        return tuple(_at(number, inner, one) for number, one in enumerate(value))
-
-    return read
-
-
-def _row_reader(inner: list[Reader]) -> Reader:
-    def read(value: object) -> tuple[Any, ...]:
-        if not isinstance(value, list) or len(value) != len(inner):
-            raise _mismatch(f"a list of {len(inner)}", value)
-        return tuple(
-            _at(number, read_one, one) for number, (read_one, one) in enumerate(zip(inner, value, strict=True))
-        )
-
-    return read
-
-
-def _mapping_reader(inner: Reader) -> Reader:
-    def read(value: object) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _mismatch("an object", value)
-        return {_text(key): _at(key, inner, one) for key, one in value.items()}
-
-    return read
-
-
-def _enum_reader(kind: type[Enum]) -> Reader:
-    known: dict[object, Enum] = {one.value: one for one in kind}
-
-    def read(value: object) -> Enum:
-        if isinstance(value, bool) or not isinstance(value, str | int) or value not in known:
-            raise _mismatch(f"one of {', '.join(map(str, known))}", value)
-        return known[value]
-
-    return read
-
-
-def _record_reader(kind: Any) -> Reader:  # noqa: ANN401
-    hints = get_type_hints(kind, include_extras=True)
-    readers = [(one.name, one.name.rstrip("_"), _reader(hints[one.name])) for one in fields(kind)]
-    needed = [one.name.rstrip("_") for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
-
-    def read(value: object) -> object:
-        if not isinstance(value, dict):
-            raise _mismatch("an object", value)
-        missing = [key for key in needed if key not in value]
-        if missing:
-            raise RecordError(f".{missing[0]}: missing")
-        return kind(**{name: _at(key, one, value[key]) for name, key, one in readers if key in value})
-
-    return read
+        raise RecordError(f"failover-redirector's status is not understood: services: {error}: restart it") from None

@@ -1,7 +1,7 @@
 """The sync record: failover-sync writes how fresh the standby's data is; daemons, checks and failoverctl read it.
 
 Each step of a run replaces ``state_dir/sync/NAME.json`` atomically, so a reader never sees half a record. A run locks
-``NAME.lock`` until its process ends, so a killed run does not count as running. Standard library only.
+``NAME.lock`` until its process ends, so a killed run does not count as running.
 Times in the record are wall clock (Unix time), because they must survive a restart.
 """
 
@@ -19,8 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from check_failover.model import Facts, Service, State, Target
-from check_failover.strict import CLOCK_SLACK, Table
+from check_failover.records import Count, Moment, RecordError, Seconds, read_json
 
+CLOCK_SLACK = 60.0  # seconds by which a time may be ahead of our clock and still be valid
 LIMIT = 1 << 20  # bytes that are read of a record; a valid one has about a thousand
 PEER_SILENT = 15.0  # seconds without a word from a pair's other controller until its run does not count
 SKEW = 5.0  # seconds between two clocks that a person should know of
@@ -80,17 +81,17 @@ class Digests:
 class Size:
     """How much data a server has. ``entries`` is the number that the configured ``count`` command printed."""
 
-    files: int
-    bytes: int
-    entries: int | None = None
+    files: Count
+    bytes: Count
+    entries: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
     """A run in progress."""
 
-    pid: int
-    since: float
+    pid: Count
+    since: Moment
     direction: SyncDirection
     phase: Phase
     until: float | None = None  # from then on it no longer holds up a flip
@@ -100,7 +101,7 @@ class Running:
 class Problem:
     """Why the last run did not succeed."""
 
-    at: float
+    at: Moment
     reason: Refusal
     text: str
 
@@ -109,16 +110,16 @@ class Problem:
 class SyncState:
     """The record of one service. In a time, ``None`` means that the event never happened."""
 
-    equal_at: float | None = None  # start of the last good run's export: both servers had the same data then
+    equal_at: Moment | None = None  # start of the last good run's export: both servers had the same data then
     direction: SyncDirection = SyncDirection.FORWARD  # of that run
-    took: float = 0.0  # seconds of that run
+    took: Seconds = 0.0  # seconds of that run
     changed: bool = False  # whether that run found differences
-    differed_files: int = 0  # before that run
-    differed_bytes: int = 0
-    sent: int = 0  # bytes on the wire
+    differed_files: Count = 0  # before that run
+    differed_bytes: Count = 0
+    sent: Count = 0  # bytes on the wire
     size: Size | None = None  # of the source server's data
-    synced_back: float | None = None  # start of the export of the last good run in reverse
-    synced_back_end: float | None = None  # end of that run
+    synced_back: Moment | None = None  # start of the export of the last good run in reverse
+    synced_back_end: Moment | None = None  # end of that run
     skew: float = 0.0  # seconds by which the source server's clock was ahead of the controller's
     note: str = ""  # what a good run could not copy, or noticed, for people
     digests: Digests = Digests()  # as of that run
@@ -164,46 +165,25 @@ class SyncState:
 
 
 def parse(text: str, now: float = math.inf) -> SyncState:
-    """The record that ``text`` holds as JSON. Raises ValueError for a wrong type, and for a time after ``now``."""
-    try:
-        return _record(Table("", json.loads(text), now))
-    except (RecursionError, OverflowError):
-        raise ValueError("not a sync record: a number or its nesting has no end") from None
-
-
-def _record(raw: Table) -> SyncState:
-    return SyncState(
-        equal_at=raw.time("equal_at"),
-        direction=SyncDirection(raw.text("direction", SyncDirection.FORWARD)),
-        took=raw.number("took") or 0.0,
-        changed=raw.flag("changed"),
-        differed_files=raw.count("differed_files") or 0,
-        differed_bytes=raw.count("differed_bytes") or 0,
-        sent=raw.count("sent") or 0,
-        size=raw.table("size", lambda t: Size(t.must("files", t.count), t.must("bytes", t.count), t.count("entries"))),
-        synced_back=raw.time("synced_back"),
-        synced_back_end=raw.time("synced_back_end"),
-        skew=raw.number("skew") or 0.0,
-        note=raw.text("note", ""),
-        digests=raw.table("digests", lambda t: Digests(t.word("primary"), t.word("standby"))) or Digests(),
-        kept=raw.text("kept", ""),
-        running=raw.table("running", _running),
-        problem=raw.table(
-            "problem", lambda t: Problem(t.must("at", t.time), Refusal(t.text("reason")), t.text("text"))
-        ),
-    )
-
-
-def _running(raw: Table) -> Running:
-    direction, phase = SyncDirection(raw.text("direction")), Phase(raw.text("phase"))
-    return Running(raw.must("pid", raw.count), raw.must("since", raw.time), direction, phase, raw.number("until"))
+    """The record that ``text`` holds as JSON. Raises RecordError for a wrong type, and for a time after ``now``."""
+    found = read_json(SyncState, text.encode())
+    times = {
+        "equal_at": found.equal_at,
+        "synced_back": found.synced_back,
+        "synced_back_end": found.synced_back_end,
+        "running.since": None if found.running is None else found.running.since,
+        "problem.at": None if found.problem is None else found.problem.at,
+    }
+    for name, at in times.items():
+        if at is not None and at > now + CLOCK_SLACK:
+            ahead = f"{at - now:.0f} s"
+            raise RecordError(f"{name} is {ahead} in the future: compare the controller's clock with it")
+    return found
 
 
 def dump(state: SyncState) -> str:
     """The record as one JSON line; ``parse`` reads it back."""
-    raw = asdict(state)
-    del raw["damaged"]
-    return json.dumps(raw) + "\n"
+    return json.dumps(asdict(replace(state, damaged=None))) + "\n"
 
 
 def directory(state_dir: Path) -> Path:
@@ -240,7 +220,7 @@ def own(state_dir: Path, name: str) -> SyncState:
 
 def _load(path: Path) -> SyncState:
     try:
-        return parse(_text(path), time.time())
+        return parse(read_file(path).decode(), time.time())
     except FileNotFoundError:
         return SyncState()
     except OSError as error:
@@ -249,12 +229,15 @@ def _load(path: Path) -> SyncState:
         return SyncState(damaged=f"{path}: damaged: {error}")
 
 
-def _text(path: Path) -> str:
-    """A small file's text. Raises OSError, ValueError. A FIFO at this path must not block the daemons."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+def read_file(path: Path, limit: int = LIMIT) -> bytes:
+    """The beginning of a file. Raises OSError, and ValueError for what is none: a FIFO would block the daemons."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("not a file")
-        return file.read(LIMIT).decode()
+        return os.read(descriptor, limit)
+    finally:
+        os.close(descriptor)
 
 
 def locked(state_dir: Path, name: str) -> bool:

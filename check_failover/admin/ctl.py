@@ -127,6 +127,8 @@ VERBS: dict[str, tuple[Act, str, tuple[Argument, ...]]] = {
 def main() -> None:
     """Entry point of ``failoverctl``."""
     arguments = _parser().parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # whatever the terminal's encoding lacks
     try:
         config = load(arguments.config)
         arguments.act(config, arguments)

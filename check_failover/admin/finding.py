@@ -18,10 +18,10 @@ from typing import Any, Generic, TypeVar
 
 from check_failover import control
 from check_failover.config import Config
-from check_failover.control import ControlError, Message, SilentError
+from check_failover.control import MAX_HISTORY, ControlError, Message, SilentError
 from check_failover.peer import peer_of
 from check_failover.places import row_of
-from check_failover.records import RecordError, ServiceStatus, service_statuses
+from check_failover.records import JournalEntry, RecordError, ServiceStatus, journal_entries, service_statuses
 
 S = TypeVar("S")
 READ, WRITE, EXECUTE = 4, 2, 1
@@ -124,6 +124,19 @@ def _daemon(path: Path, usual_user: str, read: Callable[[Message], Mapping[str, 
         except (OSError, ControlError):  # the daemon is gone, or the system has no such function
             return Daemon(status, "", user_of(usual_user))
     return Daemon(status, "", User(user_name(peer.uid), peer.uid, peer.gids))
+
+
+def journal(config: Config, limit: int = MAX_HISTORY, timeout: float = 20.0) -> list[JournalEntry]:
+    """The redirector's last entries, oldest first, read page by page. Raises ControlError."""
+    found: list[JournalEntry] = []
+    message: dict[str, Any] = {"verb": "history", "limit": limit}
+    while True:
+        reply = control.ask(config.controller.redirector_socket, message, timeout)
+        page = journal_entries(reply.get("entries"))
+        found = page + found
+        if not page or not reply.get("more") or len(found) >= limit:
+            return found[-limit:]
+        message |= {"before": page[0].id, "limit": limit - len(found)}
 
 
 def how_to(what: str, platform: str = sys.platform, **words: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from check_failover.records import JournalEntry, to_json
+from check_failover.records import JournalEntry, Moment, to_json
 from check_failover.story import headline, moment, page_name
 
 BEFORE, AFTER = 60.0, 86400.0  # seconds around the order that belong to the incident
@@ -39,16 +39,25 @@ class Event:
     text: str
 
 
+@dataclass(frozen=True)
+class Sms:
+    """A line of the SMS log (see ``sms.spool``)."""
+
+    at: Moment
+    number: str | None = None
+    text: str = ""
+
+
 def page(
     entry: JournalEntry,
     journal: Iterable[JournalEntry],
     story: Mapping[str, Any] | None,
     verdict_at: float | None,
-    texts: Iterable[Mapping[str, Any]],
+    texts: Iterable[Sms],
 ) -> str:
     """The page. ``story``: the sniffer's evidence from ``verdict_at``; ``texts``: lines of the SMS log."""
     at, name = entry.at, entry.service
-    sent = [t for t in texts if -BEFORE <= float(t.get("at", 0)) - at <= AFTER and name in str(t.get("text", ""))]
+    sent = [t for t in texts if -BEFORE <= t.at - at <= AFTER and name in t.text]
     later = [
         Event(e.at, "redirector", e.line)
         for e in journal
@@ -60,7 +69,7 @@ def page(
         _picture(events),
         _table(("time", "who", "what"), [(_clock(e.at), e.who, e.text) for e in events]),
         "<h2>Who was told</h2>",
-        _table(("time", "number", "text"), [(_clock(float(t["at"])), t.get("number"), t.get("text")) for t in sent])
+        _table(("time", "number", "text"), [(_clock(t.at), t.number, t.text) for t in sent])
         if sent
         else "<p>No text message is on record.</p>",
         "<h2>Numbers and evidence</h2>",
@@ -105,8 +114,8 @@ def _chain(entry: JournalEntry, story: Mapping[str, Any] | None, verdict_at: flo
     return events
 
 
-def _sms(text: Mapping[str, Any]) -> Event:
-    return Event(float(text["at"]), "SMS", f"to {text.get('number')}: {text.get('text')}")
+def _sms(text: Sms) -> Event:
+    return Event(text.at, "SMS", f"to {text.number}: {text.text}")
 
 
 def _numbers(entry: JournalEntry, story: Mapping[str, Any] | None) -> list[tuple[str, Any]]:

@@ -12,13 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from check_failover import control
-from check_failover.admin.finding import EXECUTE, READ, WRITE, Finding, Scene, absent, access, describe, how_to, user_of
+from check_failover.admin.finding import (
+    EXECUTE,
+    READ,
+    WRITE,
+    Finding,
+    Scene,
+    absent,
+    access,
+    describe,
+    how_to,
+    journal,
+    user_of,
+)
 from check_failover.admin.icinga2_objects import SUFFIXES
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service
-from check_failover.records import JournalEntry, journal_entries
+from check_failover.records import JournalEntry
 from check_failover.sms import GATEWAYS, GatewayError
 from check_failover.transports.core_state import QUESTIONS, CoreQuestion, status_file
 
@@ -284,11 +295,10 @@ def orders(scene: Scene) -> Iterator[Finding]:
     if scene.redirector.status is None or core is None:
         return
     try:
-        reply = control.ask(scene.config.controller.redirector_socket, {"verb": "history", "limit": 10000})
+        entries = journal(scene.config, timeout=5.0)
     except ControlError as error:
         yield Finding("unknown", "orders", str(error), "see failover-redirector's log")
         return
-    entries = journal_entries(reply.get("entries"))
     for service in scene.config.services:
         about = f"{service.name} event handler"
         ours = [entry for entry in entries if entry.service == service.name and core.uid in _uids(entry)]

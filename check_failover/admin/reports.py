@@ -8,22 +8,23 @@ only its own pages.
 """
 
 import contextlib
-import json
 import logging
 import re
 import select
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from check_failover import control
 from check_failover.admin import incident
+from check_failover.admin.finding import journal
+from check_failover.admin.incident import Sms
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.notify import log_to_stderr
-from check_failover.records import JournalEntry, journal_entries
+from check_failover.records import JournalEntry, RecordError, read_json
 from check_failover.story import page_name
+from check_failover.syncstate import LIMIT, read_file
 
 log = logging.getLogger("failover-report")
 
@@ -44,19 +45,22 @@ def evidence_base(config: Config, entry: JournalEntry) -> Path | None:
     return None if number is None else config.controller.state_dir / "sniffer/evidence" / f"{entry.service}-{number}"
 
 
-def page(config: Config, entry: JournalEntry, journal: Sequence[JournalEntry]) -> str:
+def page(config: Config, entry: JournalEntry, entries: Sequence[JournalEntry]) -> str:
     """One incident's page, without the parts of evidence and SMS log that cannot be read."""
     base, evidence, at = evidence_base(config, entry), None, None
     if base is not None:
-        with contextlib.suppress(OSError, ValueError):
-            path = base.with_suffix(".json")
-            evidence, at = json.loads(path.read_text("utf-8")), path.stat().st_mtime
-    texts: list[dict[str, Any]] = []
+        with contextlib.suppress(OSError, ValueError, ControlError):
+            evidence, at = control.parse(read_file(path := base.with_suffix(".json"))), path.stat().st_mtime
+    texts: list[Sms] = []
     for name in ("log.jsonl.1", "log.jsonl"):
         with contextlib.suppress(OSError, ValueError):
-            lines = (config.controller.state_dir / "spool" / name).read_text("utf-8").splitlines()
-            texts += [json.loads(line) for line in lines]
-    return incident.page(entry, journal, evidence, at, texts)
+            for line in read_file(config.controller.state_dir / "spool" / name, 4 * LIMIT).splitlines():
+                with contextlib.suppress(RecordError):  # a line of something else hides no other
+                    texts.append(read_json(Sms, line))
+    try:
+        return incident.page(entry, entries, evidence, at, texts)
+    except (KeyError, TypeError, ValueError):  # evidence of another version, or damaged
+        return incident.page(entry, entries, None, None, texts)
 
 
 def publish(config: Config) -> None:
@@ -64,14 +68,13 @@ def publish(config: Config) -> None:
     directory = config.monitoring.get("report_dir")
     if directory is None:
         raise ReportsError(f"{config.path}: $.monitoring.report_dir: missing: set it to the pages' directory")
-    reply = control.ask(config.controller.redirector_socket, {"verb": "history", "limit": HISTORY}, 20.0)
-    journal = journal_entries(reply.get("entries"))
-    incidents = [e for e in journal if PAGE.fullmatch(page_name(e) or "")][-MAX_PAGES:]
+    entries = journal(config, HISTORY)
+    incidents = [e for e in entries if PAGE.fullmatch(page_name(e) or "")][-MAX_PAGES:]
     try:
         for entry in incidents:
             path = Path(directory) / str(page_name(entry))
             if time.time() - entry.at <= incident.AFTER or not path.exists():
-                _write(path, page(config, entry, journal))
+                _write(path, page(config, entry, entries))
         for old in sorted(path for path in Path(directory).iterdir() if PAGE.fullmatch(path.name))[:-MAX_PAGES]:
             old.unlink()
         for service in config.services:

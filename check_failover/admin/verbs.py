@@ -15,13 +15,14 @@ from check_failover import control, syncstate
 from check_failover.admin import remote, reports, show
 from check_failover.admin.director import basket
 from check_failover.admin.doctor import doctor
-from check_failover.admin.finding import LOOK_TIMEOUT, user_name
+from check_failover.admin.finding import LOOK_TIMEOUT, journal, user_name
 from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import nagios
 from check_failover.config import Config
-from check_failover.control import ControlError
+from check_failover.control import MAX_HISTORY, ControlError
 from check_failover.model import Service, Target
-from check_failover.records import JournalEntry, journal_entries, service_statuses, to_json
+from check_failover.records import JournalEntry, service_statuses, to_json
+from check_failover.story import printable
 
 REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server
 PROGRESS_EVERY = 0.5  # seconds between two lines during a drain
@@ -52,11 +53,11 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
         if service.name not in redirector:
             raise FailedError(f"{service.name}: the redirector does not know it: restart failover-redirector")
         found = redirector[service.name]
-        print("\n".join(show.status(service, found, sniffer.get(service.name), away, time.time())))
+        _show(*show.status(service, found, sniffer.get(service.name), away, time.time()))
         if service.sync is not None:
             now, record = time.time(), syncstate.read(config.controller.state_dir, service.name)
             level, text = syncstate.judge(record, now, *syncstate.limits(service))
-            print(f"  sync: {level.name}: {text}")
+            _show(f"  sync: {level.name}: {text}")
 
 
 def fail_over(config: Config, arguments: argparse.Namespace) -> None:
@@ -78,7 +79,7 @@ def fail_back(config: Config, arguments: argparse.Namespace) -> None:
 
 def hold(config: Config, arguments: argparse.Namespace) -> None:
     service = config.service(arguments.service)
-    print(_ask(config, {"verb": "hold", "service": service.name, "by": _by(), "reason": arguments.reason})["text"])
+    _show(_ask(config, {"verb": "hold", "service": service.name, "by": _by(), "reason": arguments.reason})["text"])
 
 
 def release(config: Config, arguments: argparse.Namespace) -> None:
@@ -90,20 +91,19 @@ def history(config: Config, arguments: argparse.Namespace) -> None:
     chosen = {service.name for service in _chosen(config, arguments.service)}
     if arguments.limit < 1:
         raise FailedError("--limit must be at least 1")
-    entries = _entries(config, min(arguments.limit * len(config.services), 10000))
     wanted = arguments.show or arguments.report
+    entries = journal(config, MAX_HISTORY if wanted else min(arguments.limit * len(config.services), MAX_HISTORY))
     if wanted:
-        entries = _entries(config, 10000)
         found = [entry for entry in entries if entry.id == wanted]
         if not found:
             raise FailedError(f"history: no entry {wanted!r}; failoverctl history lists them")
         if arguments.report:
             print(reports.page(config, found[-1], entries), end="")
         else:
-            print("\n".join([*show.entry(found[-1]), *_evidence(config, found[-1])]))
+            _show(*show.entry(found[-1]), *_evidence(config, found[-1]))
         return
     for entry in [entry for entry in entries if entry.service in chosen][-arguments.limit :]:
-        print(json.dumps(to_json(entry)) if arguments.json else show.line(entry))
+        _show(json.dumps(to_json(entry)) if arguments.json else show.line(entry))
 
 
 def _evidence(config: Config, entry: JournalEntry) -> list[str]:
@@ -112,11 +112,11 @@ def _evidence(config: Config, entry: JournalEntry) -> list[str]:
     if base is None:
         return []
     try:
-        kept = json.loads(base.with_suffix(".json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        kept = show.evidence(control.parse(syncstate.read_file(base.with_suffix(".json"))))
+    except (OSError, ValueError, ControlError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "damaged"
         return [f"  evidence: {base}.json: cannot read: {reason}"]
-    return [*show.evidence(kept), f"  packets: tshark -r {base}.pcap"]
+    return [*kept, f"  packets: tshark -r {base}.pcap"]
 
 
 def write_reports(config: Config, arguments: argparse.Namespace) -> None:
@@ -164,16 +164,17 @@ def remote_config(config: Config, arguments: argparse.Namespace) -> None:
     print(remote.lines(config, arguments.way, arguments.on, site))
 
 
+def _show(*lines: str) -> None:
+    """Print lines that contain texts from elsewhere."""
+    print(printable("\n".join(lines)))
+
+
 def _chosen(config: Config, name: str | None) -> tuple[Service, ...]:
     return config.services if name is None else (config.service(name),)
 
 
 def _ask(config: Config, message: dict[str, Any]) -> dict[str, Any]:
     return control.ask(config.controller.redirector_socket, message, timeout=REPLY_TIMEOUT)
-
-
-def _entries(config: Config, limit: int) -> list[JournalEntry]:
-    return journal_entries(_ask(config, {"verb": "history", "limit": limit}).get("entries"))
 
 
 def _print_text(reply: dict[str, Any]) -> None:

@@ -11,9 +11,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from check_failover import __version__, control
+from check_failover import __version__, rights
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, fixed, load
 from check_failover.control import ControlError
 from check_failover.listening import Server
@@ -44,10 +46,11 @@ def run(config: Config, stop: threading.Event, hangup: threading.Event) -> bool:
     requests = RedirectorRequests(config, steering, report, Drills(redirect, steering))
     server = Server(
         config.controller.redirector_socket,
-        control.REDIRECTOR_VERBS,
+        rights.OF_REDIRECTOR,
         requests.handle,
         requests.authorise,
         hello=lambda: {"targets": {name: str(target) for name, target in steering.targets().items()}},
+        looks=partial(rights.looks, config.controller),
     )
     published.append(server)
     server.start()
@@ -57,12 +60,11 @@ def run(config: Config, stop: threading.Event, hangup: threading.Event) -> bool:
     pause, anew = 0.0, False
     while not anew and not stop.wait(pause):
         pause = HEAL_EVERY
-        steering.reconcile()
+        _guarded(steering.reconcile)
         alive(_summary(steering))  # the lock could be taken
         for service in config.services:
-            requests.advance(service)
-            requests.fail_back(service)
-            requests.look(service)
+            for act in (requests.advance, requests.fail_back, requests.look):
+                _guarded(partial(act, service))
             alive(_summary(steering))
         if hangup.is_set():
             hangup.clear()
@@ -73,6 +75,14 @@ def run(config: Config, stop: threading.Event, hangup: threading.Event) -> bool:
     requests.close()
     report.close()
     return anew
+
+
+def _guarded(act: Callable[[], None]) -> None:
+    """A fault of ours in one duty must not end the others."""
+    try:
+        act()
+    except Exception:
+        log.exception("internal error")
 
 
 def _summary(steering: Steering) -> str:

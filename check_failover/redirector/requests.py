@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from check_failover.config import Config
-from check_failover.control import Message
+from check_failover.control import HISTORY_PAGE, MAX_HISTORY, Message
 from check_failover.decide import Reason
 from check_failover.listening import RequestRefusedError
 from check_failover.model import Facts, Service, Target
@@ -18,9 +18,10 @@ from check_failover.redirector.drill import Drills
 from check_failover.redirector.elsewhere import Elsewhere
 from check_failover.redirector.order import Order
 from check_failover.redirector.report import CoreReports, detail_lines, redirect_state
-from check_failover.redirector.rights import by_hand, refused, user_name
 from check_failover.redirector.state import ServiceState, StateError, outranks, parsed
 from check_failover.redirector.steering import Steering
+from check_failover.rights import OF_REDIRECTOR, by_hand, refused, user_name
+from check_failover.story import printable
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,14 @@ class RedirectorRequests:
 
     def authorise(self, verb: str, peer: Peer) -> str | None:
         """Why the peer may not use the verb; None if it may."""
-        return refused(self._controller, verb, peer)
+        return refused(OF_REDIRECTOR, self._controller, verb, peer)
 
     def handle(self, message: Message, peer: Peer) -> Message:
         verb = str(message["verb"])
         if verb == "status":
             return {"services": {service.name: to_json(self.status(service)) for service in self._services}}
         if verb == "history":
-            return {"entries": [to_json(entry) for entry in self._history(message)]}
+            return self._history(message)
         if verb == "state":
             states = self._steering.states().items()
             return {"state": {name: asdict(state) for name, state in states}, "sync": peer_record.ours(self._config)}
@@ -254,11 +255,12 @@ class RedirectorRequests:
 
     # ------------------------------------------------------------ messages
 
-    def _history(self, message: Message) -> list[JournalEntry]:
-        limit = message.get("limit", 50)
-        if not isinstance(limit, int) or not 1 <= limit <= 10000:
-            raise RequestRefusedError("history: limit must be a number from 1 to 10000")
-        return self._steering.history(limit)
+    def _history(self, message: Message) -> Message:
+        limit, before = message.get("limit", 50), message.get("before")
+        if not isinstance(limit, int) or not 1 <= limit <= MAX_HISTORY or not isinstance(before, str | None):
+            raise RequestRefusedError(f"history: want limit, a number from 1 to {MAX_HISTORY}, and before, an ID")
+        found = self._steering.history(min(limit, HISTORY_PAGE), before)
+        return {"entries": [to_json(entry) for entry in found], "more": len(found) == HISTORY_PAGE < limit}
 
     def _service(self, message: Message) -> Service:
         name = message.get("service")
@@ -288,7 +290,7 @@ def _facts(message: Message) -> Facts:
         try:
             return from_json(Facts, raw)
         except RecordError as error:
-            raise RequestRefusedError(f"facts{error}") from None
+            raise RequestRefusedError(f"facts: {error}") from None
     perfdata = str(message.get("perfdata") or "")
     facts = Facts.parse(perfdata)
     return replace(facts, downtime=bool(message.get("downtime")))
@@ -325,8 +327,8 @@ def _deadline(service: Service, message: Message) -> float | None:
 
 
 def _words(text: object) -> str:
-    """Free text as one line, because the journal and the core's results are line-based."""
-    return " ".join(str(text).encode(errors="replace").decode().split())
+    """Free text as one line without control characters: journal, results of the core and terminals show it."""
+    return " ".join(printable(str(text)).split())
 
 
 def _client(message: Message) -> tuple[str, int]:

@@ -12,11 +12,12 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from check_failover import reach
 from check_failover.damping import Damping
 from check_failover.model import Hold, Target
-from check_failover.records import Moment, Reach, RecordError, from_json
+from check_failover.records import Moment, Reach, RecordError, from_json, read_json
 
 
 class StateError(Exception):
@@ -63,20 +64,20 @@ def load(directory: Path, name: str) -> ServiceState | None:
     """The settled state; None if there is none yet. Raises StateError if the file is unreadable or damaged."""
     path = directory / f"{name}.json"
     try:
-        return parsed(json.loads(path.read_bytes()))
+        return _read(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StateError(f"cannot read the state ({error.strerror}): check {path}") from None
-    except (ValueError, RecursionError):
+    except RecordError:
         raise StateError(f"state damaged, the kernel's rule is kept; to heal flip once or remove {path}") from None
 
 
 def intended(directory: Path, name: str) -> ServiceState | None:
     """An earlier process's intent; None: there is none, or a power cut left no complete file."""
     try:
-        return parsed(json.loads(_intent(directory, name).read_bytes()))
-    except (OSError, ValueError, RecursionError):
+        return _read(_intent(directory, name))
+    except (OSError, RecordError):
         return None
 
 
@@ -161,6 +162,11 @@ def disagreement(theirs: ServiceState, mine: ServiceState, *, failed: bool) -> s
 def _rank(state: ServiceState) -> tuple[int, int, str]:
     common = replace(state, drain=None, reached=())  # what each controller sees for itself
     return state.generation, state.changes, json.dumps(asdict(common))
+
+
+def _read(path: Path) -> ServiceState:
+    """The state in a file. Raises OSError, RecordError."""
+    return parsed(read_json(dict[str, Any], path.read_bytes()))
 
 
 def parsed(raw: object) -> ServiceState:

@@ -339,8 +339,8 @@ class Steering:
 
     # ------------------------------------------------------------ queries
 
-    def history(self, limit: int) -> list[JournalEntry]:
-        return self._store.history(limit)
+    def history(self, limit: int, before: str | None) -> list[JournalEntry]:
+        return self._store.history(limit, before)
 
     def status(self, name: str, fail_back: Order | None = None) -> ServiceStatus:
         """See ``records``; ``fail_back``: an order to fail back, with the known facts about the primary."""

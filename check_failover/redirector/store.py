@@ -215,6 +215,6 @@ class StateStore:
             for problems in self.problems.values():
                 problems.pop("journal", None)
 
-    def history(self, limit: int) -> list[JournalEntry]:
-        """The last entries, oldest first."""
-        return self._journal.read(limit)
+    def history(self, limit: int, before: str | None = None) -> list[JournalEntry]:
+        """The last entries, or those before the entry with that ID, oldest first."""
+        return self._journal.read(limit, before)

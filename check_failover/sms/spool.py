@@ -12,7 +12,7 @@ only one of them, and the sender drops a text that is already in ``awaited`` or 
 temporary name, synced and linked, so no file is incomplete. Delivery is at least once: a sender killed between the
 gateway's answer and the rename sends the text again, because a duplicate text is better than a lost one.
 
-Standard library only. Times are Unix times, because they must survive a restart.
+Times are Unix times, because they must survive a restart.
 """
 
 import contextlib
@@ -22,8 +22,11 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from check_failover.records import Moment, RecordError, read_json
+from check_failover.syncstate import read_file
 
 SENT_KEPT, FAILED_KEPT, HALF_KEPT = 86400.0, 30 * 86400.0, 3600.0  # seconds
 LOG_LIMIT = 1 << 20  # bytes; then log.jsonl becomes log.jsonl.1
@@ -41,12 +44,12 @@ class Text:
     key: str  # name of its file, derived from event and number
     number: str
     text: str
-    at: float  # when it was requested
+    at: Moment  # when it was requested
     window: float = 0.0  # seconds; a text with the same key, sent within this time before, makes it a duplicate
     attempts: int = 0
     problem: str = ""  # of the last attempt
     gateway: str = ""  # that accepted it
-    sent_at: float = 0.0
+    sent_at: Moment = 0.0
     token: str = ""  # random part of the receipt's URL
     receipt: str = ""  # delivered, or why not
     unconfirmed: bool = False  # the first gateway accepted it, but did not confirm delivery: the second one's turn
@@ -57,15 +60,8 @@ class Text:
 
 
 def parse(data: bytes) -> Text:
-    """The text in a file's content. Raises ValueError."""
-    raw = json.loads(data)
-    if not isinstance(raw, dict):
-        raise ValueError("not an object")
-    known = {field.name for field in fields(Text)}
-    try:
-        return Text(**{name: value for name, value in raw.items() if name in known})
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    """The text in a file's content. Raises RecordError."""
+    return read_json(Text, data)
 
 
 def key_of(*event: str) -> str:
@@ -114,7 +110,10 @@ class Spool:
                 if since and _changed(path) < since:
                     continue
                 try:
-                    found.append(parse(path.read_bytes()))
+                    text = parse(read_file(path))
+                    if text.key != path.stem:  # it names the files that this text becomes
+                        raise RecordError("its name is not its key")
+                    found.append(text)
                 except FileNotFoundError:
                     continue
                 except ValueError as error:
@@ -252,6 +251,6 @@ def _changed(path: Path) -> float:
 
 
 def _remove_older(path: Path, at: float) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # gone, or no file: it keeps no other
         if path.stat().st_mtime < at:
             path.unlink()

@@ -3,9 +3,10 @@
 import argparse
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 
-from check_failover import __version__, control
+from check_failover import __version__, rights
 from check_failover.checks import ProbeError
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError
@@ -29,7 +30,13 @@ def run(config: Config) -> None:
         signal.signal(number, lambda *_: loop.stop())
     signal.signal(signal.SIGHUP, lambda *_: loop.call(lambda: _reload(loop)))
     requests = SnifferRequests(loop)
-    server = Server(config.controller.sniffer_socket, control.SNIFFER_VERBS, requests.handle, lambda _verb, _peer: None)
+    server = Server(
+        config.controller.sniffer_socket,
+        rights.OF_SNIFFER,
+        requests.handle,
+        partial(rights.refused, rights.OF_SNIFFER, config.controller),
+        looks=partial(rights.looks, config.controller),
+    )
     server.start()
     notify("READY=1")
     log.info("watching %s", ", ".join(config.controller.client_interfaces))

@@ -5,6 +5,7 @@ Only the loop's thread touches the monitors. Everything that blocks runs in thre
 """
 
 import contextlib
+import logging
 import os
 import queue
 import selectors
@@ -28,6 +29,9 @@ from check_failover.sniffer.stage1.packet import RST, Packet
 PAUSE = 0.01  # seconds between two reads of the rings while there is traffic
 CHECK_TAPS_EVERY = 0.5  # seconds between two checks of interfaces and drops
 COMPARE_EVERY = 5.0  # seconds between two comparisons of the NAT's counters and connections with what was captured
+
+
+log = logging.getLogger(__name__)
 
 
 class Loop:
@@ -116,7 +120,10 @@ class Loop:
                 act = self._calls.get_nowait()
             except queue.Empty:
                 return
-            act()
+            try:
+                act()
+            except Exception:  # a fault in one answer must not end the watching
+                log.exception("internal error")
 
     def _wait(self, busy: bool) -> None:
         """Wait until something is due. While frames come in, wait ``PAUSE`` and read the next ones together."""

@@ -1,4 +1,4 @@
-"""The sniffer's socket: ``status``, ``probe`` and ``drill``, for every user that may connect.
+"""The sniffer's socket: ``status``, ``probe`` and ``drill``; ``rights`` says who may use them.
 
 A drill's result travels like a verdict, with fixed texts, to the service "NAME drill". It has its own service because
 a drill's CRITICAL for "NAME primary" would hide a real fault during the drill.

@@ -136,11 +136,11 @@ class LocalAccess:
             mine = services[name]
             target, since = Target(mine["target"]), mine.get("since")
             kernel, told, unsure = mine.get("kernel"), mine.get("reached"), mine.get("peer_unsure") is True
-            reached = reach.derived(target, since) if told is None else tuple(from_json(Reach, one) for one in told)
+            reached = reach.derived(target, since) if told is None else from_json(tuple[Reach, ...], told)
         except control.ControlError as error:
             return Standing(None, text=str(error))
         except RecordError as error:
-            return Standing(None, text=f"the redirector's status is not understood: reached{error}: restart it")
+            return Standing(None, text=f"the redirector's status is not understood: reached: {error}: restart it")
         except (KeyError, ValueError, TypeError):
             return Standing(None, text=f"the redirector knows no service {name!r}")
         if kernel is not None and kernel != target:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from check_failover import control, listening
+from check_failover import control, listening, rights
 from tests.component.test_redirector import ROOT, Controller
 from tests.lab.netns import SERVICE_ADDRESS, House, poll
 
@@ -96,7 +96,7 @@ def main() -> None:
         health: dict[str, Any] = {"passed": True, "services": {"tcp4": {"primary": WELL, "standby": WELL}}}
         sniffer = listening.Server(
             controller.socket.with_name("sniffer.sock"),
-            control.SNIFFER_VERBS,
+            rights.OF_SNIFFER,
             lambda _m, _p: health,
             lambda _v, _p: None,
         )

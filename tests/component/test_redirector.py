@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from check_failover import control, listening
+from check_failover import control, listening, rights
 from check_failover.peer import Peer
 from tests.lab.echo import Echo
 from tests.lab.netns import (
@@ -486,7 +486,7 @@ def test_an_order_without_facts_or_with_old_ones_is_looked_into(controller: Cont
         return {"passed": True}
 
     path = controller.directory / "run" / "sniffer.sock"
-    server = listening.Server(path, control.SNIFFER_VERBS, sniffer, lambda _verb, _peer: None)
+    server = listening.Server(path, rights.OF_SNIFFER, sniffer, lambda _verb, _peer: None)
     server.start()
     try:
         controller.start()
@@ -523,7 +523,7 @@ def test_an_order_that_was_long_on_its_way_is_looked_into(controller: Controller
         f"detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 evidence={time.time() * 1000 - 5000:.0f}"
     )
     path = controller.directory / "run" / "sniffer.sock"
-    server = listening.Server(path, control.SNIFFER_VERBS, sniffer, lambda _verb, _peer: None)
+    server = listening.Server(path, rights.OF_SNIFFER, sniffer, lambda _verb, _peer: None)
     server.start()
     try:
         controller.start()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from check_failover import control, listening
+from check_failover import listening, rights
 from check_failover.peer import Peer
 from tests.component.test_drain import Session
 from tests.component.test_redirector import FACTS, ROOT, SHAPES, Controller
@@ -99,7 +99,7 @@ def sniffer(controller: Controller) -> Iterator[None]:
         return {"services": services} if message["verb"] == "status" else {"passed": True}
 
     path = controller.directory / "run" / "sniffer.sock"
-    server = listening.Server(path, control.SNIFFER_VERBS, answer, lambda _verb, _peer: None)
+    server = listening.Server(path, rights.OF_SNIFFER, answer, lambda _verb, _peer: None)
     server.start()
     try:
         yield

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from check_failover import control, listening
+from check_failover import control, listening, rights
 from check_failover.control import ControlError, Message
 from check_failover.listening import RequestRefusedError, Server
 from check_failover.peer import Peer, peer_of
@@ -33,7 +33,7 @@ def authorise(verb: str, _peer: Peer) -> str | None:
 def server(tmp_path: Path) -> Iterator[Server]:
     made = Server(
         tmp_path / "test.sock",
-        control.REDIRECTOR_VERBS,
+        rights.OF_REDIRECTOR,
         answer,
         authorise,
         hello=lambda: {"targets": {"ldap": "primary"}},
@@ -157,7 +157,7 @@ def test_what_stands_in_the_sockets_place_is_one_clear_line(tmp_path: Path) -> N
     path = tmp_path / "x.sock"
     path.mkdir()
     with pytest.raises(ControlError, match=r"x\.sock: not our socket, and cannot be removed: .*: remove it"):
-        Server(path, control.SNIFFER_VERBS, answer, authorise)
+        Server(path, rights.OF_SNIFFER, answer, authorise)
 
 
 def test_fifty_clients_at_once_are_all_answered(server: Server) -> None:
@@ -176,12 +176,12 @@ def test_fifty_clients_at_once_are_all_answered(server: Server) -> None:
 def test_a_dead_daemons_socket_is_taken_over_and_a_living_ones_is_not(server: Server, tmp_path: Path) -> None:
     """Two daemons on one socket would be two writers."""
     with pytest.raises(ControlError, match="another daemon already listens here"):
-        Server(server.path, control.SNIFFER_VERBS, answer, authorise)
+        Server(server.path, rights.OF_SNIFFER, answer, authorise)
     dead = tmp_path / "dead.sock"
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(dead))
     left.close()
-    heir = Server(dead, control.SNIFFER_VERBS, answer, authorise)
+    heir = Server(dead, rights.OF_SNIFFER, answer, authorise)
     heir.start()
     assert control.ask(dead, {"verb": "status"})["ok"] is True
     heir.close()
@@ -210,7 +210,7 @@ def test_a_handler_that_breaks_answers_all_the_same(tmp_path: Path) -> None:
     def broken(_message: Message, _peer: Peer) -> Message:
         raise KeyError("x")
 
-    made = Server(tmp_path / "b.sock", control.SNIFFER_VERBS, broken, authorise)
+    made = Server(tmp_path / "b.sock", rights.OF_SNIFFER, broken, authorise)
     made.start()
     with pytest.raises(ControlError, match="internal error: KeyError"):
         control.ask(made.path, {"verb": "status"})

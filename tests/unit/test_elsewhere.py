@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from check_failover import control, listening
+from check_failover import control, listening, rights
 from check_failover.config import load
 from check_failover.model import Endpoint, Target
 from check_failover.peer import Peer
@@ -268,7 +268,7 @@ class Redirector:
         self.asked: list[control.Message] = []
         self._answers = list(answers)
         hello = {"targets": {"ldap": str(target)}}
-        verbs = control.REDIRECTOR_VERBS
+        verbs = rights.OF_REDIRECTOR
         self.server = listening.Server(path, verbs, self._handle, lambda _v, _p: None, lambda: hello)
         self.server.start()
 

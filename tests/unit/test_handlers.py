@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from check_failover import control, listening
+from check_failover import listening, rights
 from check_failover.handlers import event
 from check_failover.peer import Peer
 
@@ -29,7 +29,7 @@ class Redirector:
     def __init__(self, path: Path, reply: dict[str, Any] | None = None) -> None:
         self.path, self.asked = path, list[dict[str, Any]]()
         self.reply = reply or {"flipped": True, "reason": "flip", "text": "ldap: primary -> standby", "id": "1"}
-        self.server = listening.Server(path, control.REDIRECTOR_VERBS, self._handle, lambda _verb, _peer: None)
+        self.server = listening.Server(path, rights.OF_REDIRECTOR, self._handle, lambda _verb, _peer: None)
         self.server.start()
 
     def _handle(self, message: dict[str, Any], _peer: Peer) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def test_no_is_not_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str
     calls = []
     server = listening.Server(
         tmp_path / "r.sock",
-        control.REDIRECTOR_VERBS,
+        rights.OF_REDIRECTOR,
         lambda _m, _p: {},
         lambda verb, _p: calls.append(verb) or "not you",
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-from check_failover.admin.incident import page
+from check_failover.admin.incident import Sms, page
 from check_failover.records import JournalEntry, from_json
 
 EVIL = "<script>alert(1)</script>"
@@ -24,9 +24,9 @@ STORY: dict[str, Any] = {
     "traffic": {"request_rate": 50.0, "p99": None},
 }
 TEXTS = [
-    {"at": 1001.5, "number": "+4917", "text": f"PROBLEM ldap redirect {EVIL}"},
-    {"at": 1001.6, "number": "+4918", "text": "PROBLEM dns redirect"},
-    {"at": 1.0, "number": "+4919", "text": "ldap, long ago"},
+    Sms(1001.5, "+4917", f"PROBLEM ldap redirect {EVIL}"),
+    Sms(1001.6, "+4918", "PROBLEM dns redirect"),
+    Sms(1.0, "+4919", "ldap, long ago"),
 ]
 BACK = JournalEntry("8", 2000.0, "ldap", "fail-back", "eve", "ldap: standby -> primary")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from check_failover import control, listening
+from check_failover import control, listening, rights
 from check_failover.config import load
 from check_failover.model import Detector, Probe, Suspicion, Target
 from check_failover.peer import Peer
@@ -44,7 +44,7 @@ class Redirector:
     def __init__(self, path: Path, *greetings: control.Message) -> None:
         self.asked: list[control.Message] = []
         self._greetings = list(greetings) or [{"targets": {}}]
-        self.server = listening.Server(path, control.REDIRECTOR_VERBS, self._handle, lambda _v, _p: None, self._greet)
+        self.server = listening.Server(path, rights.OF_REDIRECTOR, self._handle, lambda _v, _p: None, self._greet)
         self.server.start()
 
     def _handle(self, message: control.Message, _peer: Peer) -> control.Message:

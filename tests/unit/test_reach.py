@@ -124,7 +124,7 @@ def test_records_are_read_strictly() -> None:
     raw = [{**asdict(one), "server": str(one.server), "why": str(one.why)} for one in reached]
     assert parsed({"target": "primary", "reached": raw}).reached == reached
     for key, bad in (("server", "both"), ("why", "?"), ("begin", "now"), ("end", -1.0), ("count", -1), ("count", 1.5)):
-        with pytest.raises(RecordError, match=f"reached.0.{key}"):
+        with pytest.raises(RecordError, match=rf"reached\[0\].{key}"):
             parsed({"target": "primary", "reached": [{**raw[0], key: bad}]})
 
 

@@ -1,17 +1,21 @@
-"""The verbs that each user may use on the redirector's socket. SO_PEERCRED gives the user; root may use all verbs."""
+"""Who may use which verb of a daemon's socket. SO_PEERCRED gives the user; root may use all verbs."""
 
 import contextlib
 import grp
 import pwd
+from collections.abc import Mapping
+from typing import TypeAlias
 
 from check_failover.config import Controller
 from check_failover.peer import Peer
 from check_failover.syncstate import directory
 
-_EVERYONE, _CORE, _SNIFFER, _PAIR, _OPERATORS, _SYNC = "everyone", "core", "sniffer", "pair", "operators", "sync"
+Table: TypeAlias = Mapping[str, frozenset[str]]  # verb -> the roles that may use it
 
-# verb -> the roles that may use it
-RIGHTS: dict[str, frozenset[str]] = {
+_EVERYONE, _CORE, _SNIFFER, _PAIR, _OPERATORS = "everyone", "core", "sniffer", "pair", "operators"
+_REDIRECTOR, _SYNC = "redirector", "sync"
+
+OF_REDIRECTOR: Table = {
     "status": frozenset({_EVERYONE}),
     "history": frozenset({_EVERYONE}),
     "subscribe": frozenset({_EVERYONE}),
@@ -32,26 +36,34 @@ RIGHTS: dict[str, frozenset[str]] = {
     "follow": frozenset({_PAIR}),
     "decided": frozenset({_SYNC}),
 }
+OF_SNIFFER: Table = {
+    "status": frozenset({_EVERYONE}),
+    "probe": frozenset({_REDIRECTOR, _OPERATORS}),  # each one is load for a server
+    "drill": frozenset({_OPERATORS}),
+}
 
 
-def refused(controller: Controller, verb: str, peer: Peer) -> str | None:
+def refused(table: Table, controller: Controller, verb: str, peer: Peer) -> str | None:
     """Why ``peer`` may not use ``verb``; None if it may."""
-    if peer.uid == 0 or RIGHTS[verb] & {_EVERYONE, *_roles(controller, peer)}:
+    if peer.uid == 0 or table[verb] & {_EVERYONE, *_roles(controller, peer)}:
         return None
     names = {
-        _CORE: controller.core_user,
-        _SNIFFER: controller.sniffer_user,
-        _PAIR: controller.pair_user,
+        **_users(controller),
         _OPERATORS: f"the group {controller.operators}",
         _SYNC: f"the owner of {directory(controller.state_dir)}",
     }
-    allowed = ", ".join(names[role] for role in sorted(RIGHTS[verb]))
+    allowed = ", ".join(names[role] for role in sorted(table[verb]))
     return f"not for user {user_name(peer.uid)}; allowed are: {allowed} and root"
 
 
 def by_hand(controller: Controller, peer: Peer) -> bool:
     """Whether ``peer`` may give an operator's orders, which skip overridable rows (see ``decide``)."""
     return peer.uid == 0 or _OPERATORS in _roles(controller, peer)
+
+
+def looks(controller: Controller, peer: Peer) -> bool:
+    """Whether ``peer`` may only look."""
+    return peer.uid != 0 and not _roles(controller, peer)
 
 
 def user_name(uid: int) -> str:
@@ -61,14 +73,17 @@ def user_name(uid: int) -> str:
         return f"uid {uid}"
 
 
+def _users(controller: Controller) -> dict[str, str]:
+    return {
+        _CORE: controller.core_user,
+        _SNIFFER: controller.sniffer_user,
+        _PAIR: controller.pair_user,
+        _REDIRECTOR: controller.redirector_user,
+    }
+
+
 def _roles(controller: Controller, peer: Peer) -> set[str]:
-    roles = set()
-    if peer.uid == _uid(controller.core_user):
-        roles.add(_CORE)
-    if peer.uid == _uid(controller.sniffer_user):
-        roles.add(_SNIFFER)
-    if peer.uid == _uid(controller.pair_user):
-        roles.add(_PAIR)
+    roles = {role for role, name in _users(controller).items() if peer.uid == _uid(name)}
     if _gid(controller.operators) in peer.gids:
         roles.add(_OPERATORS)
     with contextlib.suppress(OSError):  # no run of failover-sync yet
