@@ -32,9 +32,10 @@ history     limit, before                               ``entries``: the last ``
                                                         first one's ``id``
 state       --                                          ``state``: name -> a service's saved state
                                                         ``sync``: name -> its sync record (``syncstate``)
-decided     service, run, giver, kept, by               ``id``: of the journal's line about a person's decision
-                                                        that failover-sync carries out: ``run`` "take": the data
-                                                        of ``giver`` counts; the other's is kept at ``kept``
+decided     service, run, source, kept, by              ``id``: of the journal's line about a person's decision
+                                                        that failover-sync carries out: the data of ``source``
+                                                        ("take"), or it and the other server's changes ("merge"),
+                                                        replaces the other server's, which is kept at ``kept``
 follow      state, sync (of the other controller)       ``followed``: names of the services that changed
 subscribe   --                                          ``targets``, then events ``{"event": "flip", ...}``
 ==========  ==========================================  =========================================================

@@ -290,6 +290,8 @@ class SyncSpec:
     timeout: float = 3600.0  # limit for each step
     after_timeout: float = 30.0  # limit of ``after``; a forward run delays a fail-over at most this long
     unsafe: str = "refuse"  # refuse | keep: root's setuid programs, devices, sockets, links that leave the tree
+    bind_dn: str | None = None  # as which --diff and --merge read LDAP servers, and --merge writes; None: the check's
+    bind_password_file: str | None = None
     checksum: bool = True  # compare contents, not only size and time
     max_shrink: float = 0.5  # share of files, bytes or entries that may be missing since the last good run
     keep: int = 2  # copies kept on the receiving server, including the served one

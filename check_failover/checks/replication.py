@@ -19,11 +19,12 @@ import ldap3
 
 from check_failover.bounded import Budget
 from check_failover.checks import ProbeError
-from check_failover.checks.ldap import connected, result_text, why
+from check_failover.checks.ldap import DEFAULT_FILTER, connected, result_text, why
 from check_failover.model import Service, Target
 
 GRACE = 1.0  # seconds in which a replica may catch up before it counts as behind
 MAX_PAGE = 256 << 20  # bytes read of one page of entries
+_REFERRALS = "2.16.840.1.113730.3.4.2"  # ManageDsaIT: an entry that is a referral is an entry (RFC 3296)
 _PAGE, _PAGED = 1000, "1.2.840.113556.1.4.319"  # entries at a time (RFC 2696)
 _CSN = re.compile(r"(\d{14})(?:\.(\d{1,6}))?Z#[0-9a-fA-F]+#([0-9a-fA-F]+)#")
 _SIZE_LIMIT, _NO_SUCH_OBJECT = 4, 32
@@ -82,9 +83,9 @@ def parse(values: list[str]) -> dict[str, float]:
 
 def context_csn(service: Service, target: Target, end: float) -> dict[str, float]:
     """A server's contextCSN as Unix time per server id; empty without contextCSN. Raises QueryError, ProbeError."""
-    with _connected(service, target, end) as (connection, _):
+    with opened(service, target, end) as (connection, _):
         base = str(service.check.options["base"])
-        connection.search(base, "(objectClass=*)", search_scope=ldap3.BASE, attributes=["contextCSN"])
+        connection.search(base, DEFAULT_FILTER, search_scope=ldap3.BASE, attributes=["contextCSN"])
         if connection.result.get("result") == _NO_SUCH_OBJECT:
             return {}  # an empty database
         if connection.result.get("result") != 0:
@@ -115,6 +116,19 @@ class Entry:
         return self.dn.lower() == other.dn.lower() and self.attributes == other.attributes
 
 
+def suffix(service: Service, target: Target, end: float) -> str:
+    """The naming context that the base is in, which is all that the database holds. Raises QueryError, ProbeError."""
+    base = str(service.check.options["base"])
+    with opened(service, target, end) as (connection, _):
+        connection.search("", DEFAULT_FILTER, search_scope=ldap3.BASE, attributes=["namingContexts"])
+        rows = [row["raw_attributes"] for row in connection.response or () if row.get("type") == "searchResEntry"]
+    names = [bytes(value).decode(errors="replace") for row in rows for value in row.get("namingContexts", ())]
+    for name in sorted(names, key=len, reverse=True):
+        if f",{base}".lower().replace(" ", "").endswith(f",{name}".lower().replace(" ", "")):
+            return name
+    raise QueryError(target, f"it names no naming context that holds {base}")
+
+
 def entries(service: Service, target: Target, end: float) -> dict[str, Entry]:
     """The visible entries below the base by entryUUID. Raises QueryError, ProbeError."""
     own, found = ["entryUUID", "entryCSN", "createTimestamp"], {}
@@ -136,14 +150,16 @@ class _LimitError(QueryError):
 def _rows(service: Service, target: Target, end: float, attributes: list[str]) -> Iterator[Mapping[str, Any]]:
     """The visible entries below the base, read in pages."""
     base, cookie = str(service.check.options["base"]), None
-    with _connected(service, target, end) as (connection, budget):
+    with opened(service, target, end) as (connection, budget):
         while True:
             budget.restart(end - time.monotonic(), MAX_PAGE)
             connection.search(
                 base,
-                "(objectClass=*)",
+                DEFAULT_FILTER,
                 search_scope=ldap3.SUBTREE,
+                dereference_aliases=ldap3.DEREF_NEVER,
                 attributes=attributes,
+                controls=[(_REFERRALS, False, None)],
                 paged_size=_PAGE,
                 paged_cookie=cookie,
             )
@@ -160,7 +176,7 @@ def _rows(service: Service, target: Target, end: float, attributes: list[str]) -
 
 
 @contextlib.contextmanager
-def _connected(service: Service, target: Target, end: float) -> Iterator[tuple[ldap3.Connection, Budget]]:
+def opened(service: Service, target: Target, end: float) -> Iterator[tuple[ldap3.Connection, Budget]]:
     """A connection like that of the service's probe, for the time of the block. Raises QueryError, ProbeError."""
     budget = Budget(end - time.monotonic(), MAX_PAGE)
     try:

@@ -299,12 +299,16 @@ def _facts(message: Message) -> Facts:
 def _decision(message: Message) -> str:
     """What a person decided about the data of both servers, by failover-sync."""
     try:
-        giver = Target(message["giver"])
-        did = {"take": f"the {giver}'s data replaces the {giver.other}'s"}[message["run"]]
+        source, other = Target(message["source"]), Target(message["source"]).other
+        did = {
+            "take": f"failover-sync --take {source}: the {source}'s data replaces the {other}'s",
+            "merge": f"failover-sync --merge: the {source}'s data with the {other}'s changes replaces the {other}'s",
+        }[message["run"]]
     except (ValueError, KeyError, TypeError):
-        raise RequestRefusedError("decided: want run (take) and giver (primary or standby)") from None
+        text = "decided: want run (take or merge) and source (primary or standby)"
+        raise RequestRefusedError(text) from None
     kept = _words(message.get("kept") or "")[:500]
-    return f"failover-sync --take {giver}: {did}, " + (f"which is kept: {kept}" if kept else "which had none")
+    return f"{did}, " + (f"which is kept: {kept}" if kept else "which had none")
 
 
 def _states(message: Message) -> dict[str, ServiceState]:

@@ -48,8 +48,8 @@ class ControllerAccess(Protocol):
     def standing(self) -> Standing:
         """Which server serves now, and whether the primary is failing."""
 
-    def decided(self, giver: Target, kept: str, by: str) -> None:
-        """Write a person's decision to the redirector's journal; ``kept``: where the other server's data is."""
+    def decided(self, run: str, source: Target, kept: str, by: str) -> None:
+        """Write a person's decision, ``take`` or ``merge``, to the redirector's journal; see the verb ``decided``."""
 
     def record(self, state: SyncState) -> None:
         """Replace the record."""
@@ -169,10 +169,10 @@ class LocalAccess:
             return f"it cannot be probed: {error}"
         return None if probe.passed else probe.text
 
-    def decided(self, giver: Target, kept: str, by: str) -> None:
-        request = {"verb": "decided", "service": self._service.name, "run": "take", "giver": giver, "kept": kept}
+    def decided(self, run: str, source: Target, kept: str, by: str) -> None:
+        request = {"verb": "decided", "service": self._service.name, "run": run, "source": source}
         try:
-            control.ask(self._config.controller.redirector_socket, {**request, "by": by})
+            control.ask(self._config.controller.redirector_socket, {**request, "kept": kept, "by": by})
         except control.ControlError as error:
             raise SyncStepError(str(error)) from None
 
@@ -265,8 +265,8 @@ class RemoteAccess:
         except RecordError as error:
             raise SyncStepError(f"{self._host}: cannot understand which server serves: {error}") from None
 
-    def decided(self, giver: Target, kept: str, by: str) -> None:
-        self._ask("decided", giver=giver, kept=kept, by=by)
+    def decided(self, run: str, source: Target, kept: str, by: str) -> None:
+        self._ask("decided", run=run, source=source, kept=kept, by=by)
 
     def record(self, state: SyncState) -> None:
         self._ask("record", state)
@@ -300,7 +300,7 @@ def _answer(access: LocalAccess, request: Mapping[str, Any]) -> Mapping[str, Any
     if op == "standing":
         return asdict(access.standing())
     if op == "decided":
-        access.decided(Target(request["giver"]), request["kept"], request["by"])
+        access.decided(request["run"], Target(request["source"]), request["kept"], request["by"])
         return {}
     state = syncstate.parse(json.dumps(request["state"]))
     if op == "record":

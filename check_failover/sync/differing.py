@@ -13,8 +13,9 @@ def differences(job: Job, state: SyncState) -> list[str]:
     if job.service.check.type == "ldap":
         from check_failover.sync import entries  # imports ldap3, 20 MiB
 
-        primary, standby = entries.read(job.service, job.spec.timeout)
-        return [str(one) for one in entries.compare(primary, standby, state.equal_at or 0.0)]
+        inspect(job)  # the clocks
+        primary, standby = entries.read(entries.whole(job.service, job.spec.timeout), job.spec.timeout)
+        return [str(one) for one in entries.compare(primary, standby, entries.in_step(state, job.apart))]
     found, items = inspect(job), []
     for on in (job.source, job.receiver):
         place = served(job, on) if job.spec.before or on == job.receiver else Place(on, job.spec.source_path)

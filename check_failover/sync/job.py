@@ -30,6 +30,7 @@ class Job:
     accept_shrink: bool = False
     full: bool = False
     take: bool = False  # a person decided that the source's data counts, whatever the receiving server has
+    merge: bool = False  # the receiving server's changes go into the source's data before
     say: Callable[[str], None] = lambda _text: None
     progress: Callable[[str], None] | None = None
     enter: Callable[[Phase], None] = lambda _phase: None  # records the phase
@@ -39,6 +40,7 @@ class Job:
     looked: float = 0.0  # since when clients must not have reached the receiving server
     kept: str = ""  # where its data was put aside
     skew: float = 0.0  # seconds by which the source server's clock is ahead of the controller's
+    apart: float = 0.0  # seconds between the controller's clock and that of the server that differs more
 
     @property
     def name(self) -> str:

@@ -70,7 +70,7 @@ def examine(job: Job, state: SyncState, how: str, source: str | None, serving: s
     found = digest(job, job.receiver, serving)
     giver, receiver = ends(job.direction)
     digests = Digests().put(giver, source).put(receiver, found)
-    if not job.take:
+    if not job.take and not job.merge:
         check_written(job.name, job.direction, how, state.digests, digests)
     known = state.digests.of(receiver)
     if known is None or how or found == known:
@@ -114,16 +114,20 @@ def left(job: Job, state: SyncState, found: Digests, *, switched: bool) -> Diges
 
 
 def put_aside(job: Job, serving: str | None) -> None:
-    """Keep the data that a person's decision overwrites, where no run removes it. Raises SyncStepError."""
+    """Keep the receiving server's data, which a person's decision overwrites, where no run removes it.
+
+    Raises SyncStepError.
+    """
     source, receiver = ends(job.direction)
     user = os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
-    job.noted(f"{user} decided that the {source}'s data counts")
+    if job.take:
+        job.noted(f"{user} decided that the {source}'s data counts")
     if job.spec.before or serving is not None:
         name = time.strftime(f"kept-%Y%m%dT%H%M%S-{receiver}", time.localtime(job.looked))
         remote(job.receiver, "keep", job.spec.copy_path, name, served(job, job.receiver).path)
         job.kept = f"{job.receiver}: {job.spec.copy_path}.sync/{name}"
         job.noted(f"the {receiver}'s data was put aside: {job.kept}")
     try:
-        job.access.decided(source, job.kept, user)
+        job.access.decided("merge" if job.merge else "take", source, job.kept, user)
     except SyncStepError as error:
         print(f"{job.name}: no line about this decision in the journal: {error}", file=sys.stderr)

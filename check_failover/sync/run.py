@@ -44,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
         choices=[str(target) for target in Target],
         help="a person's decision, with --yes: that server's data replaces the other's, which is put aside before",
     )
+    p.add_argument(
+        "--merge",
+        action="store_true",
+        help="LDAP: apply the other server's changes to the serving one, if no two conflict, and bring both in step",
+    )
     p.add_argument("--yes", action="store_true", help="with --take: really do it")
     p.add_argument("--diff", action="store_true", help="list the LDAP entries or the files that differ")
     p.add_argument("--full", action="store_true", help="load and switch even when nothing differs")
@@ -91,7 +96,10 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
         with contextlib.closing(access):
             serve(access, sys.stdin.readline, _write)
         return State.OK
-    if spec.method == "syncrepl" and (args.adopt or args.dry_run):
+    if args.merge and (args.take or service.check.type != "ldap" or spec.bind_dn is None):
+        why = "set bind_dn and bind_password_file in [service.sync]; for LDAP only, and not with --take"
+        raise ConfigError(f"{config.path}: service {service.name!r}: --merge: {why}")
+    if spec.method == "syncrepl" and (args.adopt or args.dry_run or args.merge):
         raise ConfigError(f"{config.path}: service {service.name!r} replicates by itself: nothing to adopt or copy")
     if args.adopt:
         return _adopt(service, spec)
@@ -101,6 +109,8 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
     if args.detach:
         _detach()
     with _stoppable(), contextlib.closing(open_access(config, service)) as controller:
+        if args.merge:
+            args.reverse = controller.standing().target is Target.STANDBY
         job = _job(args, config, service, spec, controller)
         if args.diff:
             return _diff(job)
@@ -134,11 +144,9 @@ def run(job: Job) -> SyncState:
         state = steps.sync(job, state, started)
     except SyncRefusedError as error:
         undecided = state.problem is not None and state.problem.reason in syncstate.DIVIDED
-        if error.reason in (Refusal.TARGET_PRIMARY, Refusal.RUNNING) or (
-            undecided and error.reason is Refusal.TARGET_STANDBY
-        ):
-            # an operator's mistake or another run is no problem of the data; the timer's runs do not hide what a
-            # person must decide
+        undecided = undecided and error.reason is Refusal.TARGET_STANDBY
+        if job.merge or undecided or error.reason in (Refusal.TARGET_PRIMARY, Refusal.RUNNING):
+            # an operator's mistake or another run is no problem of the data; nothing hides what a person must decide
             job.access.record(replace(state, running=None))
             raise
         state = replace(state, problem=Problem(job.access.now(), error.reason, error.text))
@@ -170,6 +178,7 @@ def _job(args: argparse.Namespace, config: Config, service: Service, spec: SyncS
         accept_shrink=args.accept_shrink,
         full=args.full,
         take=args.take is not None,
+        merge=args.merge,
         say=_say if args.verbose or sys.stderr.isatty() else lambda _text: None,
         progress=_progress if sys.stderr.isatty() else None,
     )

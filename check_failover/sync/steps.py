@@ -23,7 +23,7 @@ from pathlib import Path
 from check_failover.model import Target
 from check_failover.sync import lineage
 from check_failover.sync.guard import Standing, SyncRefusedError, check_direction, check_size
-from check_failover.sync.hosts import SyncStepError, remote, run
+from check_failover.sync.hosts import Host, SyncStepError, remote, run
 from check_failover.sync.job import Job, fill, timed
 from check_failover.sync.lease import leased, renewed
 from check_failover.sync.rsync import NO_SPACE, Place, TransferReport, copy
@@ -52,6 +52,7 @@ def copied(job: Job, state: SyncState, standing: Standing, started: float, how: 
     full = (
         job.full
         or job.take
+        or job.merge
         or state.equal_at is None
         or (standing.since is not None and standing.since > state.equal_at)
     )
@@ -61,8 +62,12 @@ def copied(job: Job, state: SyncState, standing: Standing, started: float, how: 
         full = sum(resume(job, on) for on in pending) > 0 or full
         found = inspect(job)
     serving = found[job.receiver].get("current")
+    if job.merge:
+        from check_failover.sync import merging  # imports ldap3, 20 MiB
+
+        merging.merge(job, state, serving, {on.role: export(job, on) for on in (job.source, job.receiver)})
     began = job.access.now()
-    entries = export(job)
+    entries = export(job, job.source)
     listed = survey(job, contents=lineage.exact(job, how))
     digests, changed = lineage.examine(job, state, how, listed.digest, serving)
     full = full or changed
@@ -119,18 +124,18 @@ def watch(job: Job, state: SyncState, standing: Standing, started: float) -> Syn
         raise SyncRefusedError(Refusal.TARGET_STANDBY, text) from None
 
 
-def export(job: Job) -> int | None:
-    """Run ``before`` and ``count`` on the source server; the number of entries, or None without ``count``."""
+def export(job: Job, on: Host) -> int | None:
+    """Run ``before`` and ``count`` on a server; the number of entries, or None without ``count``."""
     spec = job.spec
     if spec.before:
-        timed(job, "before", lambda: run(job.source, fill(job, spec.before), spec.timeout))
+        timed(job, "before", lambda: run(on, fill(job, spec.before), spec.timeout))
     if not spec.count:
         return None
-    out = run(job.source, fill(job, spec.count), spec.timeout)
+    out = run(on, fill(job, spec.count), spec.timeout)
     try:
         return int(out)
     except ValueError:
-        raise SyncStepError(f"{job.source}: count: printed {out[:40]!r}, not a number") from None
+        raise SyncStepError(f"{on}: count: printed {out[:40]!r}, not a number") from None
 
 
 def bring(job: Job, state: SyncState, serving: str | None, entries: int | None) -> Place:

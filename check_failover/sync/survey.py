@@ -20,13 +20,13 @@ def inspect(job: Job) -> dict[Host, dict[str, str]]:
 
     Sets what rsync can keep, and the skew of the source server's clock.
     """
-    path, found = job.spec.copy_path, {}
+    path, found, skews = job.spec.copy_path, {}, {}
     for on in (job.receiver, job.source):
         before = job.access.now()
         found[on] = remote(on, "inspect", path, (job.spec.rsync_path or "rsync") if on.target else RSYNC)
-        middle = (before + job.access.now()) / 2
-    if clock := re.match(r"\d+(\.\d+)?", found[job.source].get("now", "")):
-        job.skew = float(clock[0]) - middle
+        if clock := re.match(r"\d+(\.\d+)?", found[on].get("now", "")):
+            skews[on] = float(clock[0]) - (before + job.access.now()) / 2
+    job.skew, job.apart = skews.get(job.source, 0.0), max(map(abs, skews.values()), default=0.0)
     job.keeps, job.note = kept(job, found)
     theirs = found[job.receiver]
     if "directory" in theirs:

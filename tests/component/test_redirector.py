@@ -360,19 +360,20 @@ def test_who_may_say_what(controller: Controller) -> None:
         assert "not for user daemon" in say("daemon", message, groups=many)["error"]
     (held,) = [entry["line"] for entry in controller.journal() if entry["verb"] == "hold"]
     assert held == "tcp4: hold: new disks"
-    made = {"verb": "decided", "service": "tcp4", "run": "take", "giver": "primary", "by": "ann"}
-    with pytest.raises(control.ControlError, match=r"want run \(take\) and giver"):
-        controller.say("decided", run="lose", giver="primary")
-    assert controller.say("decided", run="take", giver="primary", kept="standby: /x\n.sync/kept-1", by="ann")["ok"]
+    made = {"verb": "decided", "service": "tcp4", "run": "take", "source": "primary", "by": "ann"}
+    with pytest.raises(control.ControlError, match=r"want run \(take or merge\) and source"):
+        controller.say("decided", run="lose", source="primary")
+    assert controller.say("decided", run="merge", source="primary", kept="standby: /x\n.sync/kept-1", by="ann")["ok"]
     place = controller.directory / "state" / "sync"
     assert "not for user daemon; allowed are: the owner of " in say("daemon", json.dumps(made))["error"]
     place.mkdir(exist_ok=True)
     shutil.chown(place, "daemon")
     assert say("daemon", json.dumps(made))["ok"]
     told, none = [entry for entry in controller.journal() if entry["verb"] == "decided"]
-    text = "failover-sync --take primary: the primary's data replaces the standby's, which "
-    assert told["line"] == f"tcp4: decided: {text}is kept: standby: /x .sync/kept-1"
-    assert none["line"] == f"tcp4: decided: {text}had none"
+    text = "failover-sync --merge: the primary's data with the standby's changes replaces the standby's, which is kept"
+    assert told["line"] == f"tcp4: decided: {text}: standby: /x .sync/kept-1"
+    text = "failover-sync --take primary: the primary's data replaces the standby's, which had none"
+    assert none["line"] == f"tcp4: decided: {text}"
     assert (told["by"], told["peer"]["uid"], none["peer"]["uid"]) == ("ann", 0, 1)
     assert say("nobody", order)["flipped"] is True
     assert controller.journal()[-1]["peer"]["uid"] == 65534

@@ -94,7 +94,7 @@ def test_a_client_that_stays_after_a_drained_fail_back_keeps_its_writes(step: Sy
     assert f"data.sync/{kept}" in step.state().kept
     assert (step.servers.place / "standby/data.sync" / kept / "late").read_text() == "acknowledged"
     (decided,) = step.decided
-    assert (decided["service"], decided["run"], decided["giver"]) == ("web", "take", "primary")
+    assert (decided["service"], decided["run"], decided["source"]) == ("web", "take", "primary")
     assert decided["kept"] == step.state().kept
     ok(step.sync())
 
