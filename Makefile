@@ -4,6 +4,7 @@
 # make fuzz                                                  a million mutated packets, guided by coverage
 # make attack [ROUNDS=100000]                                 hostile messages, files, servers and lookers, for longer
 # make chaos [ROUNDS=20] [SEED=N]                            random faults in sequences; SEED=N ROUNDS=1 runs one again
+# make chaos-data [ROUNDS=20] [SEED=N]                       the same for clients' writes: LDAP; files from seed 10001 on
 # make screenshots                                           the pictures of the web interface in README.md
 # make install | uninstall [DESTDIR=]                        into this machine's Nagios; see README.md
 # make registry                                              the files that repeat the list of check types, from check_failover/checks
@@ -17,7 +18,7 @@ READABLE := $(PYTHON) -m tests.lab.readable
 PYTEST := $(READABLE) -m pytest --strict-skips
 DESTDIR ?=
 
-.PHONY: demo test lint unit component system attack screenshots bench fuzz chaos registry install uninstall clean lab-demo lab-test lab-bench lab-fuzz
+.PHONY: demo test lint unit component system attack screenshots bench fuzz chaos chaos-data registry install uninstall clean lab-demo lab-test lab-bench lab-fuzz
 
 lab-demo:
 	@VENV=$(VENV) bash .ci/install demo
@@ -65,6 +66,9 @@ registry: lab-demo
 
 chaos: lab-test
 	$(READABLE) -m tests.chaos.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
+
+chaos-data: lab-test
+	$(READABLE) -m tests.chaos.data.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
 
 install:
 	DESTDIR=$(DESTDIR) nagios-conf/install

@@ -94,10 +94,13 @@ class Servers(Daemon):
 
     def on(self, who: str, command: str) -> str:
         """What a shell command prints in that server's file systems."""
-        pid = self._sshds[list(self.addresses).index(who)].pid
-        argv = ["/usr/bin/nsenter", "--mount", "--target", str(pid), "/bin/sh", "-c", command]
+        argv = ["/usr/bin/nsenter", "--mount", "--target", str(self.pid(who)), "/bin/sh", "-c", command]
         done = subprocess.run(argv, text=True, capture_output=True, check=False)
         return done.stdout + done.stderr
+
+    def pid(self, who: str) -> int:
+        """That of a server's sshd."""
+        return self._sshds[list(self.addresses).index(who)].pid
 
     def authorise(self, line: str) -> None:
         """Replace the accepted key line, e.g. by one with a forced command."""
