@@ -13,7 +13,8 @@ def differences(job: Job, state: SyncState) -> list[str]:
     if job.service.check.type == "ldap":
         from check_failover.sync import entries  # imports ldap3, 20 MiB
 
-        inspect(job)  # the clocks
+        if job.spec.method != "syncrepl":
+            inspect(job)  # the clocks
         primary, standby = entries.read(entries.whole(job.service, job.spec.timeout), job.spec.timeout)
         return [str(one) for one in entries.compare(primary, standby, entries.in_step(state, job.apart))]
     found, items = inspect(job), []

@@ -147,7 +147,7 @@ def run(job: Job) -> SyncState:
         undecided = undecided and error.reason is Refusal.TARGET_STANDBY
         if job.merge or undecided or error.reason in (Refusal.TARGET_PRIMARY, Refusal.RUNNING):
             # an operator's mistake or another run is no problem of the data; nothing hides what a person must decide
-            job.access.record(replace(state, running=None))
+            job.access.record(replace(state, running=None, kept=job.kept or state.kept))
             raise
         state = replace(state, problem=Problem(job.access.now(), error.reason, error.text))
     except (SyncStepError, StoppedError) as error:

@@ -8,7 +8,8 @@ import pytest
 
 from check_failover.model import State
 from check_failover.syncstate import SKEW, Refusal
-from tests.component.test_sync_ldap import BASE, Slapds, directory_fixture  # noqa: F401
+from tests.component.test_sync_ldap import BASE, Slapds, directory_fixture, replicating  # noqa: F401
+from tests.lab.netns import poll
 from tests.lab.syncing import Syncing, ok, refused, servers_fixture, syncing_fixture  # noqa: F401
 
 pytestmark = pytest.mark.component
@@ -47,3 +48,14 @@ def test_what_differs_is_listed(syncing: Syncing, directory: Slapds) -> None:
     )
     assert f"cn=p1,ou=people,{BASE}: changed on both servers\n" in syncing.sync("--diff").stdout
     assert directory.people("primary") == before
+
+
+def test_what_differs_between_replicating_servers_is_listed(syncing: Syncing, directory: Slapds) -> None:
+    """They are asked by LDAP alone: failover-sync has no way to log in there."""
+    replicating(syncing, directory)
+    syncing.config.write_text(syncing.config.read_text().replace("ssh_config = ", "ssh_config = '/nowhere' #"))
+    shown = syncing.sync("--diff")
+    assert shown.stdout.splitlines()[0] == "WARNING: web: 52 entries differ", shown.stdout + shown.stderr
+    directory.replicate(True)
+    poll(lambda: directory.people("standby") == directory.people("primary"), 15, "replication")
+    assert syncing.sync("--diff").stdout == "OK: web: 0 entries differ\n"
