@@ -30,6 +30,7 @@ from check_failover.syncstate import Refusal, SyncState
 _RELAX = ("1.3.6.1.4.1.4203.666.5.12", True, None)  # slapd accepts entryUUID and createTimestamp in an add
 _ASSERT, _ASSERTION_FAILED = "1.3.6.1.1.12", 122  # RFC 4528
 _SHOWN = 20  # conflicts
+_DECIDE = "decide by --take primary --yes or --take standby --yes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +38,16 @@ class Change:
     """One entry to add, change or delete: as it is wanted, and as the serving server has it."""
 
     uuid: str
+    dn: str
     wanted: Entry | None
     have: Entry | None
-
-    @property
-    def dn(self) -> str:
-        return (self.wanted or self.have).dn  # type: ignore[union-attr]  # one of them is there
 
 
 def merge(job: Job, state: SyncState, serving: str | None, exported: Mapping[str, int | None]) -> None:
     """Do it; ``exported``: entries in each server's export. Raises SyncRefusedError, SyncStepError."""
     source, receiver = ends(job.direction)
     if state.equal_at is None:
-        text = (
-            "when both servers were last in step is unknown: --diff, then --take primary --yes or --take standby --yes"
-        )
-        raise SyncRefusedError(Refusal.BOTH_SERVED, text)
+        raise SyncRefusedError(Refusal.BOTH_SERVED, f"when both servers were last in step is unknown: {_DECIDE}")
     limit = job.spec.timeout
     service = entries.whole(job.service, limit)
     found = dict(zip(Target, entries.read(service, limit), strict=True))
@@ -62,9 +57,7 @@ def merge(job: Job, state: SyncState, serving: str | None, exported: Mapping[str
             raise SyncStepError(f"the {target}: {text}")
     changes, conflicts = plan(receiver, found, entries.in_step(state, job.apart))
     if conflicts:
-        begin = (
-            f"{len(conflicts)} conflicts, nothing was written; decide by --take primary --yes or --take standby --yes"
-        )
+        begin = f"{len(conflicts)} conflicts, nothing was written; {_DECIDE}"
         more = [f"and {len(conflicts) - _SHOWN} more"] if len(conflicts) > _SHOWN else []
         raise SyncRefusedError(Refusal.BOTH_SERVED, "\n".join([begin, *map(clean, conflicts[:_SHOWN]), *more]))
     lineage.put_aside(job, serving)
@@ -79,7 +72,9 @@ def plan(giver: Target, found: Mapping[Target, Entries], equal: InStep) -> tuple
     """The changes of ``giver`` that the other server lacks, in an order that works; and the conflicts. Pure."""
     mine, theirs = found[giver], found[giver.other]
     differences = entries.compare(found[Target.PRIMARY], found[Target.STANDBY], equal)
-    changes = [Change(one.uuid, mine.get(one.uuid), theirs.get(one.uuid)) for one in differences if one.on is giver]
+    changes = [
+        Change(one.uuid, one.dn, mine.get(one.uuid), theirs.get(one.uuid)) for one in differences if one.on is giver
+    ]
     conflicts = [str(one) for one in differences if one.on is None]
     conflicts += [
         f"{mine[uuid].dn}: changed on the {giver} only in attributes that the server itself keeps"
