@@ -37,6 +37,9 @@ class Redirect(Protocol):
     def whole(self) -> bool:
         """Whether the kernel has all our other rules, which ``wired`` does not check."""
 
+    def watch(self, changed: Callable[[], None]) -> bool:
+        """Call back, in a thread, after each change of our rules, by us too. False: the rules must be read instead."""
+
     def wire(self, service: Service, wiring: Wiring) -> None:
         """Set the kernel to this in one transaction, so that a rule exists at any time. Idempotent.
 
@@ -55,8 +58,11 @@ class Redirect(Protocol):
     def free_stranded(self, service: Service, old: Target) -> int:
         """Reset clients' open connections to ``old``, after ``forget_unanswered``. Returns how many."""
 
-    def sweep(self, service: Service, old: Target) -> int:
-        """Forget the remaining connections to ``old``, once the resets had time to arrive. Returns how many.
+    def sweep_finished(self, service: Service, old: Target) -> None:
+        """Forget finished connections to ``old``, which may be many. Needs no lock: no client uses them."""
+
+    def sweep(self, service: Service, old: Target) -> None:
+        """Forget the remaining connections to ``old``, once the resets had time to arrive.
 
         Otherwise a client that reuses a port would be sent to ``old`` as part of its former connection.
         """

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,11 +31,30 @@ from check_failover.redirector.steering import Steering
 
 log = logging.getLogger("failover-redirector")
 
-HEAL_EVERY = 2.0  # seconds between two reads of the kernel's rules
+TURN = 2.0  # seconds between two turns of the loop
+READ_EVERY = 60.0  # seconds between two reads of all rules where the kernel tells of changes
 
 
-def run(config: Config, stop: threading.Event, hangup: threading.Event) -> bool:
-    """Serve until ``stop``, or until ``hangup`` when the config can be read anew: True then.
+class Wake(threading.Event):
+    """Wakes the loop: a signal came, or the kernel told of a change of the rules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stop = self.hangup = False
+        self.changed = True
+
+    def change(self) -> None:
+        self.changed = True
+        self.set()
+
+    def signalled(self, number: int, _frame: object) -> None:
+        self.hangup = self.hangup or number == signal.SIGHUP
+        self.stop = self.stop or number != signal.SIGHUP
+        self.set()
+
+
+def run(config: Config, wake: Wake) -> bool:
+    """Serve until ``wake.stop``, or until ``wake.hangup`` when the config can be read anew: True then.
 
     Raises RedirectError or ControlError when it cannot begin.
     """
@@ -57,18 +77,25 @@ def run(config: Config, stop: threading.Event, hangup: threading.Event) -> bool:
     notify("READY=1")
     for line in (f"{name}: {target}" for name, target in steering.targets().items()):
         log.info("started, %s", line)
-    pause, anew = 0.0, False
-    while not anew and not stop.wait(pause):
-        pause = HEAL_EVERY
-        _guarded(steering.reconcile)
-        alive(_summary(steering))  # the lock could be taken
+    told, read_at, anew = redirect.watch(wake.change), 0.0, False
+    while not anew and not wake.stop:
+        wake.clear()
+        read = wake.changed or not told or time.monotonic() > read_at
+        if read:
+            wake.changed, read_at = False, time.monotonic() + READ_EVERY
+        _guarded(lambda read=read: steering.reconcile(read=read))
+        said = float("-inf")
         for service in config.services:
             for act in (requests.advance, requests.fail_back, requests.look):
                 _guarded(partial(act, service))
-            alive(_summary(steering))
-        if hangup.is_set():
-            hangup.clear()
+            if time.monotonic() - said > 1:
+                alive(_summary(steering))  # the lock could be taken
+                said = time.monotonic()
+        if wake.hangup:
+            wake.hangup = False
             anew = _can_begin_anew(config)
+        else:
+            wake.wait(TURN)
     if not anew:
         notify("STOPPING=1")
     server.close()
@@ -110,12 +137,11 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=__version__)
     arguments = parser.parse_args()
     log_to_stderr(parser.prog, debug=arguments.debug)
-    stop, hangup = threading.Event(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    signal.signal(signal.SIGHUP, lambda *_: hangup.set())
+    wake = Wake()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, wake.signalled)
     try:
-        if run(load(arguments.config), stop, hangup):
+        if run(load(arguments.config), wake):
             # The rules and the state stay, so a program that begins anew in this process takes nothing from clients.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             reloading("reading the config again")

@@ -108,6 +108,7 @@ class Repair:
 
     def _sweep(self, service: Service, old: Target) -> None:
         name = service.name
+        quietly(lambda: self._redirect.sweep_finished(service, old))
         with self._lock:
             state = self._store.state[name]
             if self._leaving.get(name) is not old:

@@ -53,6 +53,10 @@ class CoreReports:
         if now != before or time.monotonic() - at >= HEARTBEAT:
             self.state(service, status)
 
+    def due(self, service: Service) -> bool:
+        """Whether the next heartbeat is due."""
+        return time.monotonic() - self._last.get(service.name, (float("-inf"), None))[0] >= HEARTBEAT
+
     def state(self, service: Service, status: ServiceStatus, line: str | None = None) -> None:
         """Report the state of both services."""
         state, text = redirect_state(status)

@@ -34,6 +34,7 @@ class RedirectorRequests:
         self._steering, self._report, self._drills = steering, report, drills
         self._report_url: str | None = config.monitoring.get("report_url")
         self._started = time.monotonic()
+        self._looked_at: dict[str, object] = {}  # what ``look`` saw last
         self._afterwards = Afterwards()
         self._elsewhere = Elsewhere(steering.elsewhere)
 
@@ -230,6 +231,11 @@ class RedirectorRequests:
 
     def look(self, service: Service) -> None:
         """Report the state after a change, or as a heartbeat."""
+        now = self._steering.shown(service.name)
+        same, self._looked_at[service.name] = self._looked_at.get(service.name) == now, now
+        # A drain's and the checklist's facts change without the state.
+        if same and now[0].target is Target.PRIMARY and now[0].drain is None and not self._report.due(service):
+            return
         self._afterwards.submit(lambda: self._report.look(service, self.status(service)), only=service.name)
 
     def close(self) -> None:

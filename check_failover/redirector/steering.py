@@ -76,11 +76,16 @@ class Steering:
                     text = "the journal lacks the line of the last flip: the redirector or the disk failed then"
                     self._store.write(self._store.new_entry(name, "restore", "redirector", text))
 
-    def reconcile(self) -> None:
-        """Restore rules that another program changed and retry failed writes; called every few seconds."""
+    def reconcile(self, *, read: bool = True) -> None:
+        """Retry failed writes; restore rules that another program changed. Called every few seconds.
+
+        ``read`` False: the kernel told of no change. It is read anyway where a rule may have to follow the time.
+        """
         with self._lock:
             self._store.retry_writes()
             self.reaching.look()
+            if not read and not self._store.restless():
+                return
             targets, whole = self.targets(), self._redirect.whole()
             kernel = self._redirect.wired(self._services.values()) if whole else {}
             wrong = [n for n, target in targets.items() if n not in kernel or kernel[n].target is not target]
@@ -101,6 +106,10 @@ class Steering:
                 text = "the rule was changed or removed by another hand; restored"
                 log.warning("%s: %s", name, text)
                 self._store.write(self._store.new_entry(name, "restore", "redirector", text))
+
+    def shown(self, name: str) -> tuple[ServiceState, tuple[str, ...], bool]:
+        """All that the results for the core depend on while the primary serves."""
+        return self._store.state[name], tuple(self._store.problems[name].values()), self.reaching.silent() is None
 
     def targets(self) -> dict[str, Target]:
         """The intended targets."""
@@ -244,23 +253,22 @@ class Steering:
 
     def hold(self, name: str, by: str, reason: str) -> str:
         """Forbid flips until ``release``. Raises StateError."""
-        with self._lock:
-            self._store.save(name, replace(self._store.state[name], hold=Hold(by, time.time(), reason)))
-            self._store.write(self._store.new_entry(name, "hold", by, reason or "no reason given"))
-            quietly(lambda: self._repair.rewire(self._services[name]))
-        self._publish({"event": "hold", "service": name, "by": by})
+        self._set_hold(name, "hold", by, reason or "no reason given", Hold(by, time.time(), reason))
         return f"{name}: held by {by}"
 
     def release(self, name: str, by: str) -> str:
         """Allow flips again; a pending order is decided with the sniffer's next evidence. Raises StateError."""
-        with self._lock:
-            if self._store.state[name].hold is None:
-                return f"{name}: was not held"
-            self._store.save(name, replace(self._store.state[name], hold=None))
-            self._store.write(self._store.new_entry(name, "release", by, "released"))
-            quietly(lambda: self._repair.rewire(self._services[name]))
-        self._publish({"event": "release", "service": name, "by": by})
+        if self._store.state[name].hold is None:
+            return f"{name}: was not held"
+        self._set_hold(name, "release", by, "released", None)
         return f"{name}: released by {by}"
+
+    def _set_hold(self, name: str, verb: str, by: str, text: str, hold: Hold | None) -> None:
+        with self._lock:
+            self._store.save(name, replace(self._store.state[name], hold=hold))
+            self._store.write(self._store.new_entry(name, verb, by, text))
+            quietly(lambda: self._repair.rewire(self._services[name]))
+        self._publish({"event": verb, "service": name, "by": by})
 
     def downtime(self, name: str, of: str, by: str, *, begin: bool) -> None:
         """A downtime of the core's object ``of`` began or ended. Idempotent. Raises StateError."""

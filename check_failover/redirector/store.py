@@ -143,6 +143,10 @@ class StateStore:
                     self.settle(name)
         self._flush_journal()
 
+    def restless(self) -> bool:
+        """Whether something failed or a fail-over stands refused, so that what must be done changes with time."""
+        return any(self.problems.values()) or any(state.standing for state in self.state.values())
+
     def set_standing(self, name: str, pending: str | None = None, refused: str | None = None) -> None:
         """Save why a fail-over stands refused (see ``ServiceState``); no argument: none does."""
         state = replace(self.state[name], pending=pending, refused=refused)

@@ -20,7 +20,7 @@ from typing import Any
 from check_failover import control
 from tests.chaos.model import SERVICES, Event, World, must_be_served
 from tests.component.test_adversity import FLOOD
-from tests.lab import faults
+from tests.lab import faults, kernel
 from tests.lab.cheap import PORTS, Asking, Cheap
 from tests.lab.icinga import Icinga
 from tests.lab.load import Load, Request
@@ -170,10 +170,10 @@ class Ground:
 
     def change_element(self, service: str) -> None:
         """Another hand sends a service to where it should not be, with its own nft."""
-        there = STANDBY if self.kernel()[service] == "primary" else PRIMARY
-        key, name = f"{SERVICE_ADDRESS} . {PORT[service]}", f"inet check_failover target_{service}"
-        lines = f"flush map {name}\nadd element {name} {{ {key} : {there} . {PORT[service]} }}\n"
-        self.site.house.run("controller", NFT, "-f", "-", input=lines)
+        verb = "add" if self.kernel()[service] == "primary" else "delete"
+        element = f"{{ {PROTOCOL[service]} . {SERVICE_ADDRESS} . {PORT[service]} }}"
+        line = f"{verb} element inet check_failover on_standby4 {element}\n"
+        self.site.house.run("controller", NFT, "-f", "-", input=line)
 
     def flood(self) -> None:
         """Fill the namespace's connection table: by datagrams to an address behind the controller that says nothing."""
@@ -216,14 +216,8 @@ class Ground:
 
     def kernel(self) -> dict[str, str | None]:
         """Where the kernel's own rule sends each service, by nft's own words; None: nowhere."""
-        table = ("list", "table", "inet", "check_failover")
-        said = self.site.house.run("controller", NFT, *table, check=False)
-        found: dict[str, str | None] = {}
-        for name in SERVICES:
-            body = re.findall(rf"map target_{name} {{(.*?)\n\t}}", said, re.DOTALL)
-            to = re.findall(rf"{re.escape(SERVICE_ADDRESS)} \. \S+ : (\S+) \.", body[0] if body else "")
-            found[name] = {PRIMARY: "primary", STANDBY: "standby"}.get(to[0]) if len(to) == 1 else None
-        return found
+        found = kernel.targets(self.site.house.run("controller", NFT, *kernel.TABLE, check=False))
+        return {name: found.get(name) for name in SERVICES}
 
     def saved(self, service: str) -> str:
         path = self.site.directory / "state" / "target" / f"{service}.json"

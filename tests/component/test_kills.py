@@ -23,6 +23,7 @@ from check_failover import control
 from check_failover.config import Config, load
 from check_failover.redirector import daemon
 from tests.component.test_redirector import FACTS, NFT, ROOT, SHAPES, Controller
+from tests.lab import kernel
 from tests.lab.netns import SERVICE_ADDRESS, inside, poll
 
 pytestmark = pytest.mark.component
@@ -67,7 +68,7 @@ class Forked:
                     os.dup2(descriptor, number)
                 if hook is not None:
                     hook()
-                daemon.run(config, threading.Event(), threading.Event())
+                daemon.run(config, daemon.Wake())
             finally:
                 os._exit(3)
         poll(self._there, 20.0, "the redirector answers", every=0.005)
@@ -93,10 +94,8 @@ class Forked:
 
 def the_rule(service: str = "tcp4") -> str:
     """The kernel's word, by nft itself."""
-    argv = [NFT, "-j", "list", "map", "inet", "check_failover", f"target_{service}"]
-    objects = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)["nftables"]
-    (element,) = next(entry["map"]["elem"] for entry in objects if "map" in entry)
-    return {"10.0.0.11": "primary", "10.0.0.12": "standby"}[element[1]["concat"][0]]
+    done = subprocess.run([NFT, *kernel.TABLE], capture_output=True, check=True, text=True)
+    return kernel.targets(done.stdout)[service]
 
 
 def agreed(controller: Controller, running: Forked) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def test_restart_before_the_first_packet(controller: Controller) -> None:
     controller.flip("tcp4")
     controller.kill()
     controller.nft("flush ruleset")  # as after a reboot
-    assert "target_tcp4" not in controller.nft("list ruleset")
+    assert "connect_tcp4" not in controller.nft("list ruleset")
     controller.start()
     assert controller.ask("tcp4").startswith("standby")
     before = controller.nft("-a list table inet check_failover")
@@ -201,7 +201,6 @@ def test_other_peoples_rules_are_left_alone(controller: Controller) -> None:
 
 
 OURS = "inet check_failover"
-COMMENTED = f'{{ {SERVICE_ADDRESS} . 7001 comment "by_hand" : {PRIMARY} . 7001 }}'
 
 
 @pytest.mark.parametrize(
@@ -210,9 +209,10 @@ COMMENTED = f'{{ {SERVICE_ADDRESS} . 7001 comment "by_hand" : {PRIMARY} . 7001 }
         f"delete table {OURS}",
         f"flush table {OURS}",
         f"flush chain {OURS} forward",
-        f"flush map {OURS} target_tcp4 ; add element {OURS} target_tcp4 {COMMENTED}",
+        f"delete element {OURS} on_standby4 {{ tcp . {SERVICE_ADDRESS} . 7001 }}",
+        f"flush chain {OURS} connect_tcp4",
     ],
-    ids=["table deleted", "table flushed", "chain flushed", "element with a comment"],
+    ids=["table deleted", "table flushed", "chain flushed", "element removed", "service's chain flushed"],
 )
 def test_another_hand_is_put_right(controller: Controller, hand: str) -> None:
     """Our rules removed or changed by another hand are restored within seconds, and it is written down."""

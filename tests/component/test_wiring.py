@@ -19,11 +19,12 @@ from check_failover import listening, rights
 from check_failover.peer import Peer
 from tests.component.test_drain import Session
 from tests.component.test_redirector import FACTS, ROOT, SHAPES, Controller
+from tests.lab import kernel
 from tests.lab.handshake import QUIET
 from tests.lab.netns import CLIENT, SERVICE_ADDRESS, House, poll, python_argv
 
 pytestmark = pytest.mark.component
-BOTH = {"10.0.0.11 . 7001", "10.0.0.12 . 7001"}
+BOTH = {"primary", "standby"}
 BLIND = {**FACTS, "blind": True}
 
 
@@ -64,14 +65,20 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> Iterator[Controller]:
         yield made
 
 
-def elements(controller: Controller, name: str) -> set[str]:
-    return set(re.findall(r"[\da-f.:]+ \. \d+", controller.nft(f"list set inet check_failover {name}")))
+def elements(controller: Controller, name: str, service: str) -> set[str]:
+    return kernel.marked(controller.nft(" ".join(kernel.TABLE)), name)[service]
+
+
+def mark(controller: Controller, server: str = "primary") -> str:
+    """The ct mark of tcp4's connections to that server, for nft."""
+    (found,) = re.findall(r"(0x\w+) : jump packets_tcp4", controller.nft(" ".join(kernel.TABLE)))
+    return hex(int(found, 16) | (server == "standby") << 20)
 
 
 def withheld(controller: Controller) -> bool:
-    found = elements(controller, "withheld_tcp4")
-    assert found in (set(), BOTH)
-    return bool(found)
+    refusing = elements(controller, "refusing", "tcp4")
+    assert refusing in (set(), BOTH)
+    return not refusing
 
 
 def wait_withheld(controller: Controller, wanted: bool) -> None:
@@ -82,7 +89,7 @@ def wait_withheld(controller: Controller, wanted: bool) -> None:
 
 def wait_nobody_dead(controller: Controller, service: str = "tcp4") -> None:
     poll(
-        lambda: not elements(controller, f"dead_{service}"),
+        lambda: not elements(controller, "dead", service),
         10.0,
         "no server counts as dead",
     )
@@ -204,11 +211,12 @@ def test_the_rescue_outlives_the_verdict(controller: Controller, facts: dict[str
 
 def test_another_hand_in_the_sets(controller: Controller) -> None:
     """Emptied or half emptied, filled with a server that lives: put right within seconds."""
-    controller.nft("flush set inet check_failover withheld_tcp4")
+    both = f"{mark(controller)}, {mark(controller, 'standby')}"
+    controller.nft(f"add element inet check_failover refusing {{ {both} }}")
     poll(lambda: withheld(controller), 10.0, "withheld again")
-    controller.nft("delete element inet check_failover withheld_tcp4 { 10.0.0.11 . 7001 }")
-    poll(lambda: elements(controller, "withheld_tcp4") == BOTH, 10.0, "withheld again")
-    controller.nft("add element inet check_failover dead_tcp4 { 10.0.0.11 . 7001 }")
+    controller.nft(f"add element inet check_failover refusing {{ {mark(controller)} }}")
+    poll(lambda: elements(controller, "refusing", "tcp4") == set(), 10.0, "withheld again")
+    controller.nft(f"add element inet check_failover dead {{ {mark(controller)} }}")
     wait_nobody_dead(controller)
     assert controller.ask("tcp4").startswith("primary")
 
@@ -219,7 +227,7 @@ def test_the_dead_are_swept_and_forgotten(controller: Controller) -> None:
     assert "src=10.0.0.11 " in controller.house.run("controller", "/usr/sbin/conntrack", "-L", "-p", "tcp")
     assert controller.flip("tcp4")["flipped"]
     controller.kill()
-    assert elements(controller, "dead_tcp4") == {"10.0.0.11 . 7001"}, "it was swept before it was killed"
+    assert elements(controller, "dead", "tcp4") == {"primary"}, "it was swept before it was killed"
     session.wait_for("Connection reset by peer")
     controller.start()
     wait_nobody_dead(controller)
@@ -238,7 +246,7 @@ def test_a_cut_leaves_nobody_dead(controller: Controller, service: str) -> None:
         session = Session(controller, service)
         assert controller.say("fail-back", service, **manual, deadline=3600)["flipped"]
         restart(controller)
-        assert elements(controller, f"dead_{service}") == set()
+        assert elements(controller, "dead", service) == set()
         assert session.said(2) == {"standby"}
         controller.say("fail-back", service, **manual, deadline=0)
         session.wait_for("Connection reset by peer")

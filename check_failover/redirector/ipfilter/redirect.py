@@ -18,7 +18,7 @@ Sources: ipnat(5), ipnat(8), IPFilter 5.1.2 on FreeBSD 14.
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from check_failover.config import Config
@@ -134,9 +134,14 @@ class Ipfilter:
             raise RedirectError(f"{len(unanswered)} connections in the making stay with the old server: {_BY_HAND}")
         return len(unanswered)
 
-    def sweep(self, service: Service, old: Target) -> int:
+    def sweep(self, service: Service, old: Target) -> None:
         """Nothing: the sessions went with the rule."""
-        return 0
+
+    sweep_finished = sweep
+
+    def watch(self, changed: Callable[[], None]) -> bool:
+        """IPFilter tells nothing."""
+        return False
 
     def free_stranded(self, service: Service, old: Target) -> int:
         """The sessions went with the rule, so the new server resets a client that sends. Clients that only wait are

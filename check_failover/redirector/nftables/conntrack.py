@@ -1,29 +1,20 @@
-"""Conntrack over one netlink socket that stays open: dump a service's entries, delete one, find one.
+"""Conntrack: dump a service's entries, find one, delete one or many. The kernel filters by ct mark.
 
-Raw ctnetlink with struct, because opening a socket for each flip costs 8 to 16 ms and pyroute2 took 7 s to dump and
-delete 7,000 entries; the few messages needed here are short. The kernel filters the dump by ct mark.
-
-Source: linux/netfilter/nfnetlink_conntrack.h, netlink(7), libnetfilter_conntrack.
+Source: linux/netfilter/nfnetlink_conntrack.h, libnetfilter_conntrack.
 """
 
 import errno
 import ipaddress
-import os
 import socket
 import struct
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from check_failover.model import Endpoint, Service
-from check_failover.redirector import RedirectError
+from check_failover.redirector.nftables.netlink import ACK, DUMP, NESTED, Netlink, attribute, attributes, nested
 
-NETLINK_NETFILTER = 12
-_SUBSYS_CTNETLINK = 1 << 8
-_MSG_GET, _MSG_DELETE = _SUBSYS_CTNETLINK | 1, _SUBSYS_CTNETLINK | 2
-_NLM_REQUEST, _NLM_ACK, _NLM_DUMP = 0x1, 0x4, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
+_GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
 _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_PROTOINFO, _CTA_MARK, _CTA_ID, _CTA_MARK_MASK = (
     1,
     2,
@@ -33,13 +24,12 @@ _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_PROTOINFO, _CTA_MARK, _CTA_
     12,
     21,
 )
-_NESTED = 0x8000
+_CTA_STATUS_MASK = 26
 _SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 _ASSURED = 1 << 2  # IPS_ASSURED
 _TCP_SYN_SENT, _TCP_ESTABLISHED, _TCP_CLOSE_WAIT, _TCP_CLOSE = 1, 3, 5, 8  # enum tcp_conntrack
 _PROTOCOLS = {"tcp": 6, "udp": 17}
 _BATCH = 100  # deletes in one message
-_TIMEOUT = 2.0  # seconds for the kernel to answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +42,7 @@ class Entry:
     protocol: int
     mark: int
     unanswered: bool  # no reply yet, or only a refusal: its client loses nothing when the entry is deleted
+    assured: bool  # packets went both ways, more than a handshake's first two
     established: bool
     open: bool  # client or server may still send; UDP: the entry exists
     original: bytes  # CTA_TUPLE_ORIG as the kernel wrote it, to name the entry in a delete
@@ -62,163 +53,75 @@ class Conntrack:
     """All methods raise RedirectError when the kernel refuses; safe to call from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._sequence = 0
+        self._kernel = Netlink("conntrack")
 
-    def dump(self, mark: int, mask: int, family: int) -> list[Entry]:
-        """All entries with that mark. ``family`` is 4 or 6."""
-        filters = _attribute(_CTA_MARK, struct.pack("!I", mark)) + _attribute(_CTA_MARK_MASK, struct.pack("!I", mask))
-        with self._lock:
-            payloads = list(self._ask(_MSG_GET, _NLM_DUMP, _af(family), filters))
-        entries = map(_entry, payloads)  # outside the lock: a flip does not wait until a long list is parsed
-        return [entry for entry in entries if entry is not None and entry.mark & mask == mark]
+    def dump(self, mark: int, mask: int, family: int, *, assured: bool | None = None) -> list[Entry]:
+        """All entries with that mark, or those that are assured or not. ``family`` is 4 or 6."""
+        filters = _marked(mark, mask)
+        if assured is not None:  # kernels before 5.18 ignore it
+            filters += attribute(_CTA_STATUS, struct.pack("!I", assured and _ASSURED))
+            filters += attribute(_CTA_STATUS_MASK, struct.pack("!I", _ASSURED))
+        found = map(_entry, self._kernel.ask(_GET, DUMP, _af(family), filters))
+        return [e for e in found if e is not None and e.mark & mask == mark and assured in (None, e.assured)]
+
+    def flush(self, mark: int, mask: int, family: int) -> None:
+        """Remove all entries with that mark by one request."""
+        self._kernel.ask(_DELETE, ACK, _af(family), _marked(mark, mask))
 
     def delete(self, entry: Entry) -> bool:
         """Remove exactly this entry; False when it is gone already."""
-        name = _attribute(_CTA_TUPLE_ORIG | _NESTED, entry.original) + _attribute(_CTA_ID, entry.id)
-        with self._lock:
-            try:
-                list(self._ask(_MSG_DELETE, _NLM_ACK, _af(entry.client.family), name))
-            except FileNotFoundError:
-                return False
-        return True
+        return bool(self.delete_all([entry]))
 
     def delete_all(self, entries: Sequence[Entry]) -> int:
         """Remove these entries, many to a message; returns how many were still there.
 
-        Only the last one of a batch is acknowledged: the kernel answers the others when they fail, and a socket's
-        buffer holds some hundred answers. One at a time, 230 entries took 20 to 60 ms of a flip.
+        One at a time, 230 entries took 20 to 60 ms of a flip.
         """
         gone = 0
         for first in range(0, len(entries), _BATCH):
             batch = entries[first : first + _BATCH]
-            with self._lock:
-                gone += self._delete_batch(batch)
+            requests = [
+                (_DELETE, ACK if entry is batch[-1] else 0, _af(entry.client.family), _named(entry)) for entry in batch
+            ]
+            gone += self._kernel.send_all(requests, ignored=errno.ENOENT)
         return len(entries) - gone
-
-    def _delete_batch(self, batch: Sequence[Entry]) -> int:
-        """How many were gone already."""
-        messages = []
-        for entry in batch:
-            name = _attribute(_CTA_TUPLE_ORIG | _NESTED, entry.original) + _attribute(_CTA_ID, entry.id)
-            flags = _NLM_ACK if entry is batch[-1] else 0
-            messages.append(self._message(_MSG_DELETE, flags, _af(entry.client.family), name))
-        missing = 0
-        with self._kernel() as sock:
-            sock.send(b"".join(messages))
-            last = self._sequence
-            answered = False
-            while not answered:
-                for number, kind, payload in _parts(sock.recv(1 << 18)):
-                    if kind != _NLMSG_ERROR or not last - len(batch) < number <= last:
-                        continue
-                    code = -struct.unpack_from("=i", payload)[0]
-                    if code not in (0, errno.ENOENT):
-                        raise OSError(code, os.strerror(code))
-                    missing += code == errno.ENOENT
-                    answered = answered or number == last
-        return missing
 
     def find(self, service: Service, client: Endpoint) -> Entry | None:
         """The entry of one client's connection to a service; None when there is none."""
         original = _tuple(client, service.address, _PROTOCOLS[service.protocol])
-        with self._lock:
-            try:
-                name = _attribute(_CTA_TUPLE_ORIG | _NESTED, original)
-                found = [_entry(p) for p in self._ask(_MSG_GET, _NLM_ACK, _af(client.family), name)]
-            except FileNotFoundError:
-                return None
+        try:
+            name = attribute(_CTA_TUPLE_ORIG | NESTED, original)
+            found = map(_entry, self._kernel.ask(_GET, ACK, _af(client.family), name))
+        except FileNotFoundError:
+            return None
         return next((entry for entry in found if entry is not None), None)
 
-    def _ask(self, kind: int, flags: int, af: int, attributes: bytes) -> Iterator[bytes]:
-        """Payloads of the replies. FileNotFoundError for ENOENT; a broken socket is opened anew next time."""
-        with self._kernel() as sock:
-            sock.send(self._message(kind, flags, af, attributes))
-            yield from _replies(sock, self._sequence)
 
-    def _message(self, kind: int, flags: int, af: int, attributes: bytes) -> bytes:
-        self._sequence += 1
-        body = struct.pack("!BBH", af, 0, 0) + attributes
-        return struct.pack("=IHHII", 16 + len(body), kind, _NLM_REQUEST | flags, self._sequence, 0) + body
-
-    @contextmanager
-    def _kernel(self) -> Iterator[socket.socket]:
-        """The socket; after a failure other than "no such entry" it is closed, and opened anew next time."""
-        try:
-            sock = self._socket = self._socket or _open()
-            yield sock
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
-            raise RedirectError(f"conntrack: {error.strerror or error}") from None
+def _marked(mark: int, mask: int) -> bytes:
+    return attribute(_CTA_MARK, struct.pack("!I", mark)) + attribute(_CTA_MARK_MASK, struct.pack("!I", mask))
 
 
-def _open() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-    sock.bind((0, 0))
-    sock.settimeout(_TIMEOUT)
-    return sock
-
-
-def _replies(sock: socket.socket, sequence: int) -> Iterator[bytes]:
-    while True:
-        for number, kind, payload in _parts(sock.recv(1 << 18)):
-            if number != sequence:
-                continue
-            if kind == _NLMSG_DONE:
-                return
-            if kind == _NLMSG_ERROR:
-                code = -struct.unpack_from("=i", payload)[0]
-                if code == 0:
-                    return
-                raise OSError(code, os.strerror(code))
-            yield payload[4:]
-
-
-def _parts(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Sequence number, kind and payload of each message of a datagram."""
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind, _flags, number, _pid = struct.unpack_from("=IHHII", data, offset)
-        yield number, kind, data[offset + 16 : offset + length]
-        offset += (max(length, 16) + 3) & ~3
+def _named(entry: Entry) -> bytes:
+    return attribute(_CTA_TUPLE_ORIG | NESTED, entry.original) + attribute(_CTA_ID, entry.id)
 
 
 def _af(family: int) -> int:
     return int(socket.AF_INET6 if family == 6 else socket.AF_INET)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
 def _tuple(source: Endpoint, destination: Endpoint, protocol: int) -> bytes:
     """CTA_TUPLE_IP (1) with source and destination, CTA_TUPLE_PROTO (2) with number and ports."""
     v6 = source.family == 6
-    ip = _attribute(3 if v6 else 1, source.packed) + _attribute(4 if v6 else 2, destination.packed)
-    proto = _attribute(1, bytes([protocol])) + _attribute(2, struct.pack("!H", source.port))
-    proto += _attribute(3, struct.pack("!H", destination.port))
-    return _attribute(1 | _NESTED, ip) + _attribute(2 | _NESTED, proto)
+    ip = attribute(3 if v6 else 1, source.packed) + attribute(4 if v6 else 2, destination.packed)
+    proto = attribute(1, bytes([protocol])) + attribute(2, struct.pack("!H", source.port))
+    proto += attribute(3, struct.pack("!H", destination.port))
+    return nested(1, ip) + nested(2, proto)
 
 
 def _ends(data: bytes) -> tuple[Endpoint, Endpoint, int] | None:
     """Source, destination and protocol of a tuple; None for one without ports."""
-    parts = dict(_attributes(data))
-    ip, proto = dict(_attributes(parts.get(1, b""))), dict(_attributes(parts.get(2, b"")))
+    parts = dict(attributes(data))
+    ip, proto = dict(attributes(parts.get(1, b""))), dict(attributes(parts.get(2, b"")))
     source, destination = ip.get(1) or ip.get(3), ip.get(2) or ip.get(4)
     if not source or not destination or 2 not in proto or 3 not in proto:
         return None
@@ -230,12 +133,12 @@ def _ends(data: bytes) -> tuple[Endpoint, Endpoint, int] | None:
 
 
 def _entry(payload: bytes) -> Entry | None:
-    parts = dict(_attributes(payload))
+    parts = dict(attributes(payload))
     original, reply = _ends(parts.get(_CTA_TUPLE_ORIG, b"")), _ends(parts.get(_CTA_TUPLE_REPLY, b""))
     if original is None or reply is None:
         return None
     status = struct.unpack("!I", parts.get(_CTA_STATUS, b"\0\0\0\0"))[0]
-    tcp = dict(_attributes(dict(_attributes(parts.get(_CTA_PROTOINFO, b""))).get(1, b"")))
+    tcp = dict(attributes(dict(attributes(parts.get(_CTA_PROTOINFO, b""))).get(1, b"")))
     state = tcp.get(1, b"\0")[0]
     return Entry(
         client=original[0],
@@ -244,6 +147,7 @@ def _entry(payload: bytes) -> Entry | None:
         protocol=original[2],
         mark=struct.unpack("!I", parts.get(_CTA_MARK, b"\0\0\0\0"))[0],
         unanswered=not status & _SEEN_REPLY or (state == _TCP_CLOSE and not status & _ASSURED),
+        assured=bool(status & _ASSURED),
         established=state == _TCP_ESTABLISHED,
         open=original[2] != _PROTOCOLS["tcp"] or _TCP_SYN_SENT <= state <= _TCP_CLOSE_WAIT,
         original=parts[_CTA_TUPLE_ORIG],

@@ -1,26 +1,22 @@
 """The nftables redirect: it changes its own table, ``inet check_failover``, and no other table.
 
-What each service has (``ruleset`` says how the shared chains reach it)::
+What changes while the rules stay (``ruleset`` says how a packet reaches its service's chains)::
 
-    map     target_NAME    service address . port -> server . port: the redirect; a flip replaces its one element
-    set     dead_NAME      the server that was just left: what its stranded clients send is answered with a RST
-    set     withheld_NAME  the servers whose refusals of new connections are withheld while it is undecided
-    set     drill_NAME     a drill's test client, which goes to the standby until its time is over
-    counter requests_NAME, replies_NAME, refusals_NAME    packets that demand an answer, answers, withheld refusals
+    set  on_standby4, on_standby6  the services whose target is the standby: a flip adds or removes one element
+    set  dead          servers that were just left, by ct mark: what stranded clients send is answered with a RST
+    set  refusing      servers whose refusals of new connections reach the clients, by ct mark; else they are withheld
+    set  drill_NAME    a drill's test client, which goes to the standby until its time is over
 
-A map per service, because a map element cannot be replaced in place: ``flush map`` and ``add element`` go into one
-transaction, and services stay independent of each other. The ct mark tells a service's connections from all others;
-it lives in the upper 12 bits and leaves the lower 20 to the site's own rules.
+and counters of each service: requests_NAME (packets that demand an answer), replies_NAME, refusals_NAME (withheld).
 
 Source: nft(8); which packets a refused SYN gets: RFC 9293, 3.10.7.1.
 """
 
+import ipaddress
 import logging
-import time
+import struct
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
@@ -29,10 +25,21 @@ from check_failover.redirector import RedirectError, Wiring
 from check_failover.redirector.nftables.conntrack import Conntrack, Entry
 from check_failover.redirector.nftables.nft import Nft
 from check_failover.redirector.nftables.poke import Poker
-from check_failover.redirector.nftables.ruleset import CT_MASK, TABLE, counts, pair, ruleset, signatures, signed, update
-
-_WIRED = {"target": "map", "dead": "set", "withheld": "set"}
-COUNTERS_GOOD_FOR = 0.05  # seconds: a status of all services reads them once
+from check_failover.redirector.nftables.ruleset import (
+    CT_MASK,
+    CT_SERVER,
+    FINISHED,
+    MOST_SERVICES,
+    ON_STANDBY,
+    TABLE,
+    counts,
+    ruleset,
+    shared_counts,
+    signatures,
+    signed,
+    update,
+)
+from check_failover.redirector.nftables.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +48,10 @@ def ct_marks(services: Iterable[Service]) -> dict[str, int]:
     """A ct mark for each service: from its name, so that it survives a change of the config's order."""
     marks: dict[str, int] = {}
     for service in services:
-        number = zlib.crc32(service.name.encode()) % 0xFFE + 1
-        while number << 20 in marks.values():
-            number = number % 0xFFE + 1
-        marks[service.name] = number << 20
+        number = zlib.crc32(service.name.encode()) % MOST_SERVICES + 1
+        while number << 22 in marks.values():
+            number = number % MOST_SERVICES + 1
+        marks[service.name] = number << 22
     return marks
 
 
@@ -57,13 +64,13 @@ class Nftables:
     def __init__(self, config: Config) -> None:
         self._services = {service.name: service for service in config.services}
         self._marks = ct_marks(config.services)
-        self._counts = counts(config.services, self._marks)
+        self._counts = counts(config.services, self._marks), shared_counts(config.services, self._marks)
         self._signatures = signatures(config.services, self._marks)
         self._nft = Nft()
+        self._table = Table(TABLE.split()[1])
         self._conntrack = Conntrack()
         self._poker = Poker()
-        self._counters: tuple[float, dict[str, int]] = (float("-inf"), {})
-        self._waiting: dict[str, list[Endpoint]] = {}
+        self._finished = Conntrack()  # of its own, because the kernel takes long to forget many
 
     def install(self, targets: Mapping[str, Target]) -> None:
         """Replace the services whose rules differ; the whole table where the shared part differs; nothing otherwise."""
@@ -84,57 +91,72 @@ class Nftables:
         self._nft.run(ruleset(services, marks, targets))
 
     def wired(self, services: Iterable[Service]) -> dict[str, Wiring]:
-        """Of one service its own objects are listed, of several the whole table, once."""
-        services = tuple(services)
-        lists = [f"table {TABLE}"]
-        if len(services) == 1:
-            lists = [f"{kind} {TABLE} {what}_{services[0].name}" for what, kind in _WIRED.items()]
         try:
-            found = _elements(entry for what in lists for entry in self._nft.list(what))
+            on_standby = {key for version in (4, 6) for key in self._table.elements(f"on_standby{version}")}
+            dead, refusing = set(self._table.elements("dead")), set(self._table.elements("refusing"))
         except RedirectError:
             return {}
-        return {one.name: wiring for one in services if (wiring := _wiring(one, found)) is not None}
+        found = {}
+        for service in services:
+            target = Target.STANDBY if service_key(service) in on_standby else Target.PRIMARY
+            left, heard = ([each for each in Target if self._key(service, each) in keys] for keys in (dead, refusing))
+            withheld = not heard if len(heard) != 1 else None  # one of two: another hand, so neither is right
+            found[service.name] = Wiring(target, left[0] if left else None, withheld)
+        return found
 
     def whole(self) -> bool:
+        chains, shared = self._counts
         try:
-            objects = self._nft.list(f"table {TABLE}")
+            rules = self._table.rules()
+            return all(rules[name] >= number for name, number in chains.items()) and all(
+                len(self._table.elements(name)) >= number for name, number in shared.items()
+            )
         except RedirectError:
             return False
-        found = Counter(entry["rule"]["chain"] for entry in objects if "rule" in entry)
-        found |= {name: len(elements) for name, elements in _elements(objects).items()}
-        return all(found[name] >= number for name, number in self._counts.items())
 
     def wire(self, service: Service, wiring: Wiring) -> None:
-        name, server = service.name, service.server(wiring.target)
-        dead = [wiring.dead] if wiring.dead else []
-        self._nft.run(
-            f"flush map {TABLE} target_{name}\n"
-            f"add element {TABLE} target_{name} {{ {pair(service.address)} : {pair(server)} }}\n"
-            + _filled(service, "dead", dead)
-            + _filled(service, "withheld", list(Target) if wiring.withheld else [])
-        )
+        where = (f"on_standby{service.address.family}", service_key(service))
+        wanted = {where: wiring.target is Target.STANDBY}
+        for server in Target:
+            key = self._key(service, server)
+            wanted |= {("dead", key): server is wiring.dead, ("refusing", key): not wiring.withheld}
+        present = [element for element, there in wanted.items() if there]
+        self._table.change(add=present, remove=[element for element in wanted if element not in present])
+
+    def watch(self, changed: Callable[[], None]) -> bool:
+        try:
+            self._table.watch(changed)
+        except RedirectError as error:
+            log.warning("%s: the rules are read every few seconds instead", error)
+            return False
+        return True
 
     def forget_unanswered(self, service: Service, old: Target) -> int:
-        """One dump serves both halves of the repair: it takes 15 ms, because the kernel walks its whole table."""
-        ours = self._entries(service, old)
-        self._waiting[service.name] = [entry.client for entry in ours if entry.established]
-        rest = [entry for entry in ours if not entry.established]  # finished ones too: their ports are used again
-        self._conntrack.delete_all(rest)
-        return sum(entry.unanswered for entry in rest)
+        """A UDP flow has no end of its own, so the kernel forgets all of them at once."""
+        halves = self._open(service, old, assured=False)
+        if service.protocol == "udp":
+            self._flush(self._conntrack, service, old, CT_SERVER)
+        else:
+            self._conntrack.delete_all([entry for entry in halves if not entry.established])
+        return sum(entry.unanswered for entry in halves)
 
     def free_stranded(self, service: Service, old: Target) -> int:
         """Poke the clients that only wait; a client that sends meets the reject rule without a poke."""
-        return self._poker.poke(service, self._waiting.pop(service.name, []))
+        found = self._open(service, old)
+        self._conntrack.delete_all([entry for entry in found if not entry.established])
+        return self._poker.poke(service, [entry.client for entry in found if entry.established])
 
-    def sweep(self, service: Service, old: Target) -> int:
-        return self._conntrack.delete_all(self._entries(service, old))
+    def sweep_finished(self, service: Service, old: Target) -> None:
+        self._flush(self._finished, service, old, CT_SERVER | FINISHED, FINISHED)
+
+    def sweep(self, service: Service, old: Target) -> None:
+        self._flush(self._conntrack, service, old, CT_SERVER)
 
     def open_connections(self, service: Service, server: Target) -> int:
-        return sum(entry.open for entry in self._entries(service, server))
+        return sum(entry.open for entry in self._open(service, server))
 
     def elsewhere(self, service: Service, target: Target) -> list[Endpoint]:
-        found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
-        return [entry.client for entry in found if entry.open and entry.server != service.server(target)]
+        return [entry.client for entry in self._open(service, target.other) if entry.open]
 
     def cut(self, service: Service, old: Target) -> int:
         cut = self.open_connections(service, old)
@@ -142,21 +164,23 @@ class Nftables:
         self.free_stranded(service, old)
         return cut
 
-    def _entries(self, service: Service, server: Target) -> list[Entry]:
-        wanted = service.server(server)
-        found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
-        return [entry for entry in found if entry.server == wanted]
+    def _mark(self, service: Service, server: Target) -> int:
+        """Of the service's connections to that server, unless they are finished."""
+        return self._marks[service.name] | (ON_STANDBY if server is Target.STANDBY else 0)
+
+    def _key(self, service: Service, server: Target) -> bytes:
+        return struct.pack("=I", self._mark(service, server))
+
+    def _open(self, service: Service, server: Target, *, assured: bool | None = None) -> list[Entry]:
+        """Entries that are not finished; ``assured`` False: without those that have carried data both ways."""
+        mark, mask, family = self._mark(service, server), CT_SERVER | FINISHED, service.address.family
+        return self._conntrack.dump(mark, mask, family, assured=assured)
+
+    def _flush(self, conntrack: Conntrack, service: Service, server: Target, mask: int, also: int = 0) -> None:
+        conntrack.flush(self._mark(service, server) | also, mask, service.address.family)
 
     def activity(self, service: Service) -> Activity:
-        at, values = self._counters
-        if time.monotonic() - at > COUNTERS_GOOD_FOR:
-            values = {
-                entry["counter"]["name"]: int(entry["counter"]["packets"])
-                for entry in self._nft.list(f"counters table {TABLE}")
-                if "counter" in entry
-            }
-            self._counters = time.monotonic(), values
-        return Activity(values.get(f"requests_{service.name}", 0), values.get(f"replies_{service.name}", 0))
+        return Activity(*(self._table.counter(f"{what}_{service.name}") for what in ("requests", "replies")))
 
     def forget(self, service: Service, client: str, port: int) -> bool:
         entry = self._conntrack.find(service, Endpoint(client, port))
@@ -168,49 +192,27 @@ class Nftables:
         return True
 
     def send_to_standby(self, service: Service, client: str | None, seconds: float) -> None:
-        name = service.name
-        add = f"add element {TABLE} drill_{name} {{ {client} timeout {seconds:.0f}s }}\n" if client else ""
-        self._nft.run(f"flush set {TABLE} drill_{name}\n{add}")
+        name = f"drill_{service.name}"
+        add = [(name, ipaddress.ip_address(client).packed)] if client else []
+        self._table.change(flush=[name], add=add, seconds=seconds)
 
     def answered(self, service: Service, client: str) -> frozenset[tuple[Target, int]]:
+        found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
         return frozenset(
-            (target, entry.client.port)
-            for target in Target
-            for entry in self._entries(service, target)
+            (Target.STANDBY if entry.mark & ON_STANDBY else Target.PRIMARY, entry.client.port)
+            for entry in found
             if entry.client.address == client and not entry.unanswered
         )
 
     def _installed(self) -> dict[str, str]:
         """Service -> the signature chain that our table has for it (``ruleset.signatures``); empty: no table."""
         try:
-            chains = self._nft.list(f"chains {TABLE.split()[0]}")
+            return dict(found for name in self._table.chains() if (found := signed(name)) is not None)
         except RedirectError:
             return {}
-        names = [e["chain"]["name"] for e in chains if "chain" in e and e["chain"]["table"] == TABLE.split()[1]]
-        return dict(found for name in names if (found := signed(name)) is not None)
 
 
-def _filled(service: Service, what: str, servers: Iterable[Target]) -> str:
-    """Commands that leave exactly these servers in one of the service's sets."""
-    name, pairs = f"{what}_{service.name}", ", ".join(pair(service.server(target)) for target in servers)
-    return f"flush set {TABLE} {name}\n" + (f"add element {TABLE} {name} {{ {pairs} }}\n" if pairs else "")
-
-
-def _elements(objects: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Of each map and set that was listed."""
-    found = (one for entry in objects for one in (entry.get("map"), entry.get("set")) if one is not None)
-    return {one["name"]: one.get("elem", []) for one in found}
-
-
-def _wiring(service: Service, found: Mapping[str, list[Any]]) -> Wiring | None:
-    """As the kernel has it; None where another program wrote the element in another form (with a comment, say)."""
-    name, both = service.name, {service.server(each): each for each in Target}
-    try:
-        ((key, server),) = ((Endpoint(*part["concat"]) for part in one) for one in found[f"target_{name}"])
-        dead = [both[Endpoint(*one["concat"])] for one in found[f"dead_{name}"]]
-        withheld = {both[Endpoint(*one["concat"])] for one in found[f"withheld_{name}"]}
-        if key != service.address or len(dead) > 1 or withheld not in (set(), set(Target)):
-            return None
-        return Wiring(both[server], dead[0] if dead else None, bool(withheld))
-    except (KeyError, TypeError, ValueError):
-        return None
+def service_key(service: Service) -> bytes:
+    """Protocol, address and port as the kernel stores them in a concatenation: each fills whole registers."""
+    protocol = {"tcp": 6, "udp": 17}[service.protocol]
+    return struct.pack("!B3x", protocol) + service.address.packed + struct.pack("!H2x", service.address.port)

@@ -4,6 +4,10 @@ A packet costs the same for one service and for a thousand: each base chain look
 by (protocol, address, port), a later packet by its ct mark, and jumps to the chain of its service. Packets without our
 mark leave at once. A change of the config replaces the objects of the services that changed and the elements of the
 shared maps, in one transaction; the other services' rules, sets and counters stay.
+
+The ct mark's upper 12 bits are ours, the lower 20 the site's own: ten bits for the service, ``FINISHED`` once the
+server has ended the connection, ``ON_STANDBY`` where it goes to the standby. So the kernel itself can list or forget
+one server's open connections, however many finished ones it remembers.
 """
 
 import hashlib
@@ -13,11 +17,37 @@ from dataclasses import dataclass
 from check_failover.model import MARK_POKE, MARK_REPLAY, MARK_RESCUE, Endpoint, Service, Target
 
 TABLE = "inet check_failover"
-CT_MASK = 0xFFF00000
-CT_REST = 0xFFFFFFFF ^ CT_MASK
+CT_MASK = 0xFFC00000
+FINISHED, ON_STANDBY = 1 << 21, 1 << 20
+CT_SERVER = CT_MASK | ON_STANDBY
+CT_REST = 0x000FFFFF
+MOST_SERVICES = 1023
 _TCP_DEMAND = "tcp flags & (syn | psh | fin) != 0 "  # a bare ACK demands nothing: counting it gives false alarms
 _KEYS = {4: "ipv4_addr . inet_service", 6: "ipv6_addr . inet_service"}
 _IP = {4: "ip", 6: "ip6"}
+_TO = {v: f"meta l4proto . {ip} daddr . th dport" for v, ip in _IP.items()}
+# Sets of ct marks (service and server), so of one server of one service; a change of the config leaves them.
+_SERVER_SETS = [
+    ("set", "dead", "type mark;"),  # just left: what its clients send is answered with a RST
+    ("set", "refusing", "type mark;"),  # its refusals of new connections reach the clients
+]
+_SHARED_CHAINS = [
+    (
+        "stranded",
+        (
+            # A new connection on a port used before: no refusal, the next SYN comes after the sweep.
+            "tcp flags & (syn | ack | rst) == syn drop",
+            "reject with tcp reset",
+        ),
+    ),
+    (
+        "ending",
+        (
+            f"ct direction reply ct mark set ct mark or {FINISHED:#x}",
+            f"tcp flags & rst != 0 ct mark set ct mark or {FINISHED:#x}",
+        ),
+    ),
+]
 _SHARED = "shared"  # stands for a service's name in the signature of what all services share
 
 
@@ -38,11 +68,11 @@ def pair(endpoint: Endpoint) -> str:
 def ruleset(services: Iterable[Service], marks: Mapping[str, int], targets: Mapping[str, Target]) -> str:
     """The whole table, ready to replace an older one: ``add`` makes ``delete`` safe when there is none."""
     services = tuple(services)
-    body = _shared() + "".join(_body(part(one, marks[one.name], targets.get(one.name))) for one in services)
+    body = _shared() + "".join(_body(part(one, marks[one.name], None)) for one in services)
     names = "".join(f"  chain {name} {{ }}\n" for name in signatures(services, marks).values())
     return (
         f"add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{body}{names}}}\n"
-        f"{_elements(services, marks)}table {TABLE} {{\n{_base()}}}\n"
+        f"{_elements(services, marks, targets)}table {TABLE} {{\n{_base()}}}\n"
     )
 
 
@@ -66,10 +96,10 @@ def update(
     )
     names = signatures(changed, marks)
     added = "".join(
-        _body(part(service, marks[service.name], targets.get(service.name))) + f"  chain {names[service.name]} {{ }}\n"
+        _body(part(service, marks[service.name], None)) + f"  chain {names[service.name]} {{ }}\n"
         for service in changed
     )
-    return f"{flushed}{removed}table {TABLE} {{\n{added}}}\n{_elements(services, marks)}"
+    return f"{flushed}{removed}table {TABLE} {{\n{added}}}\n{_elements(services, marks, targets)}"
 
 
 def signatures(services: Iterable[Service], marks: Mapping[str, int]) -> dict[str, str]:
@@ -85,43 +115,44 @@ def signed(chain: str) -> tuple[str, str] | None:
     return (parts[2], chain) if len(parts) == 3 and parts[0] == "v" else None
 
 
+def shared_counts(services: Iterable[Service], marks: Mapping[str, int]) -> dict[str, int]:
+    """Shared map or set -> how many elements it has, apart from those that a flip adds."""
+    return {name: len(elements) for name, elements in _shared_elements(services, marks, {}).items()}
+
+
 def counts(services: Iterable[Service], marks: Mapping[str, int]) -> dict[str, int]:
-    """Chain, shared map or shared set -> how many rules or elements it has."""
+    """Chain -> how many rules it has."""
     services = tuple(services)
-    found = {name: len(rules) for name, _hook, rules in _base_chains()}
-    found |= {name: len(elements) for name, elements in _shared_elements(services, marks).items()}
+    found = {name: len(rules) for name, _hook, rules in _base_chains()} | {n: len(r) for n, r in _SHARED_CHAINS}
     for service in services:
         found |= {name: len(rules) for name, rules in part(service, marks[service.name], None).chains}
     return found
 
 
 def part(service: Service, mark: int, target: Target | None) -> Part:
-    """The part of one service; ``target`` None: without the one element that a flip replaces."""
+    """The part of one service; ``target``: the standby has the one element that a flip adds."""
     name, address, version = service.name, service.address, service.address.family
     ip, proto, key = _IP[version], service.protocol, _KEYS[version]
-    marked = f"ct mark set ct mark and {CT_REST:#x} or {mark:#x}"
-    element = f" elements = {{ {pair(address)} : {pair(service.server(target))} }}" if target else ""
-    both = ", ".join(pair(service.server(each)) for each in Target)
+    marked = f"meta l4proto {proto} ct mark set ct mark and {CT_REST:#x} or"
     objects = [
-        ("map", f"target_{name}", f"type {key} : {key};{element}"),
-        ("set", f"dead_{name}", f"type {key};"),
-        ("set", f"withheld_{name}", f"type {key}; elements = {{ {both} }}"),
         ("set", f"drill_{name}", f"type {key.split()[0]}; flags timeout;"),
         *(("counter", f"{what}_{name}", "") for what in ("requests", "replies", "refusals")),
     ]
     chains = [
-        (f"standby_{name}", (f"meta l4proto {proto} {marked} dnat {ip} to {service.standby}",)),
+        (f"standby_{name}", (f"{marked} {mark | ON_STANDBY:#x} dnat {ip} to {service.standby}",)),
         (
             f"connect_{name}",
             (
                 f"{ip} saddr @drill_{name} goto standby_{name}",
-                f"{marked} dnat {ip} to {ip} daddr . {proto} dport map @target_{name}",
+                f"{_TO[version]} @on_standby{version} goto standby_{name}",
+                f"{marked} {mark:#x} dnat {ip} to {service.primary}",
             ),
         ),
         (f"packets_{name}", tuple(_packets(service))),
     ]
     where = f"{proto} . {pair(address)}"
     elements = [
+        *([(f"on_standby{version}", where)] if target is Target.STANDBY else ()),
         (f"connect{version}", f"{where} : jump connect_{name}"),
         (f"rescue{version}", f"{where} : jump standby_{name}"),
         (f"services{version}", where),
@@ -137,7 +168,7 @@ def part(service: Service, mark: int, target: Target | None) -> Part:
 
 def _packets(service: Service) -> list[str]:
     """Forwarded packets of the service's connections."""
-    name, ip, proto = service.name, _IP[service.address.family], service.protocol
+    name, proto = service.name, service.protocol
     demand = _TCP_DEMAND if proto == "tcp" else ""
     rules = [
         f"ct direction original {demand}counter name requests_{name}",
@@ -145,12 +176,10 @@ def _packets(service: Service) -> list[str]:
     ]
     if proto == "tcp":
         rules += [
-            # A new connection on a port used before: no refusal, the next SYN comes after the sweep.
-            f"{ip} daddr . tcp dport @dead_{name} tcp flags & (syn | ack | rst) == syn drop",
-            # Stranded clients: whatever they send to the dead server is answered with a RST, until the sweep.
-            f"{ip} daddr . tcp dport @dead_{name} reject with tcp reset",
-            f"{ip} saddr . tcp sport @withheld_{name} tcp flags & (rst | ack) == rst | ack tcp sequence 0 "
-            f"counter name refusals_{name} drop",
+            f"ct direction original ct mark and {CT_SERVER:#x} @dead goto stranded",
+            "ct direction reply tcp flags & (rst | ack) == rst | ack tcp sequence 0 "
+            f"ct mark and {CT_SERVER:#x} != @refusing counter name refusals_{name} drop",
+            "tcp flags & (fin | rst) != 0 goto ending",
         ]
     return rules
 
@@ -161,6 +190,7 @@ def _shared_objects() -> list[tuple[str, str, str]]:
         *(("map", f"connect{v}", f"type inet_proto . {_KEYS[v]} : verdict;") for v in _KEYS),
         *(("map", f"rescue{v}", f"type inet_proto . {_KEYS[v]} : verdict;") for v in _KEYS),
         *(("set", f"services{v}", f"type inet_proto . {_KEYS[v]};") for v in _KEYS),
+        *(("set", f"on_standby{v}", f"type inet_proto . {_KEYS[v]};") for v in _KEYS),
         *(("set", f"servers{v}", f"type {_KEYS[v]};") for v in _KEYS),
         ("map", "connections", "type mark : verdict;"),
         ("map", "source", "type mark : verdict;"),
@@ -169,7 +199,7 @@ def _shared_objects() -> list[tuple[str, str, str]]:
 
 def _base_chains() -> list[tuple[str, str, list[str]]]:
     """Name, hook and rules of the chains that the kernel calls."""
-    to = {v: f"meta l4proto . {_IP[v]} daddr . th dport" for v in _KEYS}
+    to = _TO
     return [
         ("prerouting", "nat hook prerouting priority dstnat - 5", [f"{to[v]} vmap @connect{v}" for v in _KEYS]),
         (
@@ -201,43 +231,43 @@ def _base_chains() -> list[tuple[str, str, list[str]]]:
 
 
 def _shared() -> str:
-    return "".join(f"  {kind} {name} {{ {body} }}\n" for kind, name, body in _shared_objects())
+    sets = "".join(f"  {kind} {name} {{ {body} }}\n" for kind, name, body in [*_shared_objects(), *_SERVER_SETS])
+    return sets + "".join(_chain(name, rules) for name, rules in _SHARED_CHAINS)
+
+
+def _chain(name: str, rules: Iterable[str]) -> str:
+    return f"  chain {name} {{\n" + "".join(f"    {rule}\n" for rule in rules) + "  }\n"
 
 
 def _base() -> str:
-    return "".join(
-        f"  chain {name} {{\n    type {hook}; policy accept;\n" + "".join(f"    {line}\n" for line in lines) + "  }\n"
-        for name, hook, lines in _base_chains()
-    )
+    return "".join(_chain(name, (f"type {hook}; policy accept;", *rules)) for name, hook, rules in _base_chains())
 
 
 def _body(one: Part) -> str:
     objects = "".join(f"  {kind} {name} {{ {body} }}\n" for kind, name, body in one.objects)
-    chains = "".join(
-        f"  chain {name} {{\n" + "".join(f"    {r}\n" for r in rules) + "  }\n" for name, rules in one.chains
-    )
-    return objects + chains
+    return objects + "".join(_chain(name, rules) for name, rules in one.chains)
 
 
-def _shared_elements(services: Iterable[Service], marks: Mapping[str, int]) -> dict[str, dict[str, None]]:
+def _shared_elements(
+    services: Iterable[Service], marks: Mapping[str, int], targets: Mapping[str, Target]
+) -> dict[str, dict[str, None]]:
     """The elements of each shared map and set, each once, in order: two services may have the same server."""
     found: dict[str, dict[str, None]] = {name: {} for _kind, name, _ in _shared_objects()}
     for service in services:
-        for where, element in part(service, marks[service.name], None).elements:
+        for where, element in part(service, marks[service.name], targets.get(service.name)).elements:
             found[where][element] = None
     return found
 
 
-def _elements(services: Iterable[Service], marks: Mapping[str, int]) -> str:
-    found = _shared_elements(services, marks)
+def _elements(services: Iterable[Service], marks: Mapping[str, int], targets: Mapping[str, Target]) -> str:
+    found = _shared_elements(services, marks, targets)
     return "".join(f"add element {TABLE} {where} {{ {', '.join(new)} }}\n" for where, new in found.items() if new)
 
 
 def _remove(name: str, signature: str) -> str:
     """Commands that remove all that belongs to one service, from what uses to what is used."""
     chains = ["connect", "standby", "packets", "source"]
-    objects = [("map", "target"), *(("set", kind) for kind in ("dead", "withheld", "drill"))]
-    objects += [("counter", kind) for kind in ("requests", "replies", "refusals")]
+    objects = [("set", "drill"), *(("counter", kind) for kind in ("requests", "replies", "refusals"))]
     return "".join(
         [
             *(f"add chain {TABLE} {kind}_{name}\nflush chain {TABLE} {kind}_{name}\n" for kind in chains),
