@@ -5,6 +5,7 @@ A redirect is built from the config and implements ``Redirect``. A new one is on
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from check_failover.config import Config
@@ -25,6 +26,14 @@ class Wiring:
     withheld: bool | None = True  # whether refused connections are withheld from clients; None: unsupported
 
 
+class Change(IntEnum):
+    """How much of our rules may have changed in the kernel."""
+
+    NONE = 0
+    WIRING = 1
+    RULES = 2
+
+
 class Redirect(Protocol):
     """One kind of redirect. A method that fails raises RedirectError and leaves the old state."""
 
@@ -37,7 +46,7 @@ class Redirect(Protocol):
     def whole(self) -> bool:
         """Whether the kernel has all our other rules, which ``wired`` does not check."""
 
-    def watch(self, changed: Callable[[], None]) -> bool:
+    def watch(self, changed: Callable[[Change], None]) -> bool:
         """Call back, in a thread, after each change of our rules, by us too. False: the rules must be read instead."""
 
     def wire(self, service: Service, wiring: Wiring) -> None:

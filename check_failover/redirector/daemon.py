@@ -22,7 +22,7 @@ from check_failover.control import ControlError
 from check_failover.listening import Server
 from check_failover.model import Target
 from check_failover.notify import alive, fail, log_to_stderr, notify, reloading
-from check_failover.redirector import REDIRECTS, RedirectError
+from check_failover.redirector import REDIRECTS, Change, RedirectError
 from check_failover.redirector.drill import Drills
 from check_failover.redirector.report import CoreReports
 from check_failover.redirector.requests import RedirectorRequests
@@ -41,11 +41,12 @@ class Wake(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self.stop = self.hangup = False
-        self.changed = True
+        self.change = Change.RULES
 
-    def change(self) -> None:
-        self.changed = True
-        self.set()
+    def changed(self, change: Change) -> None:
+        self.change = max(self.change, change)
+        if change is not Change.NONE:
+            self.set()
 
     def signalled(self, number: int, _frame: object) -> None:
         self.hangup = self.hangup or number == signal.SIGHUP
@@ -77,13 +78,13 @@ def run(config: Config, wake: Wake) -> bool:
     notify("READY=1")
     for line in (f"{name}: {target}" for name, target in steering.targets().items()):
         log.info("started, %s", line)
-    told, read_at, anew = redirect.watch(wake.change), 0.0, False
+    told, read_at, anew = redirect.watch(wake.changed), 0.0, False
     while not anew and not wake.stop:
         wake.clear()
-        read = wake.changed or not told or time.monotonic() > read_at
-        if read:
-            wake.changed, read_at = False, time.monotonic() + READ_EVERY
-        _guarded(lambda read=read: steering.reconcile(read=read))
+        change, wake.change = wake.change, Change.NONE
+        if not told or time.monotonic() > read_at:
+            change, read_at = Change.RULES, time.monotonic() + READ_EVERY
+        _guarded(partial(steering.reconcile, change))
         said = float("-inf")
         for service in config.services:
             for act in (requests.advance, requests.fail_back, requests.look):

@@ -7,6 +7,7 @@ from typing import Any
 
 from check_failover.config import Config
 from check_failover.control import HISTORY_PAGE, MAX_HISTORY, Message
+from check_failover.damping import decayed, proof
 from check_failover.decide import Reason
 from check_failover.listening import RequestRefusedError
 from check_failover.model import Facts, Service, Target
@@ -195,7 +196,8 @@ class RedirectorRequests:
         if order.facts.server is Target.STANDBY:
             health = inquiry.health(self._controller, service, Target.PRIMARY)
             return self._with_primary(order, health.get("ok"), health)
-        if self._steering.flapping(service):
+        damping = self._steering.states()[service.name].damping
+        if proof(decayed(damping, time.time(), service.policy.damping_half_life), 1.0) > 0:  # flapping
             health = inquiry.health(self._controller, service, Target.STANDBY)
             return replace(order, standby_good_for=float(health.get("good_for") or 0.0))
         return order

@@ -19,11 +19,10 @@ from dataclasses import replace
 
 from check_failover import story
 from check_failover.config import Config
-from check_failover.damping import decayed, proof
 from check_failover.decide import RETRYABLE, Decision, Reason
 from check_failover.model import Endpoint, Facts, Hold, Service, Target
 from check_failover.records import Caller, DrillParts, JournalEntry, ServiceStatus
-from check_failover.redirector import Redirect, RedirectError, Wiring, current
+from check_failover.redirector import Change, Redirect, RedirectError, Wiring, current
 from check_failover.redirector.draining import Drains
 from check_failover.redirector.order import Explained, Order, after, decided
 from check_failover.redirector.reaching import Reaching
@@ -76,17 +75,17 @@ class Steering:
                     text = "the journal lacks the line of the last flip: the redirector or the disk failed then"
                     self._store.write(self._store.new_entry(name, "restore", "redirector", text))
 
-    def reconcile(self, *, read: bool = True) -> None:
+    def reconcile(self, change: Change = Change.RULES) -> None:
         """Retry failed writes; restore rules that another program changed. Called every few seconds.
 
-        ``read`` False: the kernel told of no change. It is read anyway where a rule may have to follow the time.
+        ``change``: what the kernel may have to be read for; what has to follow the time is read anyway.
         """
         with self._lock:
             self._store.retry_writes()
             self.reaching.look()
-            if not read and not self._store.restless():
+            if change is Change.NONE and not self._store.restless():
                 return
-            targets, whole = self.targets(), self._redirect.whole()
+            targets, whole = self.targets(), change is not Change.RULES or self._redirect.whole()
             kernel = self._redirect.wired(self._services.values()) if whole else {}
             wrong = [n for n, target in targets.items() if n not in kernel or kernel[n].target is not target]
             try:
@@ -237,11 +236,6 @@ class Steering:
             if str(decision.reason) == self._store.state[name].pending:
                 return None  # nothing new: no journal line every second
             return self._order(fresh, decision)
-
-    def flapping(self, service: Service) -> bool:
-        """Whether the next automatic flip needs a longer proof (see ``damping``)."""
-        damping = self._store.state[service.name].damping
-        return proof(decayed(damping, time.time(), service.policy.damping_half_life), 1.0) > 0
 
     def recovered(self, name: str) -> str:
         """The core withdraws its order."""

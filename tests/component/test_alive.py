@@ -109,7 +109,7 @@ def test_a_new_config_is_taken_without_a_restart(controller: Controller) -> None
     assert controller.ask("tcp4").startswith("standby")
     assert controller.nft("list counter inet check_failover requests_udp4") == counters
     listed = controller.nft("list table inet check_failover")
-    assert "target_fresh" in listed
+    assert "connect_fresh" in listed
     assert "tcp6" not in listed
 
 

@@ -205,6 +205,6 @@ def test_beside_a_firewall(rules: str, tmp_path: Path, monkeypatch: pytest.Monke
         assert clients.outcome() == {"waiting reset", "talking reset"}
         assert controller.flip("udp4")["flipped"]
         assert {controller.ask(name).split()[0] for name in ("tcp4", "udp4")} == {"standby"}
-        controller.nft("delete table inet check_failover")
         controller.stop()
+        controller.nft("delete table inet check_failover")
         assert controller.nft("list ruleset") == before

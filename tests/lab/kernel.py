@@ -2,6 +2,7 @@
 
 import re
 
+NFT = "/usr/sbin/nft"
 TABLE = ("list", "table", "inet", "check_failover")
 
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
 from check_failover.records import Activity
-from check_failover.redirector import RedirectError, Wiring
+from check_failover.redirector import Change, RedirectError, Wiring
 from check_failover.redirector.ipfilter.file import BootFile
 from check_failover.redirector.ipfilter.poke import poke
 from check_failover.redirector.ipfilter.rules import (
@@ -139,7 +139,7 @@ class Ipfilter:
 
     sweep_finished = sweep
 
-    def watch(self, changed: Callable[[], None]) -> bool:
+    def watch(self, changed: Callable[[Change], None]) -> bool:
         """IPFilter tells nothing."""
         return False
 

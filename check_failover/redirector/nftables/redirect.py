@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
 from check_failover.records import Activity
-from check_failover.redirector import RedirectError, Wiring
+from check_failover.redirector import Change, RedirectError, Wiring
 from check_failover.redirector.nftables.conntrack import Conntrack, Entry
 from check_failover.redirector.nftables.nft import Nft
 from check_failover.redirector.nftables.poke import Poker
@@ -123,7 +123,7 @@ class Nftables:
         present = [element for element, there in wanted.items() if there]
         self._table.change(add=present, remove=[element for element in wanted if element not in present])
 
-    def watch(self, changed: Callable[[], None]) -> bool:
+    def watch(self, changed: Callable[[Change], None]) -> bool:
         try:
             self._table.watch(changed)
         except RedirectError as error:

@@ -5,13 +5,12 @@ The cost of each call is that of what it names, whatever else the table has. ``n
 Source: linux/netfilter/nf_tables.h; a batch is one transaction (linux/netfilter/nfnetlink.h).
 """
 
-import logging
 import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from check_failover.redirector import RedirectError
+from check_failover.redirector import Change, RedirectError
 from check_failover.redirector.nftables.netlink import (
     ACK,
     DUMP,
@@ -23,13 +22,12 @@ from check_failover.redirector.nftables.netlink import (
     opened,
 )
 
-log = logging.getLogger(__name__)
-
 _INET = 1  # NFPROTO_INET
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _GET_CHAIN, _GET_RULE, _NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT, _GET_OBJECT = (
     _SUBSYSTEM << 8 | message for message in (4, 7, 12, 13, 14, 19)
 )
+_OF_ELEMENTS = (_NEW_ELEMENT, _DELETE_ELEMENT)
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _COUNTER = 1  # NFT_OBJECT_COUNTER
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES, the seventh multicast group
@@ -92,7 +90,7 @@ class Table:
         except FileNotFoundError:
             raise RedirectError("nftables: our table or one of its sets is missing") from None
 
-    def watch(self, changed: Callable[[], None]) -> None:
+    def watch(self, changed: Callable[[Change], None]) -> None:
         """Call back, in a thread, after each change of the table, by us or another program. Raises RedirectError."""
         try:
             sock = opened(_GROUP)
@@ -102,13 +100,12 @@ class Table:
         def listen() -> None:
             while True:
                 try:
-                    messages = list(messages_of(sock.recv(1 << 18)))
-                except OSError as error:  # ENOBUFS: more changes than the buffer holds
-                    log.debug("nftables: changes were missed: %s", error)
-                    changed()
-                    continue
-                if any(dict(attributes(payload[4:])).get(_TABLE) == self._name for _, _, payload in messages):
-                    changed()
+                    messages = messages_of(sock.recv(1 << 18))
+                    ours = (kind for _, kind, body in messages if dict(attributes(body[4:])).get(_TABLE) == self._name)
+                    kinds = {Change.WIRING if kind in _OF_ELEMENTS else Change.RULES for kind in ours}
+                    changed(max(kinds, default=Change.NONE))
+                except OSError:  # ENOBUFS: more changes than the buffer holds
+                    changed(Change.RULES)
 
         threading.Thread(target=listen, name="nftables", daemon=True).start()
 
