@@ -35,6 +35,7 @@ from check_failover.transports.core_state import QUESTIONS, CoreQuestion, status
 
 SETTINGS = ["check_external_commands", "accept_passive_service_checks", "enable_event_handlers"]
 SETTINGS += ["check_service_freshness"]
+UNSAFE = "`~$&|'\"<>"  # in a macro that becomes part of a shell's command line
 LOG_TAIL, LOG_LINES = 1 << 20, 200  # bytes of nagios.log; lines after a handler's start
 ASK_LIMIT = 3.0  # seconds
 HANDLERS = {
@@ -51,8 +52,8 @@ def daemons(scene: Scene) -> Iterator[Finding]:
         ("failover-sniffer", scene.sniffer, controller.sniffer_socket),
     ):
         if daemon.status is None:
-            found = f"does not answer: {daemon.away}"
-            if _closed(path.parent, os.X_OK) or _closed(path, os.W_OK):
+            found, place = f"does not answer: {daemon.away}", Path(os.path.realpath(path))
+            if _closed(place.parent, os.X_OK) or _closed(place, os.W_OK):
                 yield Finding("unknown", name, found, "run it as root, or as a member of the socket's group")
             else:
                 yield Finding(
@@ -172,6 +173,10 @@ def _settings(config: Config, path: Path, values: Mapping[str, str]) -> Iterator
         yield Finding("missing", "nagios.cfg", f"{name}=0", f"set {name}=1 in {path} and restart Nagios")
     if not off:
         yield Finding("ok", "nagios.cfg", "takes passive results, runs event handlers, checks freshness")
+    lets = [char for char in UNSAFE if char not in str(values.get("illegal_macro_output_chars", ""))]
+    if lets:
+        found = f"illegal_macro_output_chars lets {' '.join(lets)} pass: a server's text could run a command here"
+        yield Finding("warning", "nagios.cfg", found, f"illegal_macro_output_chars={UNSAFE} in {path}, restart Nagios")
     ours, theirs = config.monitoring["command_file"], values.get("command_file")
     if theirs is not None and Path(theirs) != Path(ours):
         yield Finding("missing", "command file", f"{path} says {theirs}, not {ours}", "set [monitoring] command_file")

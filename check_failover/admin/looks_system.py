@@ -1,5 +1,6 @@
 """The doctor's looks at the operating system: forwarding, routes, the redirect's rules, files."""
 
+import grp
 import json
 import shutil
 import socket
@@ -147,8 +148,8 @@ def files(scene: Scene) -> Iterator[Finding]:
     user = scene.redirector.user
     bad = list(access("state", user, state_dir, WRITE | EXECUTE, how_to("state")))
     yield from bad or [Finding("ok", "state", f"{state_dir} can be written by {user.name if user else 'its daemon'}")]
-    for path, reader in sorted(_secrets(scene).items()):
-        yield from _secret(Path(path), reader)
+    for path, (rights, readers) in sorted(_secrets(scene).items()):
+        yield from _secret(Path(path), rights, readers)
     reports = scene.config.monitoring.get("report_dir")
     if reports is not None and not Path(reports).is_dir():
         yield Finding(
@@ -156,29 +157,39 @@ def files(scene: Scene) -> Iterator[Finding]:
         )
 
 
-def _secrets(scene: Scene) -> dict[str, User | None]:
-    """Each password file and its reader; sniffer and the core's plugins use the same files."""
-    core, sms = user_of(scene.config.controller.core_user), scene.config.sms or {}
-    tables: list[Mapping[str, Any]] = [sms, sms.get("second", {})]
-    found = {str(table["password_file"]): core for table in tables if "password_file" in table}
+def _secrets(scene: Scene) -> dict[str, tuple[str, list[User | None]]]:
+    """Each file with a secret: the right owner, group and mode, and its readers."""
+    controller, monitoring, sms = scene.config.controller, scene.config.monitoring, scene.config.sms or {}
+    core, sniffer = user_of(controller.core_user), scene.sniffer.user
+    found: dict[str, tuple[str, list[User | None]]] = {}
+    for table in (sms, sms.get("second", {})):
+        if "password_file" in table:
+            found[str(table["password_file"])] = (f"{controller.core_user}:root 400", [core])
     for service in scene.config.services:
         if "bind_password_file" in service.check.options:
-            found[str(service.check.options["bind_password_file"])] = core
-    if "token_file" in scene.config.monitoring:
-        found[str(scene.config.monitoring["token_file"])] = scene.sniffer.user
+            rights = f"{controller.core_user}:{controller.sniffer_user} 440"
+            found[str(service.check.options["bind_password_file"])] = (rights, [core, sniffer])
+    for key in ("token_file", "password_file", "key_file"):
+        if key in monitoring:
+            rights = f"{controller.redirector_user}:{controller.sniffer_user} 440"
+            found[str(monitoring[key])] = (rights, [scene.redirector.user, sniffer])
     return found
 
 
-def _secret(path: Path, reader: User | None) -> Iterator[Finding]:
-    do = f"chown root:check_failover {path} && chmod 640 {path}"
+def _secret(path: Path, rights: str, readers: list[User | None]) -> Iterator[Finding]:
+    owner, mode_bits = rights.split()
+    do = f"chown {owner} {path} && chmod {mode_bits} {path}"
     if absent(path):
         do = f"write the password into it, then {do}"
-    bad = list(access("password", reader, path, READ, do))
-    yield from bad
-    if bad:
-        return
-    mode = path.stat()
+    for reader in readers:
+        bad = list(access("password", reader, path, READ, do))
+        if bad:
+            yield from bad
+            return
+    mode, lookers = path.stat(), [group.gr_gid for group in grp.getgrall() if group.gr_name == "check_failover"]
     if mode.st_mode & stat.S_IRWXO:
         yield Finding("warning", "password", f"{path} is {describe(mode)}, all users may use it", do)
+    elif mode.st_mode & stat.S_IRWXG and mode.st_gid in lookers:
+        yield Finding("warning", "password", f"{path} is {describe(mode)}, whoever may look may use it", do)
     else:
         yield Finding("ok", "password", f"{path} is {describe(mode)}")

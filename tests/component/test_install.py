@@ -54,3 +54,61 @@ def test_there_and_gone_again(tmp_path: Path) -> None:
     left = [path.name for path in tmp_path.rglob("*failover*") if path.is_symlink() or path.is_file()]
     assert left == []
     assert (tmp_path / "etc/check_failover/config.toml.example").exists()
+
+
+# What an earlier version left: one directory and one group for all, passwords for whoever may look.
+EARLIER = """
+set -e
+mount -t tmpfs tmpfs {scratch}
+for name in etc run var opt usr; do
+    mkdir -p {scratch}/$name/upper {scratch}/$name/work
+    mount -t overlay overlay -o lowerdir=/$name,upperdir={scratch}/$name/upper,workdir={scratch}/$name/work /$name
+done
+rm -rf /etc/check_failover /run/check_failover /var/lib/check_failover /run/systemd
+getent passwd nagios >/dev/null || useradd --system nagios
+printf 'g check_failover -\\nu failover-redirector -\\nu failover-sniffer -\\nu failover-pair -\\n' >/tmp/earlier.conf
+systemd-sysusers /tmp/earlier.conf; rm /tmp/earlier.conf
+install -d -m 3770 -g check_failover /run/check_failover
+install -d -m 2750 -o failover-redirector -g check_failover /var/lib/check_failover
+install -d -m 2770 -o nagios -g check_failover /var/lib/check_failover/spool /var/lib/check_failover/spool/queue
+install -m 660 -o nagios -g check_failover /dev/null /var/lib/check_failover/spool/queue/1.json
+install -m 640 -o failover-pair -g check_failover /dev/null /run/check_failover/pair.ready
+install -d -m 2750 -g check_failover /etc/check_failover
+cd /etc/check_failover
+for name in sms bind api; do install -m 640 -g check_failover /dev/null $name.password; done
+printf '[monitoring]\\npassword_file = "/etc/check_failover/api.password"\\n[sms]\\n' >config.toml
+printf "password_file = '/etc/check_failover/sms.password'\\n[[service]]\\n[service.check]\\n" >>config.toml
+printf 'bind_password_file="/etc/check_failover/bind.password"\\n' >>config.toml
+{root}/nagios-conf/install >/dev/null
+cd /
+stat -c '%n %a %U:%G' /etc/check_failover/*.password /etc/check_failover/config.toml /run/check_failover \
+    /run/check_failover/redirector /run/check_failover/sniffer /var/lib/check_failover/spool/queue/1.json
+readlink /run/check_failover/redirector.sock /run/check_failover/sniffer.sock
+test -e /run/check_failover/pair.ready && echo ready
+id -nG failover-report
+"""
+
+
+def test_over_an_earlier_version(tmp_path: Path) -> None:
+    """Each secret is for those who need it; only root names a socket; keepalived sees no gap. In mounts of its own."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = subprocess.run(
+        ["/usr/bin/unshare", "--mount", "/bin/bash", "-c", EARLIER.format(scratch=scratch, root=ROOT)],
+        capture_output=True, text=True, timeout=500, check=False, env=os.environ | {"PYTHON": "/usr/bin/python3"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [
+        "/etc/check_failover/api.password 440 failover-redirector:failover-sniffer",
+        "/etc/check_failover/bind.password 440 nagios:failover-sniffer",
+        "/etc/check_failover/sms.password 400 nagios:root",
+        "/etc/check_failover/config.toml 644 root:check_failover",
+        "/run/check_failover 755 root:root",
+        "/run/check_failover/redirector 750 failover-redirector:check_failover",
+        "/run/check_failover/sniffer 750 failover-sniffer:check_failover",
+        "/var/lib/check_failover/spool/queue/1.json 660 nagios:failover-sms",
+        "redirector/redirector.sock",
+        "sniffer/sniffer.sock",
+        "ready",
+        "failover-report check_failover failover-sms",
+    ]
