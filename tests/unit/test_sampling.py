@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from check_failover.sniffer.capture.sampling import BUDGET, BURST, MAX_BITS, PATIENCE, Sampling
+from check_failover.sniffer.capture.sampling import BUDGET, BURST, MAX_BITS, WINDOW, Sampling
 
 
 def feed(sampling: Sampling, rate: float, start: float, seconds: float, port: int = 40000) -> float:
@@ -41,12 +41,41 @@ def test_a_burst_is_no_flood() -> None:
     assert sampling.share == 1
 
 
-def test_calm_brings_everything_back() -> None:
-    """One step after the other."""
+@pytest.mark.parametrize("after", [0, 100, 300])
+def test_calm_brings_everything_back_at_once(after: int) -> None:
+    """A fault right after a burst of three seconds is not looked for in one of 512 connections."""
+    sampling = Sampling(0.0)
+    feed(sampling, 36_000, 0.0, 3.0)
+    assert sampling.share >= 32
+    feed(sampling, after, 3.0, 2 * WINDOW + 0.02)
+    assert sampling.share == 1
+
+
+def test_a_lower_rate_is_followed_without_oscillation() -> None:
+    """From 100,000 to 5,000 frames a second the share follows, and what is looked at keeps to the budget."""
     sampling = Sampling(0.0)
     feed(sampling, 100_000, 0.0, 5.0)
-    feed(sampling, 100, 5.0, PATIENCE * (MAX_BITS + 2))
-    assert sampling.share == 1
+    before = sampling.share
+    feed(sampling, 5_000, 5.0, 3.0)
+    assert sampling.share <= before / 8
+    changes = 0
+    for step in range(1, 6_000):
+        changes += sampling.count(int(5_000 / sampling.share / 100), [40000], 8.0 + step / 100)
+    assert changes <= 4
+
+
+def test_widening_in_vain_becomes_rare() -> None:
+    """The drawn port is idle while others send 50,000 frames a second: each look at all costs a burst of frames."""
+    sampling, kept = Sampling(0.0), 0
+    for step in range(1, 6_000):
+        frames = 500 if sampling.share == 1 else 0
+        for _ in range(0, frames, 128):
+            kept += 128
+            if sampling.count(128, [40000], step / 100):
+                break
+        else:
+            sampling.count(0, [], step / 100)
+    assert kept < 60 * BUDGET / 4
 
 
 def test_the_connection_seen_last_is_kept() -> None:

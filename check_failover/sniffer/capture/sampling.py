@@ -3,7 +3,8 @@
 Above ``BUDGET`` frames per second the filter (``bpf``) keeps one of two, four, ... connections, whole ones, by bits of
 the client's port. The port pattern comes from one recent port drawn at random, so that at least one active connection
 stays. Each port has the same chance, whatever its packet rate: otherwise a client that floods from one port would be
-the only one watched. A credit absorbs short bursts. When the rate falls, the sampling widens again.
+the only one watched. A credit absorbs short bursts. When the rate falls, the filter widens at once to what the rate
+allows: a fault right after a burst is as visible as any. If that proves too wide, the next widening waits longer.
 """
 
 import random
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 
 BUDGET = 1000  # frames per second
 BURST = 1000  # frames of credit beyond it: a large answer, a wave of clients
-CALM = 400  # kept frames per second; below this rate the filter may keep twice as many connections
-PATIENCE = 10.0  # seconds below that rate until it does
+CALM = 400  # kept frames per second; below this rate the filter may keep more connections
+PATIENCE, LONGEST = 0.5, 16.0  # seconds below that rate until it does; after widenings in vain
 MAX_BITS = 9
 REDRAWN = 2.0  # seconds above the budget at the finest filter until another port is drawn
 WINDOW = 0.5  # seconds over which the rate is measured
@@ -25,6 +26,7 @@ class Sampling:
         self.bits = self.port = 0
         self._credit = float(BURST)
         self._counted = self._begun = self._calm_since = self._drawn_at = now
+        self._widened_at, self._patience = float("-inf"), PATIENCE
         self._frames = 0
         # One port for each pattern of the finest filter: of this window, and of the window before.
         self._ports: dict[int, int] = {}
@@ -57,10 +59,10 @@ class Sampling:
         if self._credit < 0:
             self._credit = BURST
             return bool(ports_seen) and self._narrow(rate, random.choice(ports_seen), now)
-        if not self.bits or now - self._calm_since < PATIENCE:
+        if not self.bits or now - self._calm_since < self._patience:
             return False
-        self._calm_since = now
-        self.bits -= 1
+        self._calm_since = self._widened_at = now
+        self.bits = min(self.bits - 1, int(rate * self.share / CALM).bit_length())
         return True
 
     def _narrow(self, rate: float, port: int, now: float) -> bool:
@@ -69,5 +71,7 @@ class Sampling:
             if now - self._drawn_at < REDRAWN:
                 return False
             bits = 0  # the drawn port sends too much: watch all connections for a moment, then draw again
+        in_vain = now - self._widened_at < 2 * self._patience
+        self._patience = min(LONGEST, 2 * self._patience) if in_vain else PATIENCE
         self.bits, self.port, self._drawn_at = bits, port, now
         return True
