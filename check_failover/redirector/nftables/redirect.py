@@ -22,8 +22,8 @@ from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
 from check_failover.records import Activity
 from check_failover.redirector import Change, RedirectError, Wiring
+from check_failover.redirector.nftables import nft
 from check_failover.redirector.nftables.conntrack import Conntrack, Entry
-from check_failover.redirector.nftables.nft import Nft
 from check_failover.redirector.nftables.poke import Poker
 from check_failover.redirector.nftables.ruleset import (
     CT_MASK,
@@ -66,7 +66,6 @@ class Nftables:
         self._marks = ct_marks(config.services)
         self._counts = counts(config.services, self._marks), shared_counts(config.services, self._marks)
         self._signatures = signatures(config.services, self._marks)
-        self._nft = Nft()
         self._table = Table(TABLE.split()[1])
         self._conntrack = Conntrack()
         self._poker = Poker()
@@ -83,12 +82,12 @@ class Nftables:
             if not changed and not gone and self.whole():
                 return
             try:
-                self._nft.run(update(gone, changed, services, marks, targets, installed))
+                nft.run(update(gone, changed, services, marks, targets, installed))
                 if self.whole():
                     return
             except RedirectError as error:
                 log.warning("%s: loading the whole table", error)
-        self._nft.run(ruleset(services, marks, targets))
+        nft.run(ruleset(services, marks, targets))
 
     def wired(self, services: Iterable[Service]) -> dict[str, Wiring]:
         try:
