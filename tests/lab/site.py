@@ -334,9 +334,11 @@ class Site:
         return found
 
     def journal(self, *verbs: str) -> list[dict[str, Any]]:
-        """The journal's entries with one of these verbs (all without)."""
-        path = self.directory / "state" / "journal.jsonl"
-        entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        """The journal's entries with one of these verbs (all without), without a line that a full disk cut."""
+        path, entries = self.directory / "state" / "journal.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):
+                entries.append(json.loads(line))
         return [entry for entry in entries if not verbs or entry["verb"] in verbs]
 
     def wait_target(self, target: str, deadline: float = 15.0, name: str = "ldap") -> dict[str, Any]:
