@@ -60,7 +60,7 @@ class Runner:
             self._flat()
         except Exception as error:
             why = error if isinstance(error, AssertionError) else traceback.format_exc()
-            tail = "\n".join(f"--- {n}\n{self.ground.site.log(n)[-3000:]}" for n in DAEMONS)
+            tail = "\n".join(f"--- {n}\n{self.ground.site.log(n)[-12000:]}" for n in DAEMONS)
             raise ChaosError(
                 f"seed {this.seed}: {this}\nat: {done[-1]}\n{why}\n{_words(world)}\n{tail}\n{_journal(self.ground)}"
             ) from None
@@ -169,7 +169,7 @@ def _words(world: World) -> str:
 
 
 def _journal(ground: Ground) -> str:
-    rows = [f"{e['at']:.3f} {e['by']}: {e['line']}" for e in ground.site.journal()[-12:]]
+    rows = [f"{e['at']:.3f} {e['by']}: {e['line']}" for e in ground.site.journal()[-40:]]
     return "--- journal\n" + "\n".join(rows)
 
 
