@@ -22,13 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from check_failover import control
-from tests.chaos.ground import DAEMONS, Ground
+from tests.chaos.ground import Ground
+from tests.chaos.looks import DAEMONS
 from tests.chaos.model import SERVERS, SERVICES, Event, World, apply, settle, tempted
 from tests.chaos.sequence import NOT_YET, Round, generate
 from tests.lab.netns import poll
 
 PATIENCE, LONG = 15.0, 40.0  # seconds until all must be as it should: a promise of 10, and a busy machine; with loss
 DWELL, LONG_DWELL = 0.5, 7.0  # seconds that it must stay so; where something might move that must not: core_deadline
+HANDLERS = 3  # starts of an event handler that an order may need on its way; on a quiet machine less than DWELL
 FLAT = {"descriptors": 8, "Threads": 8, "VmRSS": 12 * 1024}  # what a daemon may have more at the end than before
 
 
@@ -53,7 +55,7 @@ class Runner:
                 if event.quiet:
                     world = self._quiet(world)
             if world.up("redirector"):
-                wrong = self.ground.told()
+                wrong = self.ground.looks.told()
                 assert not wrong, wrong
             done.append("all is mended")
             self._mend(world)
@@ -75,12 +77,13 @@ class Runner:
     def _quiet(self, world: World, dwell: float = DWELL) -> World:
         """Wait until all is as it must be, and stays so; the world with the targets that were found."""
         world, since = settle(world), time.monotonic()
-        dwell = LONG_DWELL if dwell and not self._quick and tempted(world) else dwell
+        delay = HANDLERS * self.ground.looks.delay()
+        dwell = max(LONG_DWELL if dwell and not self._quick and tempted(world) else dwell, delay)
         lossy = any(kind == "loss" for kind, _, _ in world.faults)
-        deadline = since + (LONG if lossy else PATIENCE)
+        deadline = since + (LONG if lossy else PATIENCE) + delay
         good_since: float | None = None
         while True:
-            problems, now = self.ground.problems(world, since), time.monotonic()
+            problems, now = self.ground.looks.problems(world, since), time.monotonic()
             good_since = None if problems else good_since or now
             if good_since is not None and now - good_since >= dwell:
                 break
@@ -88,7 +91,7 @@ class Runner:
                 raise AssertionError(f"after {now - since:.0f} s of quiet:\n  " + "\n  ".join(problems))
             time.sleep(0.2)
         self._say(f"    quiet after {time.monotonic() - since:.1f} s")
-        return replace(world, at={name: frozenset({self.ground.saved(name)}) for name in SERVICES})
+        return replace(world, at={name: frozenset({self.ground.looks.saved(name)}) for name in SERVICES})
 
     def _mend(self, world: World) -> None:
         """Everything back to how a round begins. Where a service is at the standby, a person fails it back."""
@@ -96,7 +99,7 @@ class Runner:
             world = self._do(world, event)
         self._quiet(world, dwell=0.0)
         for name in SERVICES:
-            if self.ground.saved(name) == "standby":
+            if self.ground.looks.saved(name) == "standby":
                 poll(lambda name=name: self._back(name), PATIENCE, f"{name}: the fail-back is accepted", every=0.3)  # type: ignore[misc]
         self._quiet(World())
 
@@ -106,11 +109,11 @@ class Runner:
             with contextlib.suppress(control.ControlError):
                 control.ask(self.ground.site.socket("sniffer"), {"verb": "probe", "service": name, "target": server})
         self.ground.order("fail-back", name, "--deadline", "0")
-        return self.ground.saved(name) == "primary"
+        return self.ground.looks.saved(name) == "primary"
 
     def _flat(self) -> None:
         for name in DAEMONS:
-            held = self.ground.held_by(name)
+            held = self.ground.looks.held_by(name)
             if held is None:
                 continue
             rows = self._held.setdefault(held["pid"], [])
@@ -159,7 +162,7 @@ def run(rounds: Sequence[Round], say: Callable[[str], None], *, quick: bool = Fa
 def ready(ground: Ground) -> bool:
     """Whether the thresholds have something to learn from and the standby was probed."""
     known = all(ground.site.sniffer(name)["standby"]["ok"] for name in SERVICES)
-    return known and all(len(ground.answers(name, 0.0)) > 10 for name in SERVICES)
+    return known and all(len(ground.looks.answers(name, 0.0)) > 10 for name in SERVICES)
 
 
 def _words(world: World) -> str:
