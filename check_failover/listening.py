@@ -24,6 +24,7 @@ Handler: TypeAlias = Callable[[Message, Peer], Message]
 Authorise: TypeAlias = Callable[[str, Peer], str | None]  # (verb, peer) -> None, or why not
 
 SERVER_DEADLINE = 5.0  # seconds a client may take to send its request line
+INHERITED = "CHECK_FAILOVER_LISTENING"  # the descriptor that ``hand_over`` leaves to the program that begins anew
 MAX_CLIENTS = 128  # connections per user, subscriptions included: one user cannot lock out the others
 QUESTIONS = 2  # of lookers, at once: so an order has a fair share of the processor
 PATIENCE = 4.0  # seconds that a looker's question waits for its turn
@@ -70,7 +71,7 @@ class Server:
     def close(self) -> None:
         """Stop serving and remove the socket from the file system."""
         self._closing = True
-        _real(self.path).unlink(missing_ok=True)
+        Path(os.path.realpath(self.path)).unlink(missing_ok=True)
         # Only shutdown wakes a thread in accept(2). If it stayed there, it would accept on a reused descriptor.
         with contextlib.suppress(OSError):  # FreeBSD wakes the thread, but returns ENOTCONN
             self._sock.shutdown(socket.SHUT_RDWR)
@@ -80,6 +81,21 @@ class Server:
         with self._lock:
             for sock in list(self._subscribers):
                 self._disconnect(sock)
+
+    def hand_over(self) -> None:
+        """Answer what was asked, and leave the listening socket to the program that ``os.execv`` begins."""
+        self._closing = True
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
+            last.settimeout(SERVER_DEADLINE)
+            last.connect(str(self.path))  # one more client wakes the thread in accept(2), and no other is turned away
+        if self._thread is not None:
+            self._thread.join(SERVER_DEADLINE)
+        end = time.monotonic() + SERVER_DEADLINE
+        while sum(self._clients.values()) > len(self._subscribers) and time.monotonic() < end:
+            time.sleep(0.01)
+        descriptor = self._sock.detach()
+        os.set_inheritable(descriptor, True)
+        os.environ[INHERITED] = str(descriptor)
 
     def publish(self, event: Message) -> None:
         """Send an event line to all subscribers. One with a full buffer is disconnected and will subscribe again."""
@@ -103,7 +119,7 @@ class Server:
             except OSError:
                 if self._closing:
                     return
-                threading.Event().wait(0.05)  # out of descriptors: wait until open connections end
+                time.sleep(0.05)  # out of descriptors: wait until open connections end
                 continue
             peer = self._admit(sock)
             if peer is None:
@@ -227,32 +243,24 @@ def _request_line(sock: socket.socket) -> bytes:
     return bytes(buffer) if len(buffer) <= MAX_LINE else b""
 
 
-def _real(path: Path) -> Path:
-    """Where the socket is: ``path`` may be a link into the daemon's own directory."""
-    return Path(os.path.realpath(path))
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise ControlError(f"{path}: not our socket, and cannot be removed: {error.strerror}: remove it") from None
-
-
 def _listen(path: Path) -> socket.socket:
     """Bind and listen. Replaces the socket of a dead daemon, never of a running one. Raises ControlError."""
-    path = _real(path)
+    inherited = os.environ.pop(INHERITED, None)
+    if inherited is not None:
+        sock = socket.socket(fileno=int(inherited))
+        sock.set_inheritable(False)
+        return sock
+    path = Path(os.path.realpath(path))  # it may be a link into the daemon's own directory
     if path.exists():
-        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            _remove(path)
-        else:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            answers = probe.connect_ex(str(path)) == 0
+        if answers:
             raise ControlError(f"{path}: another daemon already listens here; stop it first")
-        finally:
-            probe.close()
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ControlError(f"{path}: not our socket, and cannot be removed: {error.strerror}: remove it") from None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(str(path))

@@ -64,7 +64,8 @@ def run(config: Config, wake: Wake) -> bool:
     steering = Steering(config, redirect, lambda e: published[0].publish(e))
     steering.restore()
     report = CoreReports(config)
-    requests = RedirectorRequests(config, steering, report, Drills(redirect, steering))
+    drills = Drills(redirect, steering)
+    requests = RedirectorRequests(config, steering, report, drills)
     server = Server(
         config.controller.redirector_socket,
         rights.OF_REDIRECTOR,
@@ -76,8 +77,8 @@ def run(config: Config, wake: Wake) -> bool:
     published.append(server)
     server.start()
     notify("READY=1")
-    for line in (f"{name}: {target}" for name, target in steering.targets().items()):
-        log.info("started, %s", line)
+    for name, target in steering.targets().items():
+        log.info("started, %s: %s", name, target)
     told, read_at, anew = redirect.watch(wake.changed), 0.0, False
     while not anew and not wake.stop:
         wake.clear()
@@ -94,12 +95,14 @@ def run(config: Config, wake: Wake) -> bool:
                 said = time.monotonic()
         if wake.hangup:
             wake.hangup = False
-            anew = _can_begin_anew(config)
+            anew = _can_begin_anew(config, drills)
         else:
             wake.wait(TURN)
-    if not anew:
+    if anew:
+        server.hand_over()
+    else:
         notify("STOPPING=1")
-    server.close()
+        server.close()
     requests.close()
     report.close()
     return anew
@@ -119,9 +122,11 @@ def _summary(steering: Steering) -> str:
     return f"{len(targets)} services, {targets.count(Target.STANDBY)} on the standby"
 
 
-def _can_begin_anew(config: Config) -> bool:
+def _can_begin_anew(config: Config, drills: Drills) -> bool:
     """Whether the config file can be taken; if not, the reason is reported and the config in force stays."""
     try:
+        if drills.running:
+            raise ConfigError(f"a drill of {', '.join(list(drills.running))} goes on: reload again when it is over")
         if fixed(load(config.path)) != fixed(config):
             raise ConfigError(f"{config.path}: [controller] and [monitoring] change with a restart only")
     except ConfigError as error:

@@ -48,14 +48,14 @@ class Drills:
     def __init__(self, redirect: Redirect, steering: Steering) -> None:
         self._redirect, self._steering = redirect, steering
         self._lock = threading.Lock()
-        self._running: dict[str, DrillRecord] = {}
+        self.running: dict[str, DrillRecord] = {}  # service -> its drill
 
     def begin(self, service: Service, message: Message, by: str) -> Message:
         """Send the client to the standby. Raises RequestRefusedError, RedirectError, StateError."""
         client, seconds = _client(service, message.get("client")), _seconds(message.get("seconds"))
         with self._lock:
-            if service.name in self._running:
-                raise RequestRefusedError(f"drill: {self._running[service.name].id} goes on; wait for its end")
+            if service.name in self.running:
+                raise RequestRefusedError(f"drill: {self.running[service.name].id} goes on; wait for its end")
             if self._steering.targets()[service.name] is not Target.PRIMARY:
                 raise RequestRefusedError("drill: the standby serves already: fail back first")
             if not self._redirect.drills:
@@ -69,14 +69,14 @@ class Drills:
                 self._steering.reaching.drill(service.name, seconds)
                 self._redirect.send_to_standby(service, client, seconds)
             entry = self._steering.note(service.name, "drill", by, text)
-            self._running[service.name] = DrillRecord(entry.id, client, by, time.time() + seconds, known)
+            self.running[service.name] = DrillRecord(entry.id, client, by, time.time() + seconds, known)
         return {"id": entry.id, "client": client, "in_use": any(target is Target.PRIMARY for target, _ in known)}
 
     def report(self, service: Service, message: Message, peer: Peer) -> Message:
         """The core ran its event handler or its notification command. Raises RequestRefusedError."""
         part, said = message.get("part"), message.get("id")
         with self._lock:
-            drill = self._running.get(service.name)
+            drill = self.running.get(service.name)
             if drill is None or drill.id != said or part not in PARTS:
                 raise RequestRefusedError("drilled: no such drill goes on (a late result of an older one?)")
             problem = message.get("problem")
@@ -87,7 +87,7 @@ class Drills:
         """``failoverctl drill`` has finished. Raises RequestRefusedError."""
         failed = message.get("failed")
         with self._lock:
-            drill = self._running.get(service.name)
+            drill = self.running.get(service.name)
             if drill is None or drill.id != message.get("id"):
                 raise RequestRefusedError("drill-end: no such drill goes on")
             self._forget(service, drill)
@@ -98,7 +98,7 @@ class Drills:
     def advance(self, service: Service) -> None:
         """End a drill whose ``failoverctl`` was killed; called every few seconds. Raises RedirectError."""
         with self._lock:
-            drill = self._running.get(service.name)
+            drill = self.running.get(service.name)
             if drill is not None and time.time() > drill.until:
                 self._forget(service, drill)
                 text = f"drill {drill.id}: its time is over and no program ended it"
@@ -106,7 +106,7 @@ class Drills:
 
     def status(self, service: Service) -> DrillStatus | None:
         """The state of a running drill. Raises RedirectError."""
-        drill = self._running.get(service.name)
+        drill = self.running.get(service.name)
         if drill is None:
             return None
         now = frozenset() if drill.client is None else self._redirect.answered(service, drill.client)
@@ -114,7 +114,7 @@ class Drills:
         return DrillStatus(drill.id, drill.client, drill.by, drill.until, dict(drill.parts), served)
 
     def _forget(self, service: Service, drill: DrillRecord) -> None:
-        del self._running[service.name]
+        del self.running[service.name]
         if drill.client is not None:
             self._redirect.send_to_standby(service, None, 0.0)
             quietly(lambda: self._steering.reaching.drill(service.name, 0.0))

@@ -48,15 +48,18 @@ def with_missing_facts(
 
     - missing: CRITICAL from a freshness check that could not run, or from a core whose NRPE can carry fixed words only;
     - older than the last flip (``since``): the transport kept the result while the core was away;
-    - older than ``RECENT``: core or redirector were stopped meanwhile. If the sniffer is away, these facts stay valid.
+    - older than ``RECENT``: core or redirector were stopped meanwhile, or are slow. The standby is probed anew: it may
+      have failed since. If the sniffer is away, these facts stay valid.
     """
     if verb == "fail-over" and not manual:
         measured = None if facts.evidence is None else facts.evidence / 1000
         unknown = facts.detector is None and not (facts.probes or facts.blind)
         before = measured is not None and since is not None and measured < since
-        late = measured is not None and abs(time.time() - measured) > RECENT
-        if unknown or before or (late and _sniffer(controller, service)):
+        late = measured is not None and abs(time.time() - measured) > RECENT and bool(_sniffer(controller, service))
+        if unknown or before or late:
             facts = _ask_for_facts(controller, service, facts)
+        if late and facts.server is Target.PRIMARY:
+            facts = replace(facts, standby_ok=None)
     if facts.standby_ok is None:
         facts = replace(facts, standby_ok=probe(controller, service, Target.STANDBY))
     return facts

@@ -126,10 +126,16 @@ def forced(world: World, service: str, target: str) -> Targets:
 
 
 def settle(world: World) -> World:
-    """The world after a quiet."""
+    """The world after a quiet.
+
+    While packets are lost no quiet is quite one: an investigation may be going on at its end, which found the other
+    server well before the next event. So such a world counts among the moments until the next quiet.
+    """
     at = {name: frozenset().union(*(forced(world, name, target) for target in world.at[name])) for name in SERVICES}
     marks = world.marks - {"tampered"} if world.up("redirector") else world.marks
-    return replace(world, at=at, marks=marks, past=())
+    after = replace(world, at=at, marks=marks, past=())
+    lossy = any(kind == "loss" for kind, _, _ in world.faults)
+    return replace(after, past=(after,) if lossy else ())
 
 
 def must_be_served(world: World, service: str) -> bool:

@@ -10,13 +10,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from check_failover import control
 from tests.component.test_redirector import Controller, controller
-from tests.lab.netns import SERVICE_ADDRESS, poll, python_argv
+from tests.lab.netns import CLIENT, SERVICE_ADDRESS, poll, python_argv
 
 __all__ = ["controller"]
 pytestmark = pytest.mark.component
@@ -103,9 +102,9 @@ def test_a_new_config_is_taken_without_a_restart(controller: Controller) -> None
     text += gone_as_new(text)
     controller.config.write_text(text)
     os.kill(before, signal.SIGHUP)
-    poll(lambda: {"tcp6", "fresh"} & set(status(controller)) == {"fresh"}, 15.0, "the new config is in force")
+    poll(lambda: {"tcp6", "fresh"} & set(controller.status()) == {"fresh"}, 15.0, "the new config is in force")
     assert pid(controller) == before
-    assert status(controller)["tcp4"]["target"] == "standby"
+    assert controller.status()["tcp4"]["target"] == "standby"
     assert controller.ask("tcp4").startswith("standby")
     assert controller.nft("list counter inet check_failover requests_udp4") == counters
     listed = controller.nft("list table inet check_failover")
@@ -124,21 +123,39 @@ def test_a_bad_config_changes_nothing(controller: Controller, signs: socket.sock
         os.kill(pid(controller), signal.SIGHUP)
         text = heard(signs, "config refused", 15.0)
         assert said in text
-        assert "tcp4" in status(controller)
+        assert "tcp4" in controller.status()
     assert "the config in force stays" in (controller.directory / "redirector.log").read_text()
-
-
-def status(controller: Controller) -> dict[str, Any]:
-    """Also while the program begins anew."""
-    try:
-        return controller.status()
-    except control.UnreachableError:
-        return {}
 
 
 def gone_as_new(text: str) -> str:
     part = next(part for part in text.split("[[service]]") if 'name = "tcp4"' in part)
     return "[[service]]" + part.replace('"tcp4"', '"fresh"').replace("port = 7001", "port = 7099")
+
+
+def test_every_question_is_answered_while_the_program_begins_anew(controller: Controller) -> None:
+    """The service socket is not away for a moment: an order in a reload meets no closed door."""
+    controller.start()
+    text = controller.config.read_text()
+    for anew in (text + gone_as_new(text), text):
+        controller.config.write_text(anew)
+        os.kill(pid(controller), signal.SIGHUP)
+        wanted = ("fresh" in anew, True)
+        end = time.monotonic() + 20.0
+        while ("fresh" in controller.status(), controller.socket.exists()) != wanted:
+            assert time.monotonic() < end, "the config was not taken"
+
+
+def test_a_reload_ends_no_drill(controller: Controller, signs: socket.socket) -> None:
+    """It is refused with that reason; after the drill's end it is done."""
+    drill = controller.say("drill", client=CLIENT, seconds=60)
+    text = controller.config.read_text()
+    controller.config.write_text(text + gone_as_new(text))
+    os.kill(pid(controller), signal.SIGHUP)
+    assert "a drill of tcp4 goes on: reload again when it is over" in heard(signs, "config refused", 15.0)
+    assert controller.status()["tcp4"]["drill"]["id"] == drill["id"]
+    controller.say("drill-end", id=drill["id"])
+    os.kill(pid(controller), signal.SIGHUP)
+    poll(lambda: "fresh" in controller.status(), 15.0, "the new config is in force")
 
 
 def test_connections_survive_a_reload(controller: Controller) -> None:
@@ -151,5 +168,5 @@ def test_connections_survive_a_reload(controller: Controller) -> None:
             os.kill(pid(controller), signal.SIGHUP)
         answers.append(controller.house.run("client", *argv, timeout=30).strip())
     assert all(answer.startswith("primary") for answer in answers), answers
-    poll(lambda: "tcp4" in status(controller), 10.0, "it answers again")
+    poll(lambda: "tcp4" in controller.status(), 10.0, "it answers again")
     assert Path(f"/proc/{pid(controller)}").exists()

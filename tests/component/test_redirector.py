@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -511,15 +512,17 @@ def test_an_order_without_facts_or_with_old_ones_is_looked_into(controller: Cont
 def test_an_order_that_was_long_on_its_way_is_looked_into(controller: Controller) -> None:
     """The redirector, or the core, was stopped meanwhile: what is over by now moves nothing, what still stands does.
 
-    Without a sniffer that could say so, the order's own facts stand: it may have died of the same fault.
+    The standby may have failed since, so it is probed anew. Without a sniffer that could say so, the order's own facts
+    stand: it may have died of the same fault.
     """
     known: dict[str, Any] = {"facts": None, "blind": None}
 
     def sniffer(message: dict[str, Any], _peer: Peer) -> dict[str, Any]:
         if message["verb"] == "status":
             return {"services": {"tcp4": known, "udp4": known}}
-        return {"passed": True}
+        return {"passed": message["target"] == "primary" or standby_well.is_set()}
 
+    standby_well = threading.Event()
     late = (
         f"detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 evidence={time.time() * 1000 - 5000:.0f}"
     )
@@ -530,6 +533,8 @@ def test_an_order_that_was_long_on_its_way_is_looked_into(controller: Controller
         controller.start()
         assert controller.say("fail-over", perfdata=late)["reason"] == "not-confirmed"
         known["facts"] = {**FACTS, "requests": 7, "evidence": int(time.time() * 1000) - 5000}
+        assert controller.say("fail-over", perfdata=late)["reason"] == "no-healthy-server"
+        standby_well.set()
         assert controller.say("fail-over", perfdata=late)["text"] == "no useful reply to 7 of 7 requests"
     finally:
         server.close()

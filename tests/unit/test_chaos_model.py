@@ -38,6 +38,7 @@ def after(text: str) -> World:
         ("crash ldap standby", P),
         ("crash web primary", P),
         ("loss primary", BOTH),
+        ("hold ldap; loss primary; release ldap", BOTH),
         # nothing healthy to go to; then there is
         ("crash ldap standby; crash ldap primary", P),
         ("cut servers", P),
@@ -142,6 +143,16 @@ def test_who_must_be_served(events: str, served: bool) -> None:
 def test_what_must_be_watched_longer(events: str, is_tempted: bool) -> None:
     """Where a server fails and only a hold or so keeps the redirect there, a late flip would be wrong."""
     assert tempted(after(events)) is is_tempted
+
+
+def test_a_quiet_with_loss_is_none() -> None:
+    """An investigation may go on at its end, with the standby still well; one quiet later it has ended."""
+    world = settle(apply(World(), Event("loss", "", "primary")))
+    world = replace(world, at=World().at)  # where it was found
+    dark = apply(world, Event("blackhole", "", "standby"))
+    assert dark.at["ldap"] == BOTH
+    found = replace(settle(dark), at=World().at)
+    assert apply(found, Event("flush conntrack")).at["ldap"] == P
 
 
 def test_a_quiet_forgets_what_was() -> None:
