@@ -26,4 +26,4 @@ def run(commands: str) -> None:
         raise RedirectError(f"nft: {error}") from None
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["failed without a word"]
-        raise RedirectError(f"nft: {lines[0].removeprefix('internal:0:0-0: ').removeprefix('Error: ')}")
+        raise RedirectError(f"nft: {lines[0].rpartition('Error: ')[2]}")
