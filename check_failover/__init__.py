@@ -15,7 +15,8 @@ Common modules, which every package may import and which import no package:
 - ``config`` (loads and validates the config), ``config_shape`` (its JSON schema), ``places`` (default paths)
 - ``control`` (the sockets' protocol, client side), ``listening`` (server side), ``peer`` (the other end's credentials),
   ``rights`` (who may use which verb)
-- ``bounded`` (sockets with a deadline and a size for all that a peer sends), ``http_client`` (requests over them)
+- ``bounded`` (sockets with a deadline and a size for all that a peer sends), ``http_client`` (requests over them),
+  ``programs`` (runs a program, with a limit of time and of what is read of its output)
 - ``notify`` (readiness and log), ``capabilities`` (not for started programs), ``rawip`` (checksums of packets)
 - ``story`` (an incident in lines of text), ``syncstate`` (the sync record: ``sync`` writes it, the others read it),
   ``reach`` (which server clients may have reached, and when: the redirector keeps it, ``sync`` reads it)

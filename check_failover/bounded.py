@@ -11,11 +11,7 @@ import ssl
 import threading
 import time
 
-MAX_SAID = 200  # characters of an error's text
-
-
-class TooMuchError(Exception):
-    """The peer sends more than the limit."""
+from check_failover.model import TooMuchError, clean
 
 
 class Budget:
@@ -130,7 +126,7 @@ def lookup(host: str, limit: float) -> list[str]:
     if not found:
         raise TimeoutError(f"no answer about {host!r} from the name servers")
     if isinstance(found[0], Exception):
-        raise OSError(f"{host}: {reason(found[0])}") from None
+        raise OSError(reason(found[0])) from None
     return found[0]
 
 
@@ -162,8 +158,3 @@ def reason(error: BaseException) -> str:
     else:
         text = str(error) if isinstance(error, TooMuchError) else f"{type(error).__name__}: {error}"
     return clean(text)
-
-
-def clean(text: str) -> str:
-    """What a peer said, on one line, without control characters, at most ``MAX_SAID`` characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:MAX_SAID]

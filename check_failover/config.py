@@ -75,8 +75,25 @@ class Config:
 def load(path: str | Path = DEFAULT_PATH) -> Config:
     """Read and validate a config file. Raises ConfigError."""
     path = Path(path)
+    raw = _parse(path)
+    wrong = config_shape.problem(raw)
+    if wrong is not None:
+        raise ConfigError(f"{path}: {wrong}")
+    return _freeze(path, raw)
+
+
+def run_dir(path: str | Path) -> Path:
+    """Where the sockets are by a config file, which is not validated. Raises ConfigError."""
+    table = _parse(Path(path)).get("controller", {})
+    found = table.get("run_dir", HERE["run_dir"]) if isinstance(table, dict) else None
+    if not isinstance(found, str) or not found.startswith("/"):
+        raise ConfigError(f"{path}: $.controller.run_dir: want an absolute path")
+    return Path(found)
+
+
+def _parse(path: Path) -> dict[str, Any]:
     try:
-        raw = tomllib.loads(path.read_bytes().decode(), parse_float=_finite)
+        return tomllib.loads(path.read_bytes().decode(), parse_float=_finite)
     except PermissionError as error:
         hint = "is this user in the group check_failover?"
         raise ConfigError(f"{path}: cannot read: {error.strerror}: {hint}") from None
@@ -88,10 +105,6 @@ def load(path: str | Path = DEFAULT_PATH) -> Config:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    wrong = config_shape.problem(raw)
-    if wrong is not None:
-        raise ConfigError(f"{path}: {wrong}")
-    return _freeze(path, raw)
 
 
 def _finite(text: str) -> float:

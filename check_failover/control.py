@@ -82,6 +82,10 @@ class UnreachableError(ControlError):
     """The daemon did not answer: a second attempt may help, other than after a refusal."""
 
 
+class DeniedError(UnreachableError):
+    """This user may not connect: that says nothing about the daemon."""
+
+
 class SilentError(UnreachableError):
     """The daemon's process is there, and does not answer: it hangs, or somebody stopped it (SIGSTOP)."""
 
@@ -156,7 +160,9 @@ def _connect(path: str | Path, timeout: float) -> socket.socket:
         if isinstance(error, TimeoutError | BlockingIOError):
             raise SilentError(path) from None
         why = error.strerror or str(error)
-        raise UnreachableError(f"{path}: {why}: is the daemon running, and are you in its group?") from None
+        if isinstance(error, PermissionError):
+            raise DeniedError(f"{path}: {why}: is this user in the group of its directory?") from None
+        raise UnreachableError(f"{path}: {why}: is the daemon running?") from None
     return sock
 
 

@@ -21,7 +21,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.poolmanager import PoolManager
 
 from check_failover import __version__
-from check_failover.bounded import Budget, cause, clean, connect, reason, securing, trust
+from check_failover.bounded import Budget, cause, connect, reason, securing, trust
+from check_failover.model import clean
 
 MAX_ANSWER = 1 << 20  # bytes
 _HEADERS = {"User-Agent": f"check_failover/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}

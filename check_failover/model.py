@@ -22,6 +22,15 @@ class OneLineError(Exception):
     """A fault of the configuration, of this machine or of an answer: one line that says what, where, what to do."""
 
 
+class TooMuchError(Exception):
+    """A peer or a program sends more than the limit."""
+
+
+def clean(text: str, size: int = 200) -> str:
+    """What a peer said, on one line: no control characters, no ``|`` (it begins the perfdata), ``size`` characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text.replace("|", "/")).split())[:size]
+
+
 class Target(StrEnum):
     """Where the redirect sends a service's traffic."""
 

@@ -9,14 +9,13 @@ import os
 import pwd
 import socket
 import stat
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from check_failover import control
+from check_failover import control, programs
 from check_failover.config import Config
 from check_failover.control import MAX_HISTORY, ControlError, Message, SilentError
 from check_failover.peer import peer_of
@@ -25,7 +24,6 @@ from check_failover.records import JournalEntry, RecordError, ServiceStatus, jou
 
 S = TypeVar("S")
 READ, WRITE, EXECUTE = 4, 2, 1
-PATH = "/sbin:/usr/sbin:/bin:/usr/bin"  # of the system's own programs
 LOOK_TIMEOUT = 0.9  # seconds for each daemon's status: the doctor answers within 2 s even if both hang
 COMMAND_LIMIT = 10.0  # seconds for one external program
 _BSD = {
@@ -197,13 +195,10 @@ def describe(mode: os.stat_result) -> str:
 def output(*argv: str) -> str | None:
     """A program's output; None if it fails or does not exist."""
     try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=COMMAND_LIMIT, check=False,
-            stdin=subprocess.DEVNULL, env={"LC_ALL": "C", "PATH": PATH},
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
+        done = programs.run(argv, COMMAND_LIMIT)
+    except (OSError, programs.LateError):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return done.out.decode(errors="replace") if done.code == 0 else None
 
 
 def user_name(uid: int) -> str:

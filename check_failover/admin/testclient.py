@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from check_failover import programs
 from check_failover.model import Endpoint
 
 T = TypeVar("T")
@@ -100,11 +101,8 @@ def _inside(pid: int, act: Callable[[], T]) -> T:
 
 def _ip(*argv: str) -> None:
     try:
-        done = subprocess.run(
-            [IP, *argv], capture_output=True, text=True, timeout=5.0, check=False, env={"LC_ALL": "C"}
-        )
-    except (OSError, subprocess.SubprocessError) as error:
+        done = programs.run([IP, *argv], 5.0)
+    except (OSError, programs.LateError) as error:
         raise ClientError(f"ip {' '.join(argv)}: {error}") from None
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["failed"])[-1]
-        raise ClientError(f"ip {' '.join(argv)}: {said}: does another drill go on?")
+    if done.code:
+        raise ClientError(f"ip {' '.join(argv)}: {done.said()}: does another drill go on?")

@@ -23,9 +23,8 @@ import dns.rdatatype
 
 from check_failover.bounded import Budget, connect
 from check_failover.checks import ProbeError, probing
-from check_failover.checks.plugin import clean
 from check_failover.checks.talk import MAX_ANSWER, MAX_TEXT, failed
-from check_failover.model import Endpoint, Probe
+from check_failover.model import Endpoint, Probe, clean
 
 TRUNCATED = 0x02  # TC, in the third byte of a header (RFC 1035, 4.1.1)
 

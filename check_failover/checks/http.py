@@ -19,10 +19,9 @@ from collections.abc import Mapping, Sequence
 import requests
 
 from check_failover.checks import ProbeError, probing, tls
-from check_failover.checks.plugin import clean
 from check_failover.checks.talk import failed
 from check_failover.http_client import HttpClient, HttpError
-from check_failover.model import Endpoint, Probe
+from check_failover.model import Endpoint, Probe, clean
 
 
 def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe:

@@ -21,10 +21,9 @@ from ldap3.core.exceptions import LDAPException, LDAPInvalidDnError, LDAPInvalid
 from ldap3.operation.search import parse_filter
 from ldap3.utils.dn import safe_dn
 
-from check_failover.bounded import Budget, TooMuchError, bound, securing
+from check_failover.bounded import Budget, bound, securing
 from check_failover.checks import ProbeError, probing, tls
-from check_failover.checks.plugin import clean
-from check_failover.model import Endpoint, Probe
+from check_failover.model import Endpoint, Probe, TooMuchError, clean
 
 MAX_ANSWER = 4 << 20  # bytes read: one entry, with all values of one attribute
 DEFAULT_FILTER = "(objectClass=*)"

@@ -8,7 +8,7 @@ probes. Options of the command line override the config's.
 import argparse
 import ipaddress
 import os
-import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -53,22 +53,23 @@ def main(
     def check(argv: Sequence[str]) -> Outcome:
         made = command_line(name, doc, add)
         arguments = made.parse_args(argv)
+        end = time.monotonic() + arguments.timeout - _RESERVE
+        deadline(arguments.timeout, "server")
         usual_port = tls_port if tls_port and arguments.tls else default_port
-        server, options, timeout = _what(made, arguments, kind, usual_port)
+        server, options, timeout = _what(made, arguments, kind, usual_port, end)
         options |= {key: value for key in add if (value := getattr(arguments, key)) is not None}
         if "server_name" in add and _is_name(arguments.hostname):
             options.setdefault("server_name", arguments.hostname)
         for key in needed:
             if key not in options:
                 made.error(f"--{key.replace('_', '-')} is missing (or --service, to take it from the config)")
-        deadline(arguments.timeout, f"{server.address} port {server.port}")
-        return _ask(probe, server, options, min(timeout, arguments.timeout - _RESERVE), arguments)
+        return _ask(probe, server, options, min(timeout, end - time.monotonic()), arguments)
 
     run(check)
 
 
 def _what(
-    made: argparse.ArgumentParser, arguments: argparse.Namespace, kind: str, default_port: int | None
+    made: argparse.ArgumentParser, arguments: argparse.Namespace, kind: str, default_port: int | None, end: float
 ) -> tuple[Endpoint, dict[str, object], float]:
     """Server, options and time limit: from the config, from the command line, or from both."""
     options: dict[str, object] = {}
@@ -80,7 +81,7 @@ def _what(
         made.error("--target needs --service")
     elif arguments.hostname is None:
         made.error("say which server: -H ADDRESS, or --service NAME")
-    address = server.address if server and arguments.hostname is None else _resolve(str(arguments.hostname))
+    address = server.address if server and arguments.hostname is None else _resolve(str(arguments.hostname), end)
     at = arguments.port or (server.port if server else default_port)
     if at is None:
         made.error("--port is missing")
@@ -110,12 +111,13 @@ def _is_name(host: str | None) -> bool:
     return False
 
 
-def _resolve(host: str) -> str:
+def _resolve(host: str, end: float) -> str:
+    from check_failover.bounded import lookup
+
     try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckError(f"cannot look up {host!r}: {reason}") from None
+        return lookup(host, max(0.1, end - time.monotonic()))[0]
+    except OSError as error:
+        raise CheckError(f"cannot look up {host!r}: {error}") from None
 
 
 def _ask(

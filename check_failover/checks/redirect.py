@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from check_failover import control
 from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, parser, run, socket_of
-from check_failover.control import ControlError, UnreachableError
+from check_failover.control import ControlError, DeniedError, UnreachableError
 from check_failover.model import State, Target
 from check_failover.records import ServiceStatus, service_statuses
 
@@ -24,10 +24,10 @@ def check(argv: Sequence[str]) -> Outcome:
     path = arguments.socket or socket_of(arguments.config, "redirector.sock")
     try:
         reply = control.ask(path, {"verb": "status"}, timeout=arguments.timeout)
-    except UnreachableError as error:
-        return Outcome(State.CRITICAL, f"failover-redirector is away: {error}")
     except ControlError as error:
-        raise CheckError(str(error)) from None
+        if isinstance(error, DeniedError) or not isinstance(error, UnreachableError):
+            raise CheckError(str(error)) from None
+        return Outcome(State.CRITICAL, f"failover-redirector is away: {error}")
     known = service_statuses(reply)
     if arguments.service not in known:
         raise CheckError(f"no service {arguments.service!r}; the redirector has: {', '.join(sorted(known)) or 'none'}")

@@ -11,13 +11,12 @@ import json
 import os
 import pwd
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from check_failover import syncstate
+from check_failover import programs, syncstate
 from check_failover.checks.plugin import (
     CheckError,
     Outcome,
@@ -145,17 +144,15 @@ def differences(config: Config, service: Service, arguments: argparse.Namespace,
     limit = end - time.monotonic()
     argv = [*_as_owner(config), *_program(), "--config", str(config.path), "--dry-run", "--json", service.name]
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=max(0.1, limit), check=False
-        )
-        found = json.loads(done.stdout)
+        done = programs.run(argv, max(0.1, limit), env=os.environ)
+        found = json.loads(done.out)
         files, size = int(found["differed_files"]), int(found["differed_bytes"])
-    except subprocess.TimeoutExpired:
+    except programs.LateError:
         return Outcome(State.UNKNOWN, f"files not compared within {number(round(limit))} s, give more with -t")
     except OSError as error:
         raise CheckError(f"{argv[0]}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        said = (done.stdout.strip() or done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
+        said = programs.last_line(done.out) or done.said()
         return Outcome(State.UNKNOWN, f"files not compared: {said.partition(': ')[2] or said}")
     state = judge(files, arguments.warning_files, arguments.critical_files)
     text = f"{files} files differ ({size} bytes)" if files else "no file differs"

@@ -7,8 +7,7 @@ import time
 
 from check_failover.bounded import reason
 from check_failover.checks import ProbeError
-from check_failover.checks.plugin import clean
-from check_failover.model import Probe
+from check_failover.model import Probe, clean
 
 MAX_ANSWER = 131072  # bytes read
 MAX_TEXT = 160  # characters of a probe's text

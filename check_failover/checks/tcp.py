@@ -8,10 +8,10 @@ import socket
 import time
 from collections.abc import Mapping
 
-from check_failover.bounded import Budget, TooMuchError, connect, securing
+from check_failover.bounded import Budget, connect, securing
 from check_failover.checks import probing, tls
 from check_failover.checks.talk import MAX_ANSWER, failed, unescape, unexpected
-from check_failover.model import Endpoint, Probe
+from check_failover.model import Endpoint, Probe, TooMuchError
 
 
 def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe:

@@ -105,9 +105,8 @@ def understood(asked: str) -> tuple[str, dict[str, str]]:
 
 def _check(verb: str, words: dict[str, str], config: str) -> int:
     """Replace this process by the check. Raises UsageError if the check cannot be found."""
-    module, arguments = f"check_failover.checks.{verb}", ["--service", words["service"]]
+    name, arguments = verb, ["--service", words["service"]]
     if verb == "probe":
-        from check_failover.checks import PROBES
         from check_failover.config import ConfigError, load
 
         try:
@@ -116,14 +115,15 @@ def _check(verb: str, words: dict[str, str], config: str) -> int:
             raise UsageError(str(error)) from None
         if service.check.type == "plugin":
             _site_plugin(service, words["target"])
-        module, arguments = PROBES[service.check.type], [*arguments, "--target", words["target"]]
-    argv = [sys.executable, "-P", "-m", module, "--config", config, *arguments]
+        name, arguments = service.check.type, [*arguments, "--target", words["target"]]
+    argv = [sys.executable, "-P", "-m", "check_failover.checks.entry", name, "--config", config, *arguments]
     os.execv(argv[0], argv)  # noqa: S606 -- no shell is what we want
 
 
 def _site_plugin(service: Service, target: str) -> None:
     """Replace this process by the site's own plugin, with the sniffer's arguments and environment."""
-    from check_failover.checks.external import ENVIRONMENT, arguments
+    from check_failover.checks.external import arguments
+    from check_failover.programs import ENVIRONMENT
 
     argv = arguments(service.check.options, service.endpoint(target))
     try:

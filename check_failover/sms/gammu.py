@@ -3,11 +3,11 @@
 The text is passed by stdin, so that no process list shows it. smsd keeps its receipts in its own storage: no receipts.
 """
 
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from check_failover import programs
 from check_failover.sms import GatewayError
 from check_failover.sms.text import is_gsm
 
@@ -28,31 +28,23 @@ class Gammu:
         argv = [self._program, "--config", self._config, "TEXT", number]
         if not is_gsm(text):
             argv.append("-unicode")
+        self._run(argv, text.encode())
+
+    def _run(self, argv: list[str], stdin: bytes = b"") -> None:
         try:
-            done = subprocess.run(
-                argv,
-                input=text.encode(),
-                capture_output=True,
-                timeout=TIMEOUT,
-                check=False,
-                env={"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"},
-            )
-        except subprocess.TimeoutExpired:
+            done = programs.run(argv, TIMEOUT, stdin=stdin, env=programs.ENVIRONMENT | {"LC_ALL": "C.UTF-8"})
+        except programs.LateError:
             raise GatewayError(f"{self._program}: not done within {TIMEOUT:.0f} s") from None
         except OSError as error:
             raise GatewayError(f"{self._program}: cannot run: {error.strerror}") from None
-        if done.returncode != 0:
-            said = (done.stderr or done.stdout).decode("utf-8", "replace").split("\n")
-            last = next((line.strip() for line in reversed(said) if line.strip()), "no reason given")
-            raise GatewayError(f"{self._program}: exit code {done.returncode}: {last[:200]}")
+        if done.code:
+            raise GatewayError(f"{self._program}: exit code {done.code}: {done.said()}")
 
     def answers(self) -> str:
         """Check that the program runs and the config is readable. Raises GatewayError."""
         try:
             Path(self._config).read_bytes()
-            subprocess.run([self._program, "--version"], capture_output=True, timeout=TIMEOUT, check=True)
         except OSError as error:
             raise GatewayError(f"{error.filename}: {error.strerror}") from None
-        except subprocess.SubprocessError as error:
-            raise GatewayError(f"{self._program}: {error}") from None
+        self._run([self._program, "--version"])
         return f"{self._program} runs"

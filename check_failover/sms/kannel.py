@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from check_failover.bounded import clean
 from check_failover.http_client import Answer, HttpClient, HttpError
+from check_failover.model import clean
 from check_failover.sms import GatewayError
 from check_failover.sms.text import is_gsm
 

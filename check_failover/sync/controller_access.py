@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from check_failover import checks, control, reach, syncstate
+from check_failover import checks, control, programs, reach, syncstate
 from check_failover.config import Config
 from check_failover.model import PassiveResult, Service, SyncSpec, Target
 from check_failover.records import Reach, RecordError, from_json
@@ -232,7 +232,7 @@ class RemoteAccess:
         if not line:
             silent = self._process.poll() is None
             said = hosts.complaint(self._process)
-            hosts.kill(self._process)
+            programs.kill(self._process)
             why = said or (f"none within {_REPLY_LIMIT:.0f} s" if silent else "connection lost")
             raise SyncStepError(f"{self._host}: no answer: {why}")
         try:
@@ -275,7 +275,7 @@ class RemoteAccess:
         self._ask("tell", state)
 
     def close(self) -> None:
-        with hosts.ended(self._process):
+        with programs.ended(self._process):
             pass
 
 

@@ -13,16 +13,15 @@ import math
 import os
 import selectors
 import shlex
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import IO
 
-from check_failover.model import SyncSpec, Target
+from check_failover import programs
+from check_failover.model import SyncSpec, Target, TooMuchError, clean
 
 SSH = "/usr/bin/ssh"
 _SSH_OPTIONS = (
@@ -38,8 +37,6 @@ _SSH_OPTIONS = (
 _SETPRIV = "/usr/bin/setpriv"  # util-linux: the child gets SIGTERM when this process dies, even by SIGKILL
 # Seconds for a step of remote.sh: for those that remove or copy data; at the end of a run that was stopped
 _LIMITS = {"prepare": 3600.0, "prune": 3600.0, "discard": 3600.0, "keep": 3600.0, "release": 5.0}
-_OUTPUT = 1 << 20  # bytes of stdout, of stderr, or of one line, that are read
-_GRACE = 1.0  # seconds in which the pipes of a program that ended are read; a shared connection keeps them open
 
 
 class SyncStepError(Exception):
@@ -93,24 +90,15 @@ def far_end(limit: float) -> list[str]:
 def run(on: Host, argv: Sequence[str], limit: float, stdin: str = "") -> str:
     """Run a command to its end and return its stdout. Raises SyncStepError."""
     what = f"{on}: {os.path.basename(argv[0])}"  # noqa: PTH119, a name, not a path of this machine
-    out = bytearray()
-
-    def take(piece: bytes) -> None:
-        out.extend(piece)
-        if len(out) > _OUTPUT:
-            raise SyncStepError(f"{what}: printed more than {_OUTPUT >> 20} MiB")
-
-    try:
-        code, err = follow(what, on.argv(argv, limit), limit + (15 if on.target else 0), take, stdin.encode())
-    except _LateError:
-        raise SyncStepError(f"{what}: not done within {limit:.0f} s") from None
-    if code == 255 and on.target:
-        raise SyncStepError(f"{on}: cannot reach it: {last_line(err) or 'ssh: exit 255'}")
-    if code == 124 and on.target:
+    done = follow(what, on.argv(argv, limit), limit + (15 if on.target else 0), stdin=stdin.encode(), told=limit)
+    if done.code == 255 and on.target:
+        raise SyncStepError(f"{on}: cannot reach it: {programs.last_line(done.err) or 'ssh: exit 255'}")
+    if done.code == 124 and on.target:
         raise SyncStepError(f"{what}: not done within {limit:.0f} s")
-    if code:
-        raise SyncStepError(f"{what}: exit {code}: {last_line(err) or last_line(bytes(out)) or 'no message'}")
-    return out.decode(errors="replace")
+    if done.code:
+        why = programs.last_line(done.err) or programs.last_line(done.out) or "no message"
+        raise SyncStepError(f"{what}: exit {done.code}: {clean(why)}")
+    return done.out.decode(errors="replace")
 
 
 def remote(on: Host, verb: str, path: str, *arguments: str) -> dict[str, str]:
@@ -125,121 +113,54 @@ def remote(on: Host, verb: str, path: str, *arguments: str) -> dict[str, str]:
 
 
 def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a program in its own process group; it ends when this process ends. Raises SyncStepError."""
-    if Path(_SETPRIV).exists():
-        argv = [_SETPRIV, "--pdeathsig", "TERM", "--", *argv]
+    """Start a program that ends when this process ends. Raises SyncStepError."""
     try:
-        return subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,  # closing a buffered pipe would wait for its reader
-            env=os.environ | {"LC_ALL": "C"},
-            start_new_session=True,
-        )
+        return programs.start(_bound_to_us(argv), os.environ | {"LC_ALL": "C"})
     except OSError as error:
         raise SyncStepError(f"{argv[0]}: {error.strerror}: is it installed?") from None
 
 
-def pipe(end: IO[bytes] | None) -> IO[bytes]:
-    """One of the three pipes that ``start`` created."""
-    if end is None:
-        raise ValueError("no such pipe")
-    return end
-
-
-@contextlib.contextmanager
-def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the process and its children when the block ends, also by an exception."""
-    try:
-        yield
-    finally:
-        if process.poll() is None:
-            kill(process)
-        for end in (process.stdin, process.stdout, process.stderr):
-            if end is not None:
-                with contextlib.suppress(OSError):
-                    end.close()
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Send SIGTERM to the process group (rsync keeps its partial file then), SIGKILL after two seconds."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        end = time.monotonic() + 2.0
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            while time.monotonic() < end:
-                process.poll()
-                os.killpg(process.pid, 0)  # its children may outlive it
-                time.sleep(0.02)
-            continue
-        process.poll()
-        return
-
-
-class _LateError(SyncStepError):
-    """A program did not end in time."""
+def _bound_to_us(argv: Sequence[str]) -> Sequence[str]:
+    return [_SETPRIV, "--pdeathsig", "TERM", "--", *argv] if Path(_SETPRIV).exists() else argv
 
 
 def follow(
-    what: str, argv: Sequence[str], limit: float, take: Callable[[bytes], None], stdin: bytes = b""
-) -> tuple[int, str]:
-    """Run a program to its end; ``take`` gets its stdout piece by piece. Returns exit code and stderr.
+    what: str,
+    argv: Sequence[str],
+    limit: float,
+    take: Callable[[bytes], None] | None = None,
+    stdin: bytes = b"",
+    told: float | None = None,
+) -> programs.Ended:
+    """Run a program to its end; ``take`` gets its stdout piece by piece; ``told``: the limit to name in an error.
 
-    Raises SyncStepError when it takes longer than ``limit`` seconds or prints too much to stderr.
+    Raises SyncStepError when it takes longer than ``limit`` seconds or prints too much.
     """
-    process = start(argv)
-    errors = bytearray()
-    until = time.monotonic() + limit
-    with ended(process), selectors.DefaultSelector() as selector:
-        for end in (process.stdin, process.stdout, process.stderr):
-            os.set_blocking(pipe(end).fileno(), False)
-            selector.register(pipe(end), selectors.EVENT_WRITE if end is process.stdin else selectors.EVENT_READ)
-        while selector.get_map() and time.monotonic() < until:
-            if process.poll() is not None:
-                until = min(until, time.monotonic() + _GRACE)
-            for key, _ in selector.select(0.2):
-                if key.fileobj is process.stdin:
-                    stdin = _fed(key.fd, stdin)
-                    if stdin:
-                        continue
-                elif piece := os.read(key.fd, 65536):
-                    (take if key.fileobj is process.stdout else errors.extend)(piece)
-                    if len(errors) > _OUTPUT:
-                        raise SyncStepError(f"{what}: printed more than {_OUTPUT >> 20} MiB of errors")
-                    continue
-                selector.unregister(key.fileobj)
-                if key.fileobj is process.stdin:
-                    pipe(process.stdin).close()
-        try:
-            process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise _LateError(f"{what}: not done within {limit:.0f} s") from None
-    return process.returncode, errors.decode(errors="replace")
-
-
-def _fed(fd: int, data: bytes) -> bytes:
-    """Write to a program's stdin what fits; returns what is left, nothing if the program does not read it."""
+    env = os.environ | {"LC_ALL": "C"}
     try:
-        return data[os.write(fd, data) :] if data else b""
-    except BrokenPipeError:
-        return b""
+        return programs.run(
+            _bound_to_us(argv), limit, stdin=stdin, env=env, take=take, strict=True, patience=programs.PATIENCE
+        )
+    except programs.LateError:
+        raise SyncStepError(f"{what}: not done within {told or limit:.0f} s") from None
+    except TooMuchError as error:
+        raise SyncStepError(f"{what}: {error}") from None
+    except OSError as error:
+        raise SyncStepError(f"{argv[0]}: {error.strerror}: is it installed?") from None
 
 
-def stream(what: str, argv: Sequence[str], limit: float, line: Callable[[str], None]) -> tuple[int, str]:
+def stream(what: str, argv: Sequence[str], limit: float, line: Callable[[str], None]) -> programs.Ended:
     """Run a program and call ``line`` for each line of its stdout (``\\r`` ends a line too).
 
-    Returns exit code and stderr. Raises SyncStepError as ``follow`` does, and for a line without an end.
+    Raises SyncStepError as ``follow`` does, and for a line without an end.
     """
     buffer = b""
 
     def take(piece: bytes) -> None:
         nonlocal buffer
         *lines, buffer = (buffer + piece).replace(b"\r", b"\n").split(b"\n")
-        if len(buffer) > _OUTPUT:
-            raise SyncStepError(f"{what}: printed a line of more than {_OUTPUT >> 20} MiB")
+        if len(buffer) > programs.MAX_OUTPUT:
+            raise SyncStepError(f"{what}: printed a line of more than {programs.MAX_OUTPUT >> 20} MiB")
         for item in lines:
             line(item.decode(errors="replace"))
 
@@ -248,13 +169,13 @@ def stream(what: str, argv: Sequence[str], limit: float, line: Callable[[str], N
 
 def exchange(process: subprocess.Popen[bytes], request: bytes, limit: float) -> bytes:
     """Send a line to a program and return the line that it answers; empty if none came within ``limit`` seconds."""
-    out, answer, until = pipe(process.stdout).fileno(), b"", time.monotonic() + limit
+    out, answer, until = programs.pipe(process.stdout).fileno(), b"", time.monotonic() + limit
     with contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
         os.set_blocking(out, False)
         selector.register(out, selectors.EVENT_READ)
         while request:
-            request = request[os.write(pipe(process.stdin).fileno(), request) :]
-        while not answer.endswith(b"\n") and len(answer) <= _OUTPUT:
+            request = request[os.write(programs.pipe(process.stdin).fileno(), request) :]
+        while not answer.endswith(b"\n") and len(answer) <= programs.MAX_OUTPUT:
             if not selector.select(max(0.0, until - time.monotonic())) or not (piece := os.read(out, 65536)):
                 return b""
             answer += piece
@@ -264,20 +185,8 @@ def exchange(process: subprocess.Popen[bytes], request: bytes, limit: float) -> 
 
 def complaint(process: subprocess.Popen[bytes]) -> str:
     """The last line that a program wrote to stderr so far."""
-    fd = pipe(process.stderr).fileno()
+    fd = programs.pipe(process.stderr).fileno()
     os.set_blocking(fd, False)
     with contextlib.suppress(OSError):
-        return last_line(os.read(fd, 65536))
+        return programs.last_line(os.read(fd, 65536))
     return ""
-
-
-def last_line(text: bytes | str) -> str:
-    """The last line that is not blank, cleaned for a result's text."""
-    decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
-    lines = [line.strip() for line in decoded.splitlines() if line.strip()]
-    return clean(lines[-1]) if lines else ""
-
-
-def clean(text: str) -> str:
-    """The text without control characters and ``|``, at most 200 characters."""
-    return "".join(c if c.isprintable() and c != "|" else " " for c in text)[:200]

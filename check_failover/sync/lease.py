@@ -9,8 +9,9 @@ import contextlib
 import math
 from collections.abc import Iterator
 
+from check_failover.model import clean
 from check_failover.sync.guard import SyncRefusedError
-from check_failover.sync.hosts import SyncStepError, clean, remote
+from check_failover.sync.hosts import SyncStepError, remote
 from check_failover.sync.job import Job
 from check_failover.syncstate import Refusal
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from check_failover.model import SyncSpec
-from check_failover.sync.hosts import Host, SyncStepError, clean, far_end, stream
+from check_failover.model import SyncSpec, clean
+from check_failover.sync.hosts import Host, SyncStepError, far_end, stream
 
 RSYNC = next((p for p in ("/usr/bin/rsync", "/usr/local/bin/rsync") if Path(p).exists()), "/usr/bin/rsync")
 _IO_TIMEOUT = 60  # seconds without any data
@@ -137,11 +137,12 @@ def copy(
             report.line(text)
 
     what = f"rsync {source.host.role} to {destination.host.role}"
-    code, err = stream(what, [*argv, "--", str(source), str(destination)], spec.timeout, line)
-    report.unsteady = code == _VANISHED or (code == _PARTIAL and _only_unsteady(err))
-    if code and not report.unsteady:
+    done = stream(what, [*argv, "--", str(source), str(destination)], spec.timeout, line)
+    err = done.err.decode(errors="replace")
+    report.unsteady = done.code == _VANISHED or (done.code == _PARTIAL and _only_unsteady(err))
+    if done.code and not report.unsteady:
         far = source.host if source.host.target else destination.host
-        raise SyncStepError(f"{what}: {_why(err, code, far)}")
+        raise SyncStepError(f"{what}: {_why(err, done.code, far)}")
     return report
 
 

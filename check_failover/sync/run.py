@@ -17,7 +17,7 @@ from dataclasses import replace
 from check_failover import __version__, syncstate
 from check_failover.checks.plugin import Parser
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
-from check_failover.model import Service, State, SyncSpec, Target
+from check_failover.model import Service, State, SyncSpec, Target, clean
 from check_failover.sync import differing, hosts, steps, survey
 from check_failover.sync.controller_access import ControllerAccess, LocalAccess, become_owner, open_access, serve
 from check_failover.sync.guard import SyncRefusedError, ends
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return State.WARNING
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
-        what = hosts.clean(f"{type(error).__name__}: {error}")
+        what = clean(f"{type(error).__name__}: {error}")
         print(f"UNKNOWN: fault in failover-sync: {what} ({os.path.basename(at.filename)}:{at.lineno})")  # noqa: PTH119
         return State.UNKNOWN
 
@@ -199,7 +199,7 @@ def _diff(job: Job) -> int:
     level = State.WARNING if found else State.OK
     print(f"{level.name}: {job.name}: {len(found)} {'entries' if job.service.check.type == 'ldap' else 'files'} differ")
     for one in found:
-        print(hosts.clean(one))
+        print(clean(one))
     return level
 
 

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from check_failover.bounded import clean, trust
+from check_failover.bounded import trust
 from check_failover.http_client import Answer, HttpClient, HttpError
-from check_failover.model import PassiveResult
+from check_failover.model import PassiveResult, clean
 from check_failover.transports import TransportError
 from check_failover.transports.wording import name, output
 

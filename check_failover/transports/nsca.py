@@ -8,19 +8,17 @@ own client gets no receipt: results that the server drops are lost without an er
 Source: send_nsca(8), send_nsca.cfg(5), nsca-ng.cfg(5), version 1.6.
 """
 
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from check_failover import capabilities
+from check_failover import capabilities, programs
 from check_failover.model import PassiveResult
 from check_failover.transports import TransportError
 from check_failover.transports.wording import name, output
 
 ETB = "\x17"  # end of transmission block: between two results
 TIMEOUT = 5.0  # seconds for one call
-ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class Nsca:
@@ -36,24 +34,15 @@ class Nsca:
         lines = ETB.join(_line(result, now) for result in results).encode()
         capabilities.drop_ambient()
         try:
-            done = subprocess.run(
-                self._argv,
-                input=lines,
-                capture_output=True,
-                timeout=self._timeout,
-                env=ENVIRONMENT,
-                cwd="/",
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+            done = programs.run(self._argv, self._timeout, stdin=lines)
+        except programs.LateError:
             raise TransportError(
                 f"{self._argv[0]}: no answer from the NSCA server within {self._timeout:g} s"
             ) from None
         except OSError as error:
             raise TransportError(f"{self._argv[0]}: cannot run: {error.strerror}") from None
-        if done.returncode:
-            said = (done.stderr or done.stdout).decode("utf-8", "replace").split("\n")[0].strip()
-            raise TransportError(f"{self._argv[0]}: {said or f'exit code {done.returncode}'}")
+        if done.code:
+            raise TransportError(f"{self._argv[0]}: {done.said()}")
 
 
 def _line(result: PassiveResult, now: float) -> str:

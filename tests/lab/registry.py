@@ -138,7 +138,7 @@ def _icinga2_files(commands: str) -> list[str]:
 
 
 def _setup() -> str:
-    made = "".join(f"    check_failover_{kind} = {module.__name__}:main\n" for kind, module in programs().items())
+    made = "".join(f"    check_failover_{kind} = check_failover.checks.entry:{kind}\n" for kind in programs())
     return _between(SETUP, "console_scripts =\n", "    check_failover_traffic", made)
 
 

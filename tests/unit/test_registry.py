@@ -77,7 +77,7 @@ def test_a_made_up_type_is_written_everywhere() -> None:
     basket = json.loads(made[registry.BASKET])
     assert set(basket["Command"]["failover_sip"]["arguments"]) == set(options)
     assert "failover_sip_uri" in {field["varname"] for field in basket["Datafield"].values()}
-    assert re.search(r"^    check_failover_sip = check_failover.checks.sip:main$", made[registry.SETUP], re.MULTILINE)
+    assert re.search(r"^    check_failover_sip = check_failover.checks.entry:sip$", made[registry.SETUP], re.MULTILINE)
 
 
 @pytest.mark.usefixtures("_sip")

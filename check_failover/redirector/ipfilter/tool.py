@@ -5,18 +5,18 @@ is not enough: an unknown host is only printed. ``-R`` keeps it from asking a di
 may be the very service that just died.
 """
 
-import contextlib
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from check_failover import programs
+from check_failover.model import TooMuchError
 from check_failover.redirector import RedirectError
 from check_failover.redirector.ipfilter.rules import Rule, lines
 from check_failover.redirector.ipfilter.sessions import Listing, listing
 
 TIMEOUT = 3.0  # seconds; a call takes milliseconds
-_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/sbin:/usr/sbin:/bin:/usr/bin"}
+MAX_LISTING = 64 << 20  # bytes
 
 # what the tool prints -> what it means and what to do
 FAULTS: tuple[tuple[str, str], ...] = (
@@ -115,31 +115,16 @@ def call(argv: Sequence[str], stdin: str = "", timeout: float = TIMEOUT) -> Answ
     """Run a tool to its end. Raises RedirectError when it is not there or does not end in time."""
     text = " ".join(argv)
     try:
-        process = subprocess.Popen(  # not in a "with": that would wait without limit for a tool stuck in the kernel
-            list(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
-            text=True,
-            errors="replace",
-        )
+        done = programs.run(argv, timeout, stdin=stdin.encode(), size=MAX_LISTING, strict=True)
     except OSError as error:
         raise RedirectError(
             f"{argv[0]}: cannot run: {error.strerror}: is IPFilter installed? Its place is [controller.ipfilter] ipnat"
         ) from None
-    try:
-        out, err = process.communicate(stdin, timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+    except TooMuchError as error:
+        raise RedirectError(f"{text}: {error}") from None
+    except programs.LateError:
         raise RedirectError(
             f"{text}: no end within {timeout:g} s, given up: is the machine overloaded? The next attempt goes on "
             "from what the kernel has then"
         ) from None
-    return Answer(text, process.returncode, out, err)
+    return Answer(text, done.code, done.out.decode(errors="replace"), done.err.decode(errors="replace"))
