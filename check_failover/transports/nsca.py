@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from check_failover import capabilities, programs
-from check_failover.model import PassiveResult
+from check_failover.model import PassiveResult, clean
 from check_failover.transports import TransportError
 from check_failover.transports.wording import name, output
 
@@ -42,7 +42,8 @@ class Nsca:
         except OSError as error:
             raise TransportError(f"{self._argv[0]}: cannot run: {error.strerror}") from None
         if done.code:
-            raise TransportError(f"{self._argv[0]}: {done.said()}")
+            said = (done.err or done.out).decode(errors="replace").partition("\n")[0]
+            raise TransportError(f"{self._argv[0]}: {clean(said) or f'exit code {done.code}'}")
 
 
 def _line(result: PassiveResult, now: float) -> str:

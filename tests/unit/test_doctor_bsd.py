@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from check_failover import programs
 from check_failover.admin import finding, looks_bsd
 from check_failover.admin.finding import Daemon, Scene, User, how_to
 from check_failover.config import Config, Controller
@@ -48,7 +49,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
     bpf.touch()
     bpf.chmod(0o660)
     (tmp_path / "ipnat").touch()
-    monkeypatch.setattr(finding, "PATH", str(tmp_path / "bin"))
+    monkeypatch.setitem(programs.ENVIRONMENT, "PATH", str(tmp_path / "bin"))  # type: ignore[arg-type]
     monkeypatch.setattr(looks_bsd, "BPF", bpf)
     well = WELL | {"sysrc -n ipnat_rules": f"{rules}\n"}
     me = Daemon(None, "", User(pwd.getpwuid(os.getuid()).pw_name, os.getuid(), frozenset()))
