@@ -19,11 +19,11 @@ from pyasn1.codec.ber.encoder import encode
 from check_failover.checks import replication
 from check_failover.checks.ldap import result_text
 from check_failover.checks.replication import Entry
-from check_failover.model import Target
+from check_failover.model import Target, clean
 from check_failover.sync import entries, lineage
 from check_failover.sync.entries import Entries, InStep
 from check_failover.sync.guard import SyncRefusedError, ends
-from check_failover.sync.hosts import SyncStepError, clean
+from check_failover.sync.hosts import SyncStepError
 from check_failover.sync.job import Job
 from check_failover.syncstate import Refusal, SyncState
 
