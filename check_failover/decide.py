@@ -171,7 +171,7 @@ def _changes_left_behind(_f: Facts, p: Policy, s: Situation) -> str | None:
     return "the standby's changes were not brought back (last_resort = safe); by hand: failoverctl fail-back"
 
 
-def _not_brought_back(s: Situation) -> str | None:
+def _not_brought_back(_f: Facts, _p: Policy, s: Situation) -> str | None:
     if s.synced_back is not False:
         return None
     return "the standby's changes were not brought back" + (f": {s.undecided}" if s.undecided else "")
@@ -194,6 +194,8 @@ def _no_probe(server: str, ok: bool | None) -> str | None:
 
 
 _SYNCS = "a data sync is running"
+_BY_PERSON = "a person moved it to the standby, a person moves it back"
+_LOCKED = "locked on the standby after one fail-over too many, a person must look"
 _OFF = "event handlers are switched off in the core: the fail-over waits for a person"
 _ON_STANDBY, _ON_PRIMARY = _on(Target.STANDBY), _on(Target.PRIMARY)
 _HOLD: Row = (Reason.HOLD, False, _held)
@@ -267,11 +269,7 @@ FAIL_BACK: tuple[Row, ...] = (
     (Reason.PRIMARY_FAILED, False, lambda _f, _p, s: None if s.primary_ok else "the primary fails its probe"),
     (Reason.PRIMARY_UNPROVEN, False, _unproven),
     _SYNC_RUNNING,
-    (
-        Reason.NOT_SYNCED_BACK,
-        False,
-        lambda _f, _p, s: _not_brought_back(s),
-    ),
+    (Reason.NOT_SYNCED_BACK, False, _not_brought_back),
     (Reason.HOLD_DOWN, False, _hold_down),
     (Reason.DOWNTIME, True, _primary_in_downtime),
 )
@@ -279,18 +277,8 @@ FAIL_BACK: tuple[Row, ...] = (
 # Automatic fail-back (``auto_fail_back``): three refusals of its own, then the conditions of a manual one.
 AUTO_FAIL_BACK: tuple[Row, ...] = (
     (Reason.SHADOW, False, _SHADOW[2]),
-    (
-        Reason.MOVED_BY_PERSON,
-        False,
-        lambda _f, _p, s: "a person moved it to the standby, a person moves it back" if s.moved_by_person else None,
-    ),
-    (
-        Reason.LOCKED,
-        False,
-        lambda _f, _p, s: (
-            "locked on the standby after one fail-over too many, a person must look" if s.locked else None
-        ),
-    ),
+    (Reason.MOVED_BY_PERSON, False, lambda _f, _p, s: _BY_PERSON if s.moved_by_person else None),
+    (Reason.LOCKED, False, lambda _f, _p, s: _LOCKED if s.locked else None),
     *FAIL_BACK,
 )
 

@@ -38,7 +38,7 @@ def test_the_serving_standby_fails(make_site: MakeSite, make_load: MakeLoad, fau
 
 
 def test_both_fail_and_the_primary_comes_back_first(make_site: MakeSite, make_load: MakeLoad) -> None:
-    """Nothing moves while both are dead; the primary's return is enough, also over a restart of either daemon."""
+    """Nothing moves while both are dead; the primary's return is enough (over restarts: test_restarted)."""
     site = make_site(kannel=False)
     load = make_load(site)
     site.fault("crash")

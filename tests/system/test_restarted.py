@@ -7,12 +7,14 @@ sessions on the other server whose answers veto a fail-over, is ``test_answers_o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,8 @@ class Ground:
             for who, address in SERVERS.items():
                 log = site.directory / f"{name}-{who}.log"
                 self.echo[name, who] = Echo(self.house, who, "tcp", address, port, log)
-                self.echo[name, who].start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Echo.start, self.echo.values()))
         for name in PORT:
             site.wait_healthy("standby", name=name, deadline=40.0)
             assert self.ask(name) == f"primary {CLIENT}"
@@ -229,7 +232,7 @@ def test_an_order_that_waited_in_a_frozen_redirector(ground: Ground, daemon: str
     try:
         ground.echo[name, "primary"].stop()
         poll(lambda: ground.ask(name, 0.3) and site.sniffer(name)["verdict"] == "failed", 20.0, "it is seen")
-        poll(lambda: _waiting(site), 20.0, "the core's order waits in the socket")
+        poll(lambda: _waiting(site, name), 20.0, "the core's order waits in the socket")
         ground.echo[name, "primary"].start()
         if daemon == "sniffer":
             site.kill(daemon)
@@ -239,7 +242,7 @@ def test_an_order_that_waited_in_a_frozen_redirector(ground: Ground, daemon: str
         os.kill(frozen, signal.SIGCONT)
     if daemon == "redirector":
         ground.restart(daemon)
-    poll(lambda: not _waiting(site), 20.0, "every handler has its answer")
+    poll(lambda: not _waiting(site, name), 40.0, "the handler has its answer")
     until = time.monotonic() + 1.0
     while time.monotonic() < until:
         assert ground.ask(name) == f"primary {CLIENT}"
@@ -247,10 +250,13 @@ def test_an_order_that_waited_in_a_frozen_redirector(ground: Ground, daemon: str
     assert site.status(name)["target"] == "primary"
 
 
-def _waiting(site: Site) -> bool:
-    """Whether an event handler of the core runs."""
-    found = [Path(f"/proc/{pid}/cmdline") for pid in site.house.pids("controller")]
-    return any(b"failover_event" in path.read_bytes() for path in found if path.exists())
+def _waiting(site: Site, name: str) -> bool:
+    """Whether the core's event handler for that service runs."""
+    words = []
+    for pid in site.house.pids("controller"):
+        with contextlib.suppress(OSError):  # it has ended
+            words.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return any(b"failover_event" in word and name.encode() in word for word in words)
 
 
 def test_a_segment_that_conntrack_calls_invalid(ground: Ground, daemon: str) -> None:
