@@ -94,8 +94,11 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True)
-class DrainStatus:
-    """A drain in progress; ``left``: open connections, None: they could not be counted."""
+class Drain:
+    """Open connections finish on ``old``; the redirector cuts the rest at ``deadline`` (None: never).
+
+    ``left``: how many there are now; None: not counted.
+    """
 
     old: Target
     at: Moment
@@ -136,7 +139,7 @@ class ServiceStatus:
     refused: str | None = None  # the refusal of an order that is not pending, see ``redirector.state``
     withheld: bool | None = None  # whether refused connections are withheld from clients; None: unsupported, unknown
     dead: Target | None = None  # the server that was just left: its open connections are reset
-    drain: DrainStatus | None = None
+    drain: Drain | None = None
     downtime: tuple[str, ...] = ()
     auto_fail_back: AutoFailBack | None = None
     hold_down_left: Seconds = 0.0

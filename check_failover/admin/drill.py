@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from check_failover import control
-from check_failover.admin.finding import user_name
 from check_failover.admin.testclient import LINK, ClientError, client_at
 from check_failover.checks import ProbeError, probe_function
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Probe, Service, Target
 from check_failover.records import DrillStatus, RecordError, ServiceStatus, service_statuses
+from check_failover.rights import user_name
 from check_failover.sms import GatewayError
 from check_failover.sms.flush import sender
 

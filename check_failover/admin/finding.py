@@ -21,6 +21,7 @@ from check_failover.control import MAX_HISTORY, ControlError, Message, SilentErr
 from check_failover.peer import peer_of
 from check_failover.places import row_of
 from check_failover.records import JournalEntry, RecordError, ServiceStatus, journal_entries, service_statuses
+from check_failover.rights import user_name
 
 S = TypeVar("S")
 READ, WRITE, EXECUTE = 4, 2, 1
@@ -199,13 +200,6 @@ def output(*argv: str) -> str | None:
     except (OSError, programs.LateError):
         return None
     return done.out.decode(errors="replace") if done.code == 0 else None
-
-
-def user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
 
 
 def _allows(user: User, mode: os.stat_result, wanted: int) -> bool:

@@ -7,7 +7,7 @@ from check_failover import decide, reach, story
 from check_failover.config import Config
 from check_failover.damping import SUPPRESS
 from check_failover.model import Service, Target
-from check_failover.records import AutoFailBack, DrainStatus, JournalEntry, ServiceStatus, to_json
+from check_failover.records import AutoFailBack, Drain, JournalEntry, ServiceStatus, to_json
 from check_failover.story import moment
 
 
@@ -75,7 +75,7 @@ def _traffic_lines(sniffer: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def drain(name: str, going_on: DrainStatus) -> str:
+def drain(name: str, going_on: Drain) -> str:
     """A drain's progress."""
     deadline = going_on.deadline
     until = "" if deadline is None else f", cut at {moment(deadline)}"

@@ -15,13 +15,14 @@ from check_failover import control, syncstate
 from check_failover.admin import remote, reports, show
 from check_failover.admin.director import basket
 from check_failover.admin.doctor import doctor
-from check_failover.admin.finding import LOOK_TIMEOUT, journal, user_name
+from check_failover.admin.finding import LOOK_TIMEOUT, journal
 from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import nagios
 from check_failover.config import Config
 from check_failover.control import MAX_HISTORY, ControlError
 from check_failover.model import Service, Target
 from check_failover.records import JournalEntry, service_statuses, to_json
+from check_failover.rights import user_name
 from check_failover.story import printable
 
 REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server

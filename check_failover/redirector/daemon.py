@@ -70,7 +70,7 @@ def run(config: Config, wake: Wake) -> bool:
         config.controller.redirector_socket,
         rights.OF_REDIRECTOR,
         requests.handle,
-        requests.authorise,
+        partial(rights.refused, rights.OF_REDIRECTOR, config.controller),
         hello=lambda: {"targets": {name: str(target) for name, target in steering.targets().items()}},
         looks=partial(rights.looks, config.controller),
     )

@@ -5,7 +5,7 @@ connection is left. The redirector cuts the rest, as in a fail-over, at the drai
 fails, because the connections would be stranded then.
 """
 
-from check_failover.redirector.state import Drain
+from check_failover.records import Drain
 
 
 def ending(drain: Drain, left: int, *, old_failed: bool, now: float) -> str | None:

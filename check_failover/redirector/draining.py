@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from check_failover import reach
 from check_failover.model import Service, Why
-from check_failover.records import JournalEntry
+from check_failover.records import Drain, JournalEntry
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.drain import ending
 from check_failover.redirector.order import Order
 from check_failover.redirector.repair import Repair
-from check_failover.redirector.state import Drain, StateError
+from check_failover.redirector.state import StateError
 from check_failover.redirector.store import StateStore
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from check_failover.decide import (
     decide,
 )
 from check_failover.model import Facts, Service, Target
-from check_failover.records import Caller
-from check_failover.redirector.state import Drain, ServiceState, next_generation
+from check_failover.records import Caller, Drain
+from check_failover.redirector.state import ServiceState, next_generation
 
 TABLES = {
     "fail-over": FAIL_OVER,

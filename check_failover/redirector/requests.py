@@ -21,10 +21,11 @@ from check_failover.redirector.order import Order
 from check_failover.redirector.report import CoreReports, detail_lines, redirect_state
 from check_failover.redirector.state import ServiceState, StateError, outranks, parsed
 from check_failover.redirector.steering import Steering
-from check_failover.rights import OF_REDIRECTOR, by_hand, refused, user_name
+from check_failover.rights import by_hand, user_name
 from check_failover.story import printable
 
 log = logging.getLogger(__name__)
+LONGEST_DRAIN = 1e9  # seconds
 
 
 class RedirectorRequests:
@@ -38,10 +39,6 @@ class RedirectorRequests:
         self._looked_at: dict[str, object] = {}  # what ``look`` saw last
         self._afterwards = Afterwards()
         self._elsewhere = Elsewhere(steering.elsewhere)
-
-    def authorise(self, verb: str, peer: Peer) -> str | None:
-        """Why the peer may not use the verb; None if it may."""
-        return refused(OF_REDIRECTOR, self._controller, verb, peer)
 
     def handle(self, message: Message, peer: Peer) -> Message:
         verb = str(message["verb"])
@@ -267,7 +264,7 @@ class RedirectorRequests:
         limit, before = message.get("limit", 50), message.get("before")
         if not isinstance(limit, int) or not 1 <= limit <= MAX_HISTORY or not isinstance(before, str | None):
             raise RequestRefusedError(f"history: want limit, a number from 1 to {MAX_HISTORY}, and before, an ID")
-        found = self._steering.history(min(limit, HISTORY_PAGE), before)
+        found = self._steering.journal.read(min(limit, HISTORY_PAGE), before)
         return {"entries": [to_json(entry) for entry in found], "more": len(found) == HISTORY_PAGE < limit}
 
     def _service(self, message: Message) -> Service:
@@ -333,8 +330,8 @@ def _deadline(service: Service, message: Message) -> float | None:
     deadline = message.get("deadline")
     if deadline is None:
         return service.policy.drain_deadline
-    if not isinstance(deadline, int | float) or not 0 <= deadline < float("inf"):
-        raise RequestRefusedError("deadline: want a number of seconds, 0 or more")
+    if not isinstance(deadline, int | float) or not 0 <= deadline <= LONGEST_DRAIN:
+        raise RequestRefusedError(f"deadline: want a number of seconds, 0 to {LONGEST_DRAIN:.0f}")
     return float(deadline)
 
 

@@ -17,20 +17,11 @@ from typing import Any
 from check_failover import reach
 from check_failover.damping import Damping
 from check_failover.model import Hold, Target
-from check_failover.records import Moment, Reach, RecordError, from_json, read_json
+from check_failover.records import Drain, Moment, Reach, RecordError, from_json, read_json
 
 
 class StateError(Exception):
     """The state file cannot be read or written: one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """Open connections finish on ``old``; the redirector cuts the rest at ``deadline`` (None: never)."""
-
-    old: Target
-    at: float
-    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

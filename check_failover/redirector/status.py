@@ -6,7 +6,7 @@ from dataclasses import replace
 from check_failover.damping import decayed
 from check_failover.decide import FAIL_BACK, checklist
 from check_failover.model import Service
-from check_failover.records import AutoFailBack, DrainStatus, ServiceStatus
+from check_failover.records import AutoFailBack, ServiceStatus
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.order import Order, situation
 from check_failover.redirector.state import ServiceState
@@ -19,7 +19,7 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
     wired = redirect.wired((service,)).get(service.name)
     kernel = None if wired is None else wired.target
     activity = None
-    drain = None if state.drain is None else DrainStatus(state.drain.old, state.drain.at, state.drain.deadline)
+    drain = state.drain
     problem = next(iter(store.problems[service.name].values()), None)
     try:
         activity = redirect.activity(service)

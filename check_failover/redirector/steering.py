@@ -50,6 +50,7 @@ class Steering:
         self._services = {service.name: service for service in config.services}
         self._redirect, self._publish = redirect, publish
         self._store = StateStore(config.controller.state_dir, self._services)
+        self.journal = self._store.journal
         self._lock = threading.Lock()
         self._repair = Repair(redirect, self._store, publish, self._lock, config.controller.state_dir)
         self.drains = Drains(redirect, self._store, self._repair, self._lock)
@@ -340,9 +341,6 @@ class Steering:
         return entry
 
     # ------------------------------------------------------------ queries
-
-    def history(self, limit: int, before: str | None) -> list[JournalEntry]:
-        return self._store.history(limit, before)
 
     def status(self, name: str, fail_back: Order | None = None) -> ServiceStatus:
         """See ``records``; ``fail_back``: an order to fail back, with the known facts about the primary."""

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from check_failover import reach
 from check_failover.model import Facts, Target
-from check_failover.records import Caller, JournalEntry
+from check_failover.records import Caller, Drain, JournalEntry
 from check_failover.redirector.journal import Journal, JournalError
-from check_failover.redirector.state import Drain, ServiceState, StateError, intend, intended, load, settle, withdraw
+from check_failover.redirector.state import ServiceState, StateError, intend, intended, load, settle, withdraw
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class StateStore:
 
     def __init__(self, state_dir: Path, names: Iterable[str]) -> None:
         self._directory = state_dir / "target"
-        self._journal = Journal(state_dir / "journal.jsonl")
+        self.journal = Journal(state_dir / "journal.jsonl")
         self.state: dict[str, ServiceState] = {}
         self.problems: dict[str, dict[str, str]] = {name: {} for name in names}  # service -> kind -> text
         self.last_entry: dict[str, JournalEntry] = {}  # service -> its newest entry
@@ -77,7 +77,7 @@ class StateStore:
             since = self.state[name].since
             if since is not None:
                 self._moved[name] = time.monotonic() - max(0.0, time.time() - since)
-        for entry in self._journal.read(200):
+        for entry in self.journal.read(200):
             self._remember(entry)
         return unfinished
 
@@ -208,7 +208,7 @@ class StateStore:
     def _flush_journal(self) -> None:
         try:
             while self._unwritten:
-                self._journal.write(self._unwritten[0])
+                self.journal.write(self._unwritten[0])
                 self._unwritten.popleft()
         except JournalError as error:
             for entry in self._unwritten:
@@ -218,7 +218,3 @@ class StateStore:
         else:
             for problems in self.problems.values():
                 problems.pop("journal", None)
-
-    def history(self, limit: int, before: str | None = None) -> list[JournalEntry]:
-        """The last entries, or those before the entry with that ID, oldest first."""
-        return self._journal.read(limit, before)

@@ -59,11 +59,6 @@ class Text:
         return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n"
 
 
-def parse(data: bytes) -> Text:
-    """The text in a file's content. Raises RecordError."""
-    return read_json(Text, data)
-
-
 def key_of(*event: str) -> str:
     """The file name for an event and a number; without an event a new name for each call."""
     if not event:
@@ -110,7 +105,7 @@ class Spool:
                 if since and _changed(path) < since:
                     continue
                 try:
-                    text = parse(read_file(path))
+                    text = read_json(Text, read_file(path))
                     if text.key != path.stem:  # it names the files that this text becomes
                         raise RecordError("its name is not its key")
                     found.append(text)

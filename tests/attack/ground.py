@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from check_failover import rights
@@ -54,7 +55,7 @@ class Kernel:
     def forget_unanswered(self, service: Service, old: Target) -> int:
         return 0
 
-    free_stranded = sweep = open_connections = cut = forget_unanswered
+    free_stranded = sweep = sweep_finished = open_connections = cut = forget_unanswered
 
     def elsewhere(self, service: Service, target: Target) -> list[Endpoint]:
         return []
@@ -105,8 +106,8 @@ class Redirector:
             config.controller.redirector_socket,
             rights.OF_REDIRECTOR,
             self.requests.handle,
-            self.requests.authorise,
-            looks=lambda peer: rights.looks(config.controller, peer),
+            partial(rights.refused, rights.OF_REDIRECTOR, config.controller),
+            looks=partial(rights.looks, config.controller),
         )
         self.server.start()
 

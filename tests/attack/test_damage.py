@@ -18,10 +18,10 @@ from check_failover.control import parse
 from check_failover.damping import Damping
 from check_failover.model import Hold, State, Target
 from check_failover.reach import derived
-from check_failover.records import JournalEntry, service_statuses, to_json
+from check_failover.records import Drain, JournalEntry, service_statuses, to_json
 from check_failover.redirector import Wiring
 from check_failover.redirector.journal import Journal
-from check_failover.redirector.state import Drain, ServiceState, intend, settle
+from check_failover.redirector.state import ServiceState, intend, settle
 from check_failover.redirector.store import StateStore
 from check_failover.sms.spool import AWAITED, FAILED, QUEUE, SENT, Spool, Text
 from check_failover.syncstate import Digests, Phase, Problem, Refusal, Running, Size, SyncDirection, SyncState

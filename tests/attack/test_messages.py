@@ -152,3 +152,18 @@ def test_random_messages_by_every_role(directory: Path) -> None:
     redirector.close()
     assert not (directory / "state" / "journal.jsonl.damaged").exists()
     assert min(seen.values()) > 0, f"an attack that reaches nothing shows nothing: {seen}"
+
+
+def test_a_drain_without_an_end(directory: Path) -> None:
+    """A deadline beyond every calendar would make a state that no restart can read."""
+    made, kernel = config(directory), Kernel()
+    redirector = Redirector(made, kernel)
+    for deadline in ("1e308", "9223372036854775807", "-1", "true", '"9"'):
+        line = f'{{"verb": "drain", "service": "ldap", "manual": true, "deadline": {deadline}}}\n'.encode()
+        reply = redirector.server.answer(line, PEERS["root"])
+        assert reply is not None
+        assert deadline == "true" or "deadline: want" in reply["error"], reply
+    redirector.close()
+    redirector = Redirector(made, kernel)
+    everything_prints(redirector)
+    redirector.close()

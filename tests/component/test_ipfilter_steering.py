@@ -124,7 +124,7 @@ def test_another_hand_is_noticed_and_put_right(
     kernel.rules = rules
     steering.reconcile()
     assert _ours(kernel) == [NEW]
-    assert steering.history(1)[0].verb == "restore"
+    assert steering.journal.read(1)[0].verb == "restore"
     calls = len(kernel.history)
     steering.reconcile()
     assert len(kernel.history) == calls + 1, "nothing is wrong: one look"

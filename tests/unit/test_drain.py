@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from check_failover.model import Target
+from check_failover.records import Drain
 from check_failover.redirector.drain import ending
-from check_failover.redirector.state import Drain
 
 AT = 1_000_000.0
 DRAIN = Drain(Target.PRIMARY, AT)

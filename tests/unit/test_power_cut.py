@@ -13,10 +13,10 @@ import pytest
 from check_failover.damping import Damping
 from check_failover.model import Hold, State, Target
 from check_failover.reach import derived
-from check_failover.records import JournalEntry, ServiceStatus
+from check_failover.records import Drain, JournalEntry, ServiceStatus
 from check_failover.redirector.journal import Journal
 from check_failover.redirector.report import redirect_state
-from check_failover.redirector.state import Drain, ServiceState, intend, load, settle
+from check_failover.redirector.state import ServiceState, intend, load, settle
 from check_failover.redirector.store import StateStore
 
 OLD = ServiceState(since=1e9, downtime=("ldap.example.org",), reached=derived(Target.PRIMARY, 1e9))

@@ -11,8 +11,9 @@ import pytest
 from check_failover.config import load
 from check_failover.decide import Reason
 from check_failover.model import Facts, Hold, Target
+from check_failover.records import Drain
 from check_failover.redirector import Wiring
-from check_failover.redirector.state import Drain, ServiceState
+from check_failover.redirector.state import ServiceState
 from check_failover.redirector.wiring import wiring
 
 P, S = Target.PRIMARY, Target.STANDBY
