@@ -123,11 +123,17 @@ def put_aside(job: Job, serving: str | None) -> None:
     if job.take:
         job.noted(f"{user} decided that the {source}'s data counts")
     if job.spec.before or serving is not None:
-        name = time.strftime(f"kept-%Y%m%dT%H%M%S-{receiver}", time.localtime(job.looked))
-        remote(job.receiver, "keep", job.spec.copy_path, name, served(job, job.receiver).path)
-        job.kept = f"{job.receiver}: {job.spec.copy_path}.sync/{name}"
-        job.noted(f"the {receiver}'s data was put aside: {job.kept}")
+        keep(job, job.receiver, receiver, served(job, job.receiver).path)
     try:
         job.access.decided("merge" if job.merge else "take", source, job.kept, user)
     except SyncStepError as error:
         print(f"{job.name}: no line about this decision in the journal: {error}", file=sys.stderr)
+
+
+def keep(job: Job, on: Host, what: str, path: str) -> None:
+    """Put a directory of a server aside under a name that no run removes. Raises SyncStepError."""
+    name = time.strftime(f"kept-%Y%m%dT%H%M%S-{what}", time.localtime(job.looked))
+    remote(on, "keep", job.spec.copy_path, name, path)
+    place = f"{on}: {job.spec.copy_path}.sync/{name}"
+    job.kept = f"{job.kept}; {place}" if job.kept else place
+    job.noted(f"the {on.role}'s data was put aside: {place}")

@@ -91,17 +91,18 @@ inspect)
     case $known in *"no xattrs"*) ;; *" xattrs"*) echo "xattrs yes" ;; esac
     ;;
 
-served) # after a killed run: the copy that the service works on, which is the one that it wrote to last
-    # a file that only one copy has (-links 1) belongs to the service; without a write finishing the switch loses nothing
+served) # after a killed run: the copy that clients wrote to since the link moved; "both": the service was restarted between
+    # a file that only one copy has (-links 1) belongs to the service; who only reads LMDB writes to lock.mdb, too;
+    # without a write finishing the switch loses nothing
     old=$(cat "$place/pending") new=$(current)
-    if [ -z "$new" ] || [ ! -d "$place/$old" ] || [ "$old" = "$new" ]; then
+    written() { [ -n "$(find "$place/$1/" -type f -links 1 -newer "$place/pending" ! -name lock.mdb | head -n 1)" ]; }
+    if [ -z "$new" ] || [ ! -d "$place/$old" ] || [ "$old" = "$new" ] || ! written "$old"; then
         echo "served new"
+    elif written "$new"; then
+        echo "served both"
+        echo "old $old"
     else
-        find "$place/$old/" "$place/$new/" -type f -links 1 -newer "$place/pending" | {
-            last=$place/pending
-            while IFS= read -r file; do if [ "$file" -nt "$last" ]; then last=$file; fi; done
-            case $last in "$place/$old/"*) echo "served old" ;; *) echo "served new" ;; esac
-        }
+        echo "served old"
     fi
     ;;
 

@@ -27,7 +27,9 @@ def inspect(job: Job) -> dict[Host, dict[str, str]]:
         if clock := re.match(r"\d+(\.\d+)?", found[on].get("now", "")):
             skews[on] = float(clock[0]) - (before + job.access.now()) / 2
     job.skew, job.apart = skews.get(job.source, 0.0), max(map(abs, skews.values()), default=0.0)
-    job.keeps, job.note = kept(job, found)
+    job.keeps, note = kept(job, found)
+    if note not in job.note:
+        job.noted(note)
     theirs = found[job.receiver]
     if "directory" in theirs:
         text = f"{path} on the {job.receiver} is an ordinary directory; run once: failover-sync --adopt {job.name}"

@@ -98,6 +98,39 @@ def test_entries_of_the_standby_behind_a_killed_switch_come_back(database: Datab
     assert syncing.standby.resolve() == served
 
 
+def test_a_database_that_was_only_opened_has_no_entries(database: Database) -> None:
+    """After a crash the standby's service opens the copy that the link names; nobody writes there before the run."""
+    syncing = database.syncing
+    database.write(syncing.primary, "second")
+    served = database.kill_after_the_switch()
+    syncing.target, syncing.since = "standby", time.time()
+    database.write(served, "taken in by the standby")
+    (syncing.standby / "db/lock.mdb").write_text("a reader")
+    ok(syncing.sync("--take", "standby", "--yes"))
+    assert "taken in by the standby" in (syncing.primary / "db/entries").read_text()
+    assert syncing.standby.resolve() == served
+
+
+def test_entries_in_both_copies_need_a_person(database: Database) -> None:
+    """Killed on the way to the standby, entries there, a crash, more entries in the other copy: none is lost."""
+    syncing = database.syncing
+    database.write(syncing.primary, "second")
+    served = database.kill_after_the_switch()
+    syncing.target, syncing.since = "standby", time.time()
+    database.write(served, "before the crash")
+    database.write(syncing.standby, "after the crash")
+    for _ in range(2):
+        text = f"the earlier: standby (root@127.0.0.2): {syncing.servers.srv}/data.sync/{served.name}"
+        refused(syncing, syncing.sync("--reverse"), Refusal.BOTH_SERVED, text)
+    said = ok(syncing.sync("--take", "standby", "--yes"))
+    assert "after the crash" in (syncing.primary / "db/entries").read_text()
+    (kept,) = syncing.standby.with_name("data.sync").glob("kept-*")
+    assert "before the crash" in (kept / "db/entries").read_text()
+    assert kept.name in said
+    assert kept.name in syncing.state().kept
+    assert "pending" not in syncing.versions("standby")
+
+
 def test_entries_of_the_primary_behind_a_killed_switch_reach_the_standby(database: Database) -> None:
     """Killed on the way back, fail-back, entries in the copy that the primary has open: forward has them."""
     syncing = database.syncing

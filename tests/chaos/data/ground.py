@@ -33,7 +33,7 @@ from tests.system.test_rescue import LATE
 
 NFT = "/usr/sbin/nft"
 RATE = {"ldap": 12.0, "files": 6.0}  # writes per second; rsync must find a moment without a new file
-KEPT = re.compile(r"(primary|standby)(?: \([^)]*\))?: (\S+\.sync/kept-[\w-]+)")
+KEPT = re.compile(r"(primary|standby)(?: \([^)]*\))?: (\S+\.sync/(?:kept|v)-[\w-]+)")
 PATIENCE = 10.0  # seconds until what was healed works again
 FILES = f"""
 [service.sync]
@@ -41,6 +41,18 @@ primary = "root@{ADDRESSES["primary"]}"
 standby = "root@{ADDRESSES["standby"]}"
 from = "{{srv}}/data"
 ssh_config = "{{srv}}/../ssh_config"
+"""
+
+CONFIG = """\
+include /etc/ldap/schema/core.schema
+include /etc/ldap/schema/cosine.schema
+include /etc/ldap/schema/inetorgperson.schema
+modulepath /usr/lib/ldap
+moduleload back_mdb
+database mdb
+suffix {base}
+directory {place}/db
+maxsize 67108864
 """
 
 
@@ -109,7 +121,12 @@ class Directory:
         return None if done.returncode else found
 
     def put_aside(self, place: Path) -> frozenset[int]:
-        text = (place / "data.ldif").read_text()
+        """What a person finds in a directory: the export, or a database that slapd worked on."""
+        text = (place / "data.ldif").read_text() if place.exists() else ""
+        if (place / "db").exists():
+            config = self._site.directory / "aside.conf"
+            config.write_text(CONFIG.format(base=BASE, place=place))
+            text += self._site.house.run("controller", "/usr/sbin/slapcat", "-f", str(config), "-b", BASE)
         return frozenset(map(int, re.findall(r"^cn: n(\d+)$", text, re.MULTILINE)))
 
 
@@ -143,7 +160,8 @@ class Shelf(Housed):
         return None if done.returncode else self.put_aside(self._place)
 
     def put_aside(self, place: Path) -> frozenset[int]:
-        return frozenset(int(path.name[1:]) for path in place.iterdir() if path.name.startswith("n"))
+        files = place.iterdir() if place.exists() else ()
+        return frozenset(int(path.name[1:]) for path in files if path.name.startswith("n"))
 
 
 class Run:
@@ -341,8 +359,7 @@ class Ground:
         """SIGKILL as soon as the run is in that phase: to itself, or to its step on a server."""
         until = time.monotonic() + 8.0
         while run.process.poll() is None and time.monotonic() < until:
-            running = self.record().running
-            if running is not None and running.phase == phase and (side == "controller" or self._steps(side)):
+            if self._reached(run, phase) and (side == "controller" or self._steps(side)):
                 break
             time.sleep(0.002)
         if side == "controller":
@@ -351,6 +368,14 @@ class Ground:
         for pid in self._steps(side):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def _reached(self, run: Run, phase: str) -> bool:
+        """Whether the run is in that phase; "restart": its link has moved and its ``after`` is not over."""
+        if phase == "restart":
+            receiver = "primary" if {"--reverse", "standby"} & set(run.options) else "standby"
+            return (self.site.directory / receiver / "data.sync/pending").exists()
+        running = self.record().running
+        return running is not None and running.phase == phase
 
     def _steps(self, side: str) -> list[int]:
         """The processes that ssh started on a server."""
@@ -408,7 +433,8 @@ class Ground:
     def kept(self) -> dict[str, frozenset[int]]:
         """What the places have that runs named."""
         srv, found = str(self.site.srv), {}
-        for who, path in self.named:
+        journal = "\n".join(entry["line"] for entry in self.site.journal())
+        for who, path in self.named | set(KEPT.findall(journal)):
             place = self.site.directory / who / Path(path).relative_to(srv)
             found[path] = self.server[who].put_aside(place)
         return found

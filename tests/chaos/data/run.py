@@ -65,7 +65,7 @@ class Runner:
             self.times = " + ".join(f"{later - one:.1f}" for one, later in pairwise(moments))
         except Exception as error:
             why = error if isinstance(error, AssertionError) else traceback.format_exc()
-            raise ChaosError(f"seed {this.seed}: {this}\n{why}\n{self._told()}") from None
+            raise ChaosError(f"seed {this.seed}: {this}\n{why}\n{self.told()}") from None
 
     # ------------------------------------------------------------ events
 
@@ -85,7 +85,7 @@ class Runner:
             ground.late(on=self._late)
         elif kind == "wait for run":
             ground.join(FOREGROUND)
-        elif kind in ("sync", "reverse", "sync killed", "reverse killed", "take"):
+        elif kind.split(" ")[0] in ("sync", "reverse", "take"):
             self._run(kind, what)
         else:
             self._held = kind == "hold" or (self._held and kind != "release")
@@ -97,7 +97,9 @@ class Runner:
         if not ground.join(FOREGROUND):
             ground.tell("an earlier run goes on")
             return
-        options = ["--take", what, "--yes"] if kind == "take" else ["--reverse"] if kind.startswith("reverse") else []
+        options = ["--reverse"] if kind.startswith("reverse") else []
+        if kind.startswith("take"):  # the server whose clients are asleep: the one that serves, as a person would
+            options = ["--take", what if kind == "take" else ground.status()["target"], "--yes"]
         run = ground.start(*options)
         if kind.endswith("killed"):
             _, phase, _, side = what.split(" ")
@@ -183,7 +185,7 @@ class Runner:
                 lines.append(f"  {who} {path.name}: {numbers([n for n in has if n in short])} of {len(has)}")
         return "\n".join([f"acknowledged {len(found.acknowledged)}, serves: {found.serving}", *lines])
 
-    def _told(self) -> str:
+    def told(self) -> str:
         ground = self.ground
         journal = [f"{entry['at']:.3f} journal: {entry['by']}: {entry['line']}" for entry in ground.site.journal()]
         failed = [one for one in ground.writes() if one["error"]]
@@ -197,7 +199,7 @@ class Runner:
         )
 
 
-def run(rounds: Sequence[Round], say: Callable[[str], None]) -> list[str]:
+def run(rounds: Sequence[Round], say: Callable[[str], None], *, story: bool = False) -> list[str]:
     """Run them, those of one kind on one site; what went wrong, a text for each round that did."""
     failures: list[str] = []
     left = sorted(rounds, key=lambda one: one.kind)
@@ -218,6 +220,8 @@ def run(rounds: Sequence[Round], say: Callable[[str], None]) -> list[str]:
                         break
                     took, writes = time.monotonic() - began, len(ground.acknowledged())
                     say(f"    ok, {took:.1f} s ({runner.times}), {writes} writes: {_end(ground)}")
+                    if story:
+                        say(runner.told())
     return failures
 
 
@@ -234,13 +238,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="rounds of data")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 10000)
+    parser.add_argument("--story", action="store_true", help="what happened in each round")
     parser.add_argument("--events", help="this sequence, in the words of a failed round; --seed says of which kind")
     given: Any = parser.parse_args()
     os.umask(0o022)
     rounds = [generate(seed) for seed in range(given.seed, given.seed + given.rounds)]
     if given.events:
         rounds = [Round(given.seed, tuple(map(Event.parse, given.events.split(";"))))] * given.rounds
-    failures = run(rounds, lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", flush=True))
+    failures = run(rounds, lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", flush=True), story=given.story)
     print(f"{len(rounds)} rounds from seed {given.seed}, {len(failures)} failed")
     for failure in failures:
         first = failure.splitlines()[0]

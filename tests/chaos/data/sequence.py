@@ -14,7 +14,7 @@ SERVERS = ("primary", "standby")
 FILES = 10001  # the first seed of a round with files
 PAUSES = (0.0, 0.2, 0.5, 1.0, 1.5)  # seconds that clients go on after an event
 SYNCS = ("sync", "reverse")
-PHASES = ("prepare", "transfer", "switch")
+PHASES = ("prepare", "transfer", "switch", "restart")  # the last: the link has moved, the service works on the old copy
 SIDES = ("controller", "primary", "standby")
 
 
@@ -141,7 +141,8 @@ def _killed(kind: str) -> Kind:
     whats = tuple(f"in {phase} at {side}" for phase in PHASES for side in SIDES)
 
     def weight(scene: Scene, what: str) -> int:
-        return (3 if "switch" in what else 1) * (scene.away is (kind == "reverse"))
+        fits = "asleep" in scene.marks if kind == "take" else scene.away is (kind == "reverse")
+        return fits * (4 if "restart" in what else 2 if "switch" in what else 1)
 
     return Kind(whats, weight, lambda scene, _what: scene)
 
@@ -165,5 +166,5 @@ KINDS: dict[str, Kind] = {
     "take": Kind(SERVERS, lambda scene, _what: 6 * ("asleep" in scene.marks), lambda scene, _what: scene),
     "wait for run": _mark("running", on=False, weight=8),
     **{kind: _sync(kind) for kind in SYNCS},
-    **{f"{kind} killed": _killed(kind) for kind in SYNCS},
+    **{f"{kind} killed": _killed(kind) for kind in (*SYNCS, "take")},
 }
