@@ -170,7 +170,7 @@ class SmsSender:
             token = receipts.token() if receipts else ""
             tried = replace(tried, attempts=tried.attempts + 1)
             try:
-                gateway.send(text.text, text.number, receipts.url(token) if receipts else "")
+                _hand(gateway, text, receipts.url(token) if receipts else "")
             except GatewayError as error:
                 tried = replace(tried, problem=str(error))
                 self.spool.log(number=text.number, text=text.text, gateway=name, problem=str(error), key=text.key)
@@ -243,6 +243,16 @@ class SmsSender:
             print(f"failover_sms: sent, but still in the {source}: {error}", file=sys.stderr)
         else:
             self._gone.discard(text.key)
+
+
+def _hand(gateway: Gateway, text: Text, receipt_url: str) -> None:
+    """Raises GatewayError, also for a fault of ours: the other gateway and the other texts must have their turn."""
+    try:
+        gateway.send(text.text, text.number, receipt_url)
+    except GatewayError:
+        raise
+    except Exception as error:
+        raise GatewayError(f"internal error: {type(error).__name__}: {error}") from None
 
 
 def sender(config: configuration.Config) -> SmsSender:

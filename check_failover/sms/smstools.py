@@ -4,6 +4,7 @@ A file is written under a name that smsd ignores (a leading dot) and then rename
 file ends without a newline, because smsd would send it. smsd passes status reports to the site's scripts: no receipts.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ class Smstools:
                 os.fsync(file.fileno())
             half.rename(self._outgoing / name)
         except OSError as error:
-            half.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where we may not write, we may not even look
+                half.unlink()
             raise GatewayError(f"{self._outgoing}: {error.strerror}: smsd's outgoing directory?") from None
 
     def answers(self) -> str:
@@ -49,6 +51,8 @@ class Smstools:
             raise GatewayError(f"{self._outgoing}: no write permission: check the path and the group")
         try:
             oldest = min((path.stat().st_mtime for path in self._outgoing.glob(f"{PREFIX}*")), default=None)
+        except FileNotFoundError:  # smsd took it meanwhile
+            oldest = None
         except OSError as error:
             raise GatewayError(f"{self._outgoing}: {error.strerror}") from None
         if oldest is not None and time.time() - oldest > STUCK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from check_failover.model import PassiveResult, State
 from check_failover.sms import GatewayError
 from check_failover.sms.flush import SendPlan, SmsSender
 from check_failover.sms.kannel import Kannel
+from check_failover.sms.smstools import Smstools
 from check_failover.sms.spool import SENT, Spool, Text
 from check_failover.transports import TransportError
 from check_failover.transports.icinga2 import Icinga2
@@ -121,3 +123,40 @@ def test_a_gateway_that_does_not_end(name: str, tmp_path: Path, monkeypatch: pyt
         assert time.monotonic() - began < 2 * TIMEOUT + 2.0
     assert peak() - before < ROOM
     assert len(spool.pending(SENT)) == 1
+
+
+class Broken(Second):
+    """A gateway with a fault of its own."""
+
+    def send(self, text: str, number: str, receipt_url: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+
+def test_a_fault_of_a_gateway_leaves_the_second_one_its_turn(tmp_path: Path) -> None:
+    """Whatever the first gateway raises, the text goes out, and so do the texts behind it."""
+    spool = Spool(tmp_path / "spool")
+    for key in ("a", "b"):
+        spool.put(Text(key, "+49", "gone", time.time() - 1000))
+    SmsSender(spool, "first", Broken(), SendPlan(second=("second", Second()), patience=10.0)).run(0)
+    assert [text.gateway for text in spool.pending(SENT)] == ["second", "second"]
+
+
+def test_smstools_without_permission_is_a_gateway_error(tmp_path: Path) -> None:
+    """No permission even to enter the directory: the reason in one line, in a process without root's rights."""
+    outgoing = tmp_path / "outgoing"
+    outgoing.mkdir(mode=0o700)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            Smstools({"outgoing": str(outgoing)}).send("gone", "+49", "")
+        except GatewayError as error:
+            code = 0 if "Permission denied" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
