@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -26,6 +27,15 @@ from check_failover.model import clean
 
 MAX_ANSWER = 1 << 20  # bytes
 _HEADERS = {"User-Agent": f"check_failover/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
+
+
+def secret(path: object) -> str:
+    """A password's or token's file, read at each request, so that a changed one needs no restart. Raises OSError."""
+    try:
+        return Path(str(path)).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise OSError(f"{path}: cannot read the secret: {why}") from None
 
 
 class HttpError(Exception):

@@ -207,8 +207,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "bind_dn": {"metavar": "DN", "help": "DN to bind as; anonymous without it"},
     "bind_password_file": {"metavar": "FILE", "help": "file that holds the bind password"},
     "tls": {"choices": ("none", "starttls", "ldaps"), "help": "none, starttls or ldaps (both verified)"},
-    "ca_file": {"metavar": "FILE", "help": "CA certificates that sign the server's certificate"},
-    "server_name": {"metavar": "NAME", "help": "name that the server's certificate must carry"},
+    **tls.OPTIONS,
 }
 
 

@@ -49,8 +49,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "send": {"metavar": "TEXT", "help": r"text to send after connecting (\r, \n, \t and \xNN are understood)"},
     "expect": {"metavar": "TEXT", "help": "text that the answer must contain"},
     "tls": {"action": "store_const", "const": True, "help": "speak TLS from the start, verified"},
-    "ca_file": {"metavar": "FILE", "help": "CA certificates that sign the server's certificate"},
-    "server_name": {"metavar": "NAME", "help": "name that the server's certificate must carry"},
+    **tls.OPTIONS,
 }
 
 

@@ -6,7 +6,8 @@ raises ``GatewayError``; the sender (``flush``) keeps that text in the ``spool``
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 
 class GatewayError(Exception):
@@ -32,26 +33,17 @@ class Gateway(Protocol):
         """Test the gateway without sending a text; returns one line for a person. Raises GatewayError."""
 
 
-def _kannel(options: Mapping[str, Any]) -> Gateway:
-    from check_failover.sms.kannel import Kannel
+def _made(module: str, name: str) -> Callable[[Mapping[str, Any]], Gateway]:
+    """Imports the module when a gateway is made: requests weighs 20 MiB."""
 
-    return Kannel(options)
+    def make(options: Mapping[str, Any]) -> Gateway:
+        return cast("Gateway", getattr(import_module(f"{__name__}.{module}"), name)(options))
 
-
-def _smstools(options: Mapping[str, Any]) -> Gateway:
-    from check_failover.sms.smstools import Smstools
-
-    return Smstools(options)
-
-
-def _gammu(options: Mapping[str, Any]) -> Gateway:
-    from check_failover.sms.gammu import Gammu
-
-    return Gammu(options)
+    return make
 
 
 GATEWAYS: dict[str, Callable[[Mapping[str, Any]], Gateway]] = {
-    "kannel": _kannel,
-    "smstools": _smstools,
-    "gammu": _gammu,
+    "kannel": _made("kannel", "Kannel"),
+    "smstools": _made("smstools", "Smstools"),
+    "gammu": _made("gammu", "Gammu"),
 }

@@ -9,10 +9,9 @@ only bearerbox's status page (``status_url``) shows that.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from check_failover.http_client import Answer, HttpClient, HttpError
+from check_failover.http_client import Answer, HttpClient, HttpError, secret
 from check_failover.model import clean
 from check_failover.sms import GatewayError
 from check_failover.sms.text import is_gsm
@@ -77,12 +76,11 @@ class Kannel:
 
     def _account(self) -> dict[str, str]:
         found = {"username": str(self._options.get("username", ""))}
-        path = self._options.get("password_file")
-        if path:
+        if self._options.get("password_file"):
             try:
-                found["password"] = Path(path).read_text("utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise GatewayError(f"{path}: cannot read the gateway's password: {error}") from None
+                found["password"] = secret(self._options["password_file"])
+            except OSError as error:
+                raise GatewayError(str(error)) from None
         if self._options.get("sender"):
             found["from"] = str(self._options["sender"])
         return {key: value for key, value in found.items() if value}

@@ -6,7 +6,8 @@ its keys in ``config.schema.json`` (``monitoring``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 from check_failover.model import PassiveResult
 
@@ -26,33 +27,18 @@ class Transport(Protocol):
         """
 
 
-def _command_file(options: Mapping[str, Any]) -> Transport:
-    from check_failover.transports.command_file import CommandFile
+def _made(module: str, name: str) -> Callable[[Mapping[str, Any]], Transport]:
+    """Imports the module when a transport is made: requests weighs 20 MiB."""
 
-    return CommandFile(options["command_file"])
+    def make(options: Mapping[str, Any]) -> Transport:
+        return cast("Transport", getattr(import_module(f"{__name__}.{module}"), name)(options))
 
-
-def _nrdp(options: Mapping[str, Any]) -> Transport:
-    from check_failover.transports.nrdp import Nrdp
-
-    return Nrdp(options)
-
-
-def _nsca(options: Mapping[str, Any]) -> Transport:
-    from check_failover.transports.nsca import Nsca
-
-    return Nsca(options)
-
-
-def _icinga2(options: Mapping[str, Any]) -> Transport:
-    from check_failover.transports.icinga2 import Icinga2
-
-    return Icinga2(options)
+    return make
 
 
 TRANSPORTS: dict[str, Callable[[Mapping[str, Any]], Transport]] = {
-    "command_file": _command_file,
-    "nrdp": _nrdp,
-    "nsca": _nsca,
-    "icinga2": _icinga2,
+    "command_file": _made("command_file", "CommandFile"),
+    "nrdp": _made("nrdp", "Nrdp"),
+    "nsca": _made("nsca", "Nsca"),
+    "icinga2": _made("icinga2", "Icinga2"),
 }

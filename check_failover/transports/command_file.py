@@ -10,7 +10,7 @@ Source: Nagios Core documentation, "External Commands", PROCESS_SERVICE_CHECK_RE
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from check_failover.model import PassiveResult
 from check_failover.transports import TransportError
@@ -26,10 +26,10 @@ _MEANING = {
 
 
 class CommandFile:
-    """See ``transports.Transport``."""
+    """Options: command_file."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self._path = options["command_file"]
 
     def send(self, results: Sequence[PassiveResult]) -> None:
         """One write for each result, in order. Raises TransportError at the first that fails."""

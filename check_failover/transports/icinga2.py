@@ -17,11 +17,10 @@ Source: Icinga 2 documentation, "Icinga 2 API", actions; tested with 2.13. Prope
 import logging
 import socket
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from check_failover.bounded import trust
-from check_failover.http_client import Answer, HttpClient, HttpError
+from check_failover.http_client import Answer, HttpClient, HttpError, secret
 from check_failover.model import PassiveResult, clean
 from check_failover.transports import TransportError
 
@@ -119,21 +118,15 @@ class Icinga2:
                 return self._clients[url].request(
                     "POST", url + path, json=body, headers=accept, auth=self._credentials()
                 )
+            except OSError as error:
+                raise TransportError(str(error)) from None
             except HttpError as error:
                 if not (again and error.lost):
                     raise TransportError(f"Icinga API {url}: {error}") from None
         raise AssertionError("the second attempt returns or raises")
 
     def _credentials(self) -> tuple[str, str] | None:
-        """Read at each request, so that a changed password needs no restart."""
-        if self._username is None:
-            return None
-        try:
-            return str(self._username), Path(str(self._password_file)).read_text("utf-8").strip()
-        except OSError as error:
-            raise TransportError(f"{self._password_file}: cannot read the API password: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise TransportError(f"{self._password_file}: the API password is not UTF-8") from None
+        return None if self._username is None else (str(self._username), secret(self._password_file))
 
 
 def _body(result: PassiveResult, ttl: float) -> dict[str, Any]:

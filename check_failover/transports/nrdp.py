@@ -14,11 +14,10 @@ Source: github.com/NagiosEnterprises/nrdp 2.0.6: server/plugins/nagioscorepassiv
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from check_failover.bounded import trust
-from check_failover.http_client import Answer, HttpClient, HttpError
+from check_failover.http_client import Answer, HttpClient, HttpError, secret
 from check_failover.model import PassiveResult, clean
 from check_failover.transports import TransportError
 from check_failover.transports.wording import name, output
@@ -37,24 +36,15 @@ class Nrdp:
     def send(self, results: Sequence[PassiveResult]) -> None:
         """One POST for all of them, in order. Raises TransportError."""
         now = time.time()
-        form = {
-            "token": self._token(),
-            "cmd": "submitcheck",
-            "json": json.dumps({"checkresults": [_row(result, now) for result in results]}),
-        }
+        form = {"cmd": "submitcheck", "json": json.dumps({"checkresults": [_row(result, now) for result in results]})}
         try:
+            form["token"] = secret(self._token_file)
             answer = self._client.request("POST", self._url, data=form)
         except HttpError as error:
             raise TransportError(f"NRDP {self._url}: {error}") from None
+        except OSError as error:
+            raise TransportError(str(error)) from None
         self._check(answer)
-
-    def _token(self) -> str:
-        """Read at each request, so that a changed token needs no restart."""
-        try:
-            return Path(self._token_file).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise TransportError(f"{self._token_file}: cannot read the NRDP token: {why}") from None
 
     def _check(self, answer: Answer) -> None:
         if answer.status != 200:

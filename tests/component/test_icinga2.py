@@ -161,7 +161,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"ca_file": "/nowhere/ca.crt"}, "/nowhere/ca.crt: cannot use as CA certificates: No such file"),
     ({"username": "nobody"}, "Unauthorized.*check the API user"),
     ({"password_file": "/etc/hostname"}, "Unauthorized.*check the API user"),
-    ({"password_file": "/nowhere/password"}, "/nowhere/password: cannot read the API password: No such file"),
+    ({"password_file": "/nowhere/password"}, "/nowhere/password: cannot read the secret: No such file"),
     ({"url": "https://127.0.0.1:9"}, "https://127.0.0.1:9: connection refused"),
 ]
 

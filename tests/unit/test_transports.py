@@ -65,23 +65,23 @@ def fill(writer: int, byte: bytes) -> int:
 def test_moods_of_a_fifo(tmp_path: Path, fifo: Path) -> None:
     """No file, no reader, a full pipe, a regular file: each is one line with what to do, and nothing is created."""
     with pytest.raises(TransportError, match="not there: is Nagios running"):
-        CommandFile(str(tmp_path / "none")).send([result()])
+        CommandFile({"command_file": str(tmp_path / "none")}).send([result()])
     assert not (tmp_path / "none").exists()
     with pytest.raises(TransportError, match="no core reads it"):
-        CommandFile(str(fifo)).send([result()])
+        CommandFile({"command_file": str(fifo)}).send([result()])
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
     try:
         fill(writer, b"x")
         with pytest.raises(TransportError, match="full: Nagios does not keep up"):
-            CommandFile(str(fifo)).send([result()])
+            CommandFile({"command_file": str(fifo)}).send([result()])
     finally:
         os.close(writer)
         os.close(reader)
     plain = tmp_path / "plain"
     plain.touch()
     with pytest.raises(TransportError, match="not a FIFO"):
-        CommandFile(str(plain)).send([result()])
+        CommandFile({"command_file": str(plain)}).send([result()])
     assert plain.read_bytes() == b""
 
 
@@ -91,7 +91,7 @@ def test_a_full_pipe_loses_nothing(fifo: Path) -> None:
     writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
     filled = fill(writer, b"\n")
     os.close(writer)
-    outbox = Outbox(CommandFile(str(fifo)))
+    outbox = Outbox(CommandFile({"command_file": str(fifo)}))
     for number in range(5):
         outbox.submit(result(f"CRITICAL: {number}"))
     poll(lambda: not outbox.reachable, 5.0, "the pipe was found full")

@@ -77,7 +77,7 @@ def test_moods_of_an_nrdp_server(server: NrdpServer, tmp_path: Path) -> None:
     wrong.write_text("guess\n")
     with pytest.raises(TransportError, match=r"not accepted: BAD TOKEN; check the token in .*wrong"):
         nrdp(server, token_file=str(wrong)).send([result()])
-    with pytest.raises(TransportError, match="cannot read the NRDP token: No such file"):
+    with pytest.raises(TransportError, match="cannot read the secret: No such file"):
         nrdp(server, token_file="/nonexistent").send([result()])
     for status, body, said in (
         (200, b"<html>welcome</html>", "the answer is not from NRDP 1.5"),
