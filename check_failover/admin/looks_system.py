@@ -113,7 +113,8 @@ def _routes(scene: Scene) -> Iterator[Finding]:
         for name in sorted(interfaces - {"lo"}):
             if max(every, _proc(f"ipv4/conf/{name}/rp_filter") or 0) == 1:  # the higher one counts (ip-sysctl.rst)
                 found = f"rp_filter is strict on {name}: it drops packets whose return route is another interface"
-                yield Finding("warning", "rp_filter", found, f"sysctl -w net.ipv4.conf.{name}.rp_filter=2")
+                do = f"if clients or servers behind {name} are lost: give their networks a route over {name}"
+                yield Finding("warning", "rp_filter", found, do)
 
 
 def _route(address: str) -> Mapping[str, Any] | None:

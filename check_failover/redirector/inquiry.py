@@ -15,6 +15,7 @@ RECENT = 1.0  # seconds from the verdict to the order; usually below 0.1
 
 log = logging.getLogger(__name__)
 STATUS_TIMEOUT = 0.5  # seconds, where a person waits for a status and nothing is decided
+ORDER_TIMEOUT = 0.4  # seconds, where an order has facts of its own
 SILENT_FOR = 3.0  # seconds for which no further status asks a sniffer that hangs: one of fifty services asks it often
 _silent_until = float("-inf")
 
@@ -42,21 +43,24 @@ def health(controller: Controller, service: Service, target: Target, timeout: fl
 def with_missing_facts(
     controller: Controller, service: Service, verb: str, facts: Facts, *, manual: bool, since: float | None
 ) -> Facts:
-    """The facts of an order, completed with the sniffer's verdict or probes.
+    """The facts of an order, as the sniffer's verdict or probes confirm them now.
 
-    The sniffer must confirm an order whose facts are
+    An order's own facts may be late, or invented: who may submit a passive result writes its perfdata. They count only
+    if the sniffer is away, because it may have died of the same fault, and even then not if they are
 
     - missing: CRITICAL from a freshness check that could not run, or from a core whose NRPE can carry fixed words only;
-    - older than the last flip (``since``): the transport kept the result while the core was away;
-    - older than ``RECENT``: core or redirector were stopped meanwhile, or are slow. The standby is probed anew: it may
-      have failed since. If the sniffer is away, these facts stay valid.
+    - older than the last flip (``since``): the transport kept the result while the core was away.
+
+    Where they are older than ``RECENT``, core or redirector were stopped meanwhile, or are slow: the standby, which may
+    have failed since, is probed anew.
     """
     if verb == "fail-over" and not manual:
-        measured = None if facts.evidence is None else facts.evidence / 1000
         unknown = facts.detector is None and not (facts.probes or facts.blind)
+        measured = None if facts.evidence is None else facts.evidence / 1000
         before = measured is not None and since is not None and measured < since
-        late = measured is not None and abs(time.time() - measured) > RECENT and bool(_sniffer(controller, service))
-        if unknown or before or late:
+        there = bool(_sniffer(controller, service, ORDER_TIMEOUT))
+        late = there and measured is not None and abs(time.time() - measured) > RECENT
+        if unknown or before or there:
             facts = _ask_for_facts(controller, service, facts)
         if late and facts.server is Target.PRIMARY:
             facts = replace(facts, standby_ok=None)
@@ -92,12 +96,13 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Fa
 def _sniffer(controller: Controller, service: Service, timeout: float = 2.0) -> dict[str, Any]:
     """The sniffer's status of a service (see ``control``); empty if the sniffer does not answer within ``timeout``."""
     global _silent_until
-    if timeout <= STATUS_TIMEOUT and time.monotonic() < _silent_until:
+    if timeout == STATUS_TIMEOUT and time.monotonic() < _silent_until:
         return {}
     try:
         reply = control.ask(controller.sniffer_socket, {"verb": "status"}, timeout=timeout)
     except SilentError:
-        _silent_until = time.monotonic() + SILENT_FOR
+        if timeout == STATUS_TIMEOUT:
+            _silent_until = time.monotonic() + SILENT_FOR
         return {}
     except ControlError:
         return {}

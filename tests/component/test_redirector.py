@@ -504,7 +504,11 @@ def test_an_order_without_facts_or_with_old_ones_is_looked_into(controller: Cont
         old = f"detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 evidence={began}"
         assert controller.say("fail-over", perfdata=old)["reason"] == "not-confirmed"
         new = old.replace(str(began), str(int(time.time() * 1000)))
-        assert controller.say("fail-over", perfdata=new)["flipped"]
+        probed.clear()
+        assert controller.say("fail-over", perfdata=new)["reason"] == "not-confirmed", "invented: the sniffer has none"
+        assert probed[:2] == ["primary", "primary"]
+        known["facts"] = {**FACTS, "requests": 7}
+        assert controller.say("fail-over", perfdata=new)["text"] == "no useful reply to 7 of 7 requests"
     finally:
         server.close()
 

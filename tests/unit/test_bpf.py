@@ -26,7 +26,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet as Layer
-from scapy.packet import Raw
+from scapy.packet import Padding, Raw
 
 from check_failover.model import Service
 from check_failover.sniffer.capture import bpf
@@ -303,10 +303,15 @@ def test_a_later_fragment_of_v6_has_no_ports(passes: Run) -> None:
 
 def test_the_connection_seen_last_is_kept() -> None:
     """A handful of busy connections must not all be left out."""
-    head = bytes(ETHER / IP(src=CLIENT, dst=SERVER) / inet.TCP())[:34]
+    syn = bytes(ETHER / IP(src=CLIENT, dst=SERVER) / inet.TCP(flags="S"))
     for port in (40001, 51234, 65535):
         for bits in range(9):
-            assert interpret(bpf.clients_filter(service(), bits, port), head + struct.pack("!HH", port, 389)) > 0
+            assert (
+                interpret(
+                    bpf.clients_filter(service(), bits, port), syn[:34] + struct.pack("!HH", port, 389) + syn[38:]
+                )
+                > 0
+            )
 
 
 def test_a_jump_too_far_is_refused() -> None:
@@ -316,3 +321,27 @@ def test_a_jump_too_far_is_refused() -> None:
         bpf.assemble(far)
     with pytest.raises(ValueError, match="jump too far"):
         bpf.assemble(["end", (bpf.AND, 0, 0, 0), (bpf.JEQ, "end", 0, 0), (bpf.RET, 0, 0, 0)])
+
+
+@pytest.mark.parametrize("network", ["4", "4 with options", "6", "6 behind an extension"])
+@pytest.mark.parametrize("options", [[], [("Timestamp", (1, 2))], [("NOP", None)] * 40], ids=["none", "time", "all"])
+def test_a_clients_ack_without_data_is_dropped(passes: Run, network: str, options: list[object]) -> None:
+    """It demands nothing; padded by Ethernet or not. One that carries data or ends the connection stays."""
+    ip = {
+        "4": IP(src=CLIENT, dst=SERVER),
+        "4 with options": IP(src=CLIENT, dst=SERVER, options=[IPOption_Router_Alert()]),
+        "6": IPv6(src=CLIENT6, dst=SERVER6),
+        "6 behind an extension": IPv6(src=CLIENT6, dst=SERVER6)
+        / IPv6ExtHdrHopByHop(options=[PadN(optdata=b"\0" * 12)]),
+    }[network]
+    program = bpf.clients_filter(made.service(address=SERVER6 if "6" in network else SERVER))
+
+    def segment(flags: str, data: bytes = b"") -> Layer:
+        return ETHER / ip / inet.TCP(sport=40000, dport=389, flags=flags, options=options) / Raw(data)
+
+    assert not passes(program, segment("A"))
+    assert not passes(program, segment("PA"))
+    if network == "4" and not options:
+        assert not passes(program, segment("A") / Padding(b"\0" * 6))
+    for flags, data in (("A", b"x"), ("PA", b"x" * 50), ("FA", b""), ("S", b""), ("R", b""), ("RA", b"")):
+        assert passes(program, segment(flags, data)), flags

@@ -64,8 +64,9 @@ class Nftables:
     def __init__(self, config: Config) -> None:
         self._services = {service.name: service for service in config.services}
         self._marks = ct_marks(config.services)
-        self._counts = counts(config.services, self._marks), shared_counts(config.services, self._marks)
-        self._signatures = signatures(config.services, self._marks)
+        self._clients = config.controller.client_interfaces
+        self._counts = counts(config.services, self._marks, self._clients), shared_counts(config.services, self._marks)
+        self._signatures = signatures(config.services, self._marks, self._clients)
         self._table = Table(TABLE.split()[1])
         self._conntrack = Conntrack()
         self._poker = Poker()
@@ -87,7 +88,7 @@ class Nftables:
                     return
             except RedirectError as error:
                 log.warning("%s: loading the whole table", error)
-        nft.run(ruleset(services, marks, targets))
+        nft.run(ruleset(services, marks, targets, self._clients))
 
     def wired(self, services: Iterable[Service]) -> dict[str, Wiring]:
         try:

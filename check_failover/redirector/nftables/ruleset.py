@@ -11,7 +11,7 @@ one server's open connections, however many finished ones it remembers.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from check_failover.model import MARK_POKE, MARK_REPLAY, MARK_RESCUE, Endpoint, Service, Target
@@ -65,14 +65,20 @@ def pair(endpoint: Endpoint) -> str:
     return f"{endpoint.address} . {endpoint.port}"
 
 
-def ruleset(services: Iterable[Service], marks: Mapping[str, int], targets: Mapping[str, Target]) -> str:
-    """The whole table, ready to replace an older one: ``add`` makes ``delete`` safe when there is none."""
+def ruleset(
+    services: Iterable[Service], marks: Mapping[str, int], targets: Mapping[str, Target], clients: Sequence[str] = ()
+) -> str:
+    """The whole table, ready to replace an older one: ``add`` makes ``delete`` safe when there is none.
+
+    ``clients``: the clients' interfaces. A packet that comes in there with a server's address is forged and dropped,
+    before conntrack takes it for an answer, unless the route to that server uses the interface too.
+    """
     services = tuple(services)
     body = _shared() + "".join(_body(part(one, marks[one.name], None)) for one in services)
-    names = "".join(f"  chain {name} {{ }}\n" for name in signatures(services, marks).values())
+    names = "".join(f"  chain {name} {{ }}\n" for name in signatures(services, marks, clients).values())
     return (
         f"add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{body}{names}}}\n"
-        f"{_elements(services, marks, targets)}table {TABLE} {{\n{_base()}}}\n"
+        f"{_elements(services, marks, targets)}table {TABLE} {{\n{_base(clients)}}}\n"
     )
 
 
@@ -102,10 +108,10 @@ def update(
     return f"{flushed}{removed}table {TABLE} {{\n{added}}}\n{_elements(services, marks, targets)}"
 
 
-def signatures(services: Iterable[Service], marks: Mapping[str, int]) -> dict[str, str]:
+def signatures(services: Iterable[Service], marks: Mapping[str, int], clients: Sequence[str] = ()) -> dict[str, str]:
     """Service -> name of the empty chain that marks its objects as made for this config, whatever its target."""
     texts = {service.name: repr(part(service, marks[service.name], None)) for service in services}
-    texts[_SHARED] = _shared() + _base()
+    texts[_SHARED] = _shared() + _base(clients)
     return {name: f"v_{hashlib.sha256(text.encode()).hexdigest()[:16]}_{name}" for name, text in texts.items()}
 
 
@@ -120,10 +126,11 @@ def shared_counts(services: Iterable[Service], marks: Mapping[str, int]) -> dict
     return {name: len(elements) for name, elements in _shared_elements(services, marks, {}).items()}
 
 
-def counts(services: Iterable[Service], marks: Mapping[str, int]) -> dict[str, int]:
+def counts(services: Iterable[Service], marks: Mapping[str, int], clients: Sequence[str] = ()) -> dict[str, int]:
     """Chain -> how many rules it has."""
     services = tuple(services)
-    found = {name: len(rules) for name, _hook, rules in _base_chains()} | {n: len(r) for n, r in _SHARED_CHAINS}
+    found = {name: len(rules) for name, _hook, rules in _base_chains(clients)}
+    found |= {name: len(rules) for name, rules in _SHARED_CHAINS}
     for service in services:
         found |= {name: len(rules) for name, rules in part(service, marks[service.name], None).chains}
     return found
@@ -161,6 +168,7 @@ def part(service: Service, mark: int, target: Target | None) -> Part:
     if service.source_nat is not None:
         chains.append((f"source_{name}", (f"snat {ip} to {service.source_nat}",)))
         elements.append(("source", f"{mark:#x} : jump source_{name}"))
+    elements += [(f"hosts{version}", service.server(each).address) for each in Target]
     if proto == "tcp":
         elements += [(f"servers{version}", pair(service.server(each))) for each in Target]
     return Part(tuple(objects), tuple(chains), tuple(elements))
@@ -192,15 +200,19 @@ def _shared_objects() -> list[tuple[str, str, str]]:
         *(("set", f"services{v}", f"type inet_proto . {_KEYS[v]};") for v in _KEYS),
         *(("set", f"on_standby{v}", f"type inet_proto . {_KEYS[v]};") for v in _KEYS),
         *(("set", f"servers{v}", f"type {_KEYS[v]};") for v in _KEYS),
+        *(("set", f"hosts{v}", f"type ipv{v}_addr;") for v in _KEYS),
         ("map", "connections", "type mark : verdict;"),
         ("map", "source", "type mark : verdict;"),
     ]
 
 
-def _base_chains() -> list[tuple[str, str, list[str]]]:
+def _base_chains(clients: Sequence[str]) -> list[tuple[str, str, list[str]]]:
     """Name, hook and rules of the chains that the kernel calls."""
+    came = ", ".join(f'"{name}"' for name in clients)
+    forged = [f"iifname {{ {came} }} {_IP[v]} saddr @hosts{v} fib saddr . iif oif missing drop" for v in _KEYS]
     to = _TO
     return [
+        ("forged", "filter hook prerouting priority raw - 5", forged if clients else []),
         ("prerouting", "nat hook prerouting priority dstnat - 5", [f"{to[v]} vmap @connect{v}" for v in _KEYS]),
         (
             "output",  # packets that the sniffer sends on for a client
@@ -239,8 +251,9 @@ def _chain(name: str, rules: Iterable[str]) -> str:
     return f"  chain {name} {{\n" + "".join(f"    {rule}\n" for rule in rules) + "  }\n"
 
 
-def _base() -> str:
-    return "".join(_chain(name, (f"type {hook}; policy accept;", *rules)) for name, hook, rules in _base_chains())
+def _base(clients: Sequence[str]) -> str:
+    chains = _base_chains(clients)
+    return "".join(_chain(name, (f"type {hook}; policy accept;", *rules)) for name, hook, rules in chains)
 
 
 def _body(one: Part) -> str:

@@ -53,7 +53,8 @@ def assemble(program: Sequence[Instruction | str]) -> bytes:
 def clients_filter(service: Service, sample: int = 0, port: int = 0, *, leaving: bool = False) -> bytes:
     """Frames between clients and one service address.
 
-    Keeps one of 2**``sample`` connections, the one from client port ``port`` among them. ``leaving`` (Linux):
+    Keeps one of 2**``sample`` connections, the one from client port ``port`` among them. A client's ACK without data
+    demands nothing and is dropped: a flood of these must not narrow the sample. ``leaving`` (Linux):
     keep answers only when this machine sends them, as a router does. An incoming packet from the service address is
     forged: with it a client could make a dead server look alive.
     """
@@ -71,14 +72,25 @@ def clients_filter(service: Service, sample: int = 0, port: int = 0, *, leaving:
     return assemble([*program, "no", (RET, 0, 0, 0)])
 
 
-def _keep(sample: Sample, load: Instruction) -> list[Instruction | str]:
-    """Accept all, or one of 2**bits connections by the bits from 4 on of the client's port."""
+def _keep(sample: Sample, load: Instruction, *demand: Instruction | str) -> list[Instruction | str]:
+    """Accept all, or one of 2**bits connections by the bits from 4 on of the client's port, which meet ``demand``."""
     bits, port = sample
-    accept: Instruction = (RET, 0, 0, SNAPLEN)
-    if not bits:
-        return [accept]
     mask = (1 << bits) - 1
-    return [load, (RSH, 0, 0, 4), (AND, 0, 0, mask), (JEQ, 0, "no", port >> 4 & mask), accept]
+    one = [load, (RSH, 0, 0, 4), (AND, 0, 0, mask), (JEQ, 0, "no", port >> 4 & mask)] if bits else []
+    return [*one, *demand, (RET, 0, 0, SNAPLEN)]
+
+
+def _demand(proto: int, base: int, *no_options: Instruction) -> list[Instruction | str]:
+    """A TCP segment at ``base`` + X with SYN, FIN or RST, or with data: at least a byte behind its header.
+
+    A load behind the frame's end drops the frame. ``no_options`` drops what is padded to Ethernet's least size.
+    """
+    if proto != _TCP:
+        return []
+    yes = f"demand{base}"
+    flags: list[Instruction | str] = [(LDXB, 0, 0, base + 13), (AND, 0, 0, 0x07), (JEQ, 0, yes, 0), *no_options]
+    end = [(LDXB, 0, 0, base + 12), (RSH, 0, 0, 4), (LSH, 0, 0, 2), (ADD_X, 0, 0, 0), (ST, 0, 0, 0)]
+    return [*flags, *end, (LDX_MEM, 0, 0, 0), (LDXB, 0, 0, base), yes]
 
 
 def _v4(service: Service, proto: int, base: int, no: str, sample: Sample) -> list[Instruction | str]:
@@ -94,7 +106,7 @@ def _v4(service: Service, proto: int, base: int, no: str, sample: Sample) -> lis
         (JEQ, 0, f"source{tag}", address),
         (LDXH, 0, 0, base + 2),
         (JEQ, 0, f"source{tag}", port),
-        *_keep(sample, (LDXH, 0, 0, base)),
+        *_keep(sample, (LDXH, 0, 0, base), *_demand(proto, base, (LDH, 0, 0, base + 2), (JEQ, no, 0, 40))),
         f"source{tag}",
         (LDW, 0, 0, base + 12),
         (JEQ, 0, no, address),
@@ -110,8 +122,8 @@ def _v6(service: Service, proto: int, base: int, no: str, sample: Sample) -> lis
     rows = [*_extensions(proto, base, no), f"ports{tag}"]
     for i, word in enumerate(words):
         rows += [(LDW, 0, 0, base + 24 + 4 * i), (JEQ, 0, f"source{tag}", word)]
-    rows += [(LDXH, 0, 0, base + 42), (JEQ, 0, f"source{tag}", port), *_keep(sample, (LDXH, 0, 0, base + 40))]
-    rows.append(f"source{tag}")
+    rows += [(LDXH, 0, 0, base + 42), (JEQ, 0, f"source{tag}", port)]
+    rows += [*_keep(sample, (LDXH, 0, 0, base + 40), *_demand(proto, base + 40)), f"source{tag}"]
     for i, word in enumerate(words):
         rows += [(LDW, 0, 0, base + 8 + 4 * i), (JEQ, 0, no, word)]
     rows += [(LDXH, 0, 0, base + 40), (JEQ, 0, no, port), *_keep(sample, (LDXH, 0, 0, base + 42))]

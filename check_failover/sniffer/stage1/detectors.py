@@ -19,7 +19,7 @@ several connections wait longer than usual, a probe goes out every five seconds 
 """
 
 import heapq
-from collections import deque
+from collections import defaultdict, deque
 from itertools import islice, takewhile
 
 from check_failover.model import Detector, Suspicion
@@ -28,6 +28,7 @@ from check_failover.sniffer.stage1.flowtable import FlowTable
 from check_failover.sniffer.stage1.thresholds import (
     ENCRYPTED_WAIT,
     ERROR_SHARE,
+    MIN_WAIT,
     SEVERAL,
     Errors,
     Quiet,
@@ -55,9 +56,9 @@ class Detectors:
         self._heap: list[tuple[float, int, FlowKey, Request]] = []
         self._count = 0
         self.recent: deque[Request] = deque(maxlen=MAX_RECENT)
-        self.reply_times: dict[str, ReplyTimes] = {}
+        self.reply_times: dict[str, ReplyTimes] = defaultdict(ReplyTimes)
         self.round_trip = RoundTrip()
-        self._errors: dict[str, Errors] = {}
+        self._errors: dict[str, Errors] = defaultdict(Errors)
         self._provokers: dict[tuple[str, bytes], Errors] = {}  # by operation and client, since a suspicion was refuted
         self.quiet = Quiet()
         self.server_seen = self._answered_at = 0.0
@@ -69,9 +70,7 @@ class Detectors:
     def opened(self, key: FlowKey, request: Request, now: float) -> None:
         """A client sent a request that expects a reply."""
         self.recent.append(request)
-        times = self.reply_times.get(request.operation)
-        if times is None:
-            times = self.reply_times[request.operation] = ReplyTimes()
+        times = self.reply_times[request.operation]
         times.asked(now)
         fixed = request.key == "syn" or request.operation == "encrypted"
         self._push(now + (self.patience(request) if fixed else times.usual()), key, request)
@@ -96,9 +95,7 @@ class Detectors:
                 self._known[who] = None
                 if len(self._known) > MAX_KNOWN:
                     del self._known[next(iter(self._known))]
-        usual = self._errors.get(operation)
-        if usual is None:
-            usual = self._errors[operation] = Errors()
+        usual = self._errors[operation]
         errors = self._provokers.get((operation, who), usual) if self._provokers else usual
         kind = (Detector.ERROR_SHARE, operation)
         if errors is not usual and self._scales.own(kind, who, now) == 1.0:
@@ -113,7 +110,7 @@ class Detectors:
 
     @property
     def error_share(self) -> float:
-        """The share of errors in the last replies, of the operation that has most."""
+        """Of the last replies, in the operation that has most."""
         return max((errors.share for errors in (*self._errors.values(), *self._provokers.values())), default=0.0)
 
     def _push(self, due: float, key: FlowKey, request: Request) -> None:
@@ -131,16 +128,18 @@ class Detectors:
     def _kind(self, request: Request) -> Kind:
         if request.key == "syn":
             return (Detector.UNANSWERED_SYN,)
-        return (Detector.UNANSWERED_REQUEST, request.operation, self._received(request))
+        return (Detector.UNANSWERED_REQUEST, request.operation, self._acknowledged(request))
 
     def _wait(self, request: Request, now: float) -> float:
         return self.patience(request, now) * self._scales.now(self._kind(request), client(request.flow[0]), now)
 
     def _received(self, request: Request) -> bool:
         """Whether the server has this request, as far as known; a server that sends nothing to anyone may have it."""
-        if request.answered is not None or request.asked >= self.server_seen:
-            return True
-        if request.end is None:  # nothing acknowledges a datagram, and only a forger sends a SYN that is lost each time
+        return request.answered is not None or request.asked >= self.server_seen or self._acknowledged(request)
+
+    def _acknowledged(self, request: Request) -> bool:
+        """Nothing acknowledges a datagram; but an address that the server has answered is not forged."""
+        if request.end is None:
             return request.key != "syn" and client(request.flow[0]) in self._known
         flow = self._flows.get(request.flow)
         return flow is not None and flow.acknowledged(request.end, 0)
@@ -303,8 +302,11 @@ class Detectors:
         return min(counts, key=lambda count: count[1] / max(1, count[0]))
 
     def _evidence(self, at: float) -> list[Request]:
-        """The requests since ``at`` that the server has. Those lost on their way count if they are of several
-        connections, one for each, to clients and on connections that exist: then it is not one client's doing."""
+        """The requests since ``at`` that the server has.
+
+        Those lost on their way count if several connections that exist have one, and if the server does not answer
+        nearly all that it has: loss also takes replies, a client that aims too short loses only its own requests.
+        """
         found: list[Request] = []
         lost: dict[FlowKey, Request] = {}
         for request in takewhile(lambda r: r.asked >= at, reversed(self.recent)):
@@ -315,7 +317,9 @@ class Detectors:
                 real = flow is not None and flow.acked is not None
                 if real or (client(request.flow[0]) in self._known and request.end is None):
                     lost[request.flow] = request
-        return found + list(lost.values()) if len(lost) >= SEVERAL else found
+        seen = [r for r in found if r.answered is not None or self.server_seen - r.asked >= MIN_WAIT]
+        well = seen and sum(r.answered is True for r in seen) >= _NEARLY_ALL * len(seen)
+        return found if well or len(lost) < SEVERAL else [*found, *lost.values()]
 
     def flipped(self, now: float) -> None:
         """Another server serves now: open requests do not belong to it."""

@@ -136,7 +136,9 @@ class Flow:
         self.syn_repeated = False  # the SYN was retransmitted: it gives no round-trip sample (Karn; RFC 6298, 3)
         self.acked: int | None = None  # the server's last acknowledgement number
         self.last_payload = 0.0  # when the server last sent payload here
-        self.client_seen: float | None = None  # when the client last sent a packet
+        self.client_seen: float | None = (
+            None  # when the client last sent a packet, or got data: its ACKs are not captured
+        )
         self.client_fin = False  # the client's FIN was seen
 
     def acknowledged(self, seq: int, length: int) -> bool:

@@ -74,7 +74,7 @@ class FlowTable:
             self.drop(key)
 
     def active(self, now: float) -> int:
-        """The number of flows whose client sent a packet within the window; the newest are last in the table."""
+        """The number of flows with data within the window; the newest are last in the table."""
         count = 0
         for flow in reversed(self._flows.values()):
             if flow.client_seen is not None:

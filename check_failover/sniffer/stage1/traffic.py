@@ -166,7 +166,8 @@ class TrafficMonitor:
         flow.server.next = (p.seq + 1) & 0xFFFFFFFF
 
     def _replied(self, flow: Flow, p: Packet) -> Suspicion | None:
-        flow.last_payload = p.now
+        flow.last_payload = flow.client_seen = p.now
+        self._flows.at(flow.key)  # it is active
         self._detect.progress(flow)
         new, missing = p.payload, p.length - len(p.payload)
         if p.proto == TCP:
