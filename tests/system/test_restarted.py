@@ -91,7 +91,6 @@ class Ground:
             list(pool.map(Echo.start, self.echo.values()))
         for name in PORT:
             site.wait_healthy("standby", name=name, deadline=40.0)
-            assert self.ask(name) == f"primary {CLIENT}"
 
     def ask(self, name: str, timeout: float = 2.0) -> str:
         """What a new client gets: "SERVER address", or its error."""
