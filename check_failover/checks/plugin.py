@@ -31,7 +31,7 @@ from check_failover.places import HERE
 FIRST_LINE = 80  # characters; the rest goes to the long output
 MAX_LINE = 4096  # characters of any line
 # the guidelines' range format (2.5)
-_NUMBER = r"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_NUMBER = r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
 RANGE = re.compile(rf"@?(?:(?P<start>~|{_NUMBER})?:)?(?P<end>{_NUMBER})?")
 EXIT_HELP = 3  # exit code after -h and -V
 
