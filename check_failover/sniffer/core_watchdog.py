@@ -50,7 +50,8 @@ class CoreWatchdog:
         self._cases: dict[str, _Case] = {}
         self._refused: dict[str, tuple[float, str]] = {}  # when, and for which reason
         self._asked: dict[str, float] = {}
-        self._ordered: set[str] = set()  # services with an order of the sniffer's, pending or carried out
+        self._ordered: dict[str, float] = {}  # services with an order of the sniffer's, pending or carried out: when
+        # it may be withdrawn, and again: a redirector that restarts meanwhile keeps a pending order
 
     def order_refused(self, name: str, now: float, reason: str = "") -> None:
         """The redirector refused an order for this service, from the core or from the sniffer."""
@@ -63,17 +64,22 @@ class CoreWatchdog:
     def target_changed(self, name: str) -> None:
         """The target changed: earlier orders and refusals no longer count."""
         self._refused.pop(name, None)
-        self._ordered.discard(name)
+        self._ordered.pop(name, None)
 
-    def must_withdraw(self, name: str, *, well: bool) -> bool:
+    def must_withdraw(self, name: str, now: float, *, well: bool) -> bool:
         """Whether the sniffer must withdraw its order, because the server recovered. The core withdraws only its own.
 
         A pending order would be carried out at the next fault and overrule a core that is back (a downtime, say).
         """
-        if not well or name not in self._ordered:
+        if not well or now < self._ordered.get(name, float("inf")):
             return False
-        self._ordered.discard(name)
+        self._ordered[name] = now + ORDER_INTERVAL
         return True
+
+    def withdrawn(self, name: str, asked: float) -> None:
+        """The redirector has the withdrawal that was due at ``asked``; an order since then stands."""
+        if self._ordered.get(name) == asked + ORDER_INTERVAL:
+            del self._ordered[name]
 
     def due(self, name: str, now: float, *, failed: bool, reachable: bool) -> str | None:
         """Why the sniffer must order a fail-over now; None: it must not. ``failed``: a failed verdict stands.
@@ -89,7 +95,7 @@ class CoreWatchdog:
             if reason not in _SET_IN_THE_CORE or now - max(refused_at, self._asked.get(name, 0.0)) < ASK_INTERVAL:
                 return None
             self._asked[name] = now
-            self._ordered.add(name)
+            self._ordered[name] = now
             return ALLOWED
         if case.ordered is not None and now - case.ordered < ORDER_INTERVAL:
             return None
@@ -98,5 +104,5 @@ class CoreWatchdog:
             why = SILENT
         if why is not None:
             case.ordered = now
-            self._ordered.add(name)
+            self._ordered[name] = now
         return why

@@ -89,13 +89,21 @@ class RedirectorLink:
     def order_if_core_is_silent(self, monitor: ServiceMonitor, now: float, *, reachable: bool) -> None:
         """Order a fail-over, or withdraw the order, as the watchdog decides. ``reachable``: the core takes results."""
         name = monitor.service.name
-        if self.watchdog.must_withdraw(name, well=monitor.condition is Condition.OK):
-            self._asker.submit(self.ask, {"verb": "recovered", "service": name, "by": "sniffer"})
+        self.withdraw(name, now, well=monitor.condition is Condition.OK)
         why = self.watchdog.due(name, now, failed=monitor.failed, reachable=reachable)
         facts = None if why is None else monitor.last_facts()
         if why is None or facts is None:
             return
         self._asker.submit(self._order, monitor.service, why, facts, self.watchdog.since_refusal(name, now))
+
+    def withdraw(self, name: str, now: float, *, well: bool) -> None:
+        """Withdraw the sniffer's order if the server is well, again until the redirector has heard of it."""
+        if self.watchdog.must_withdraw(name, now, well=well):
+            self._asker.submit(self._withdraw, name, now)
+
+    def _withdraw(self, name: str, now: float) -> None:
+        if self.ask({"verb": "recovered", "service": name, "by": "sniffer"}) is not None:
+            self.watchdog.withdrawn(name, now)
 
     def _order(self, service: Service, why: str, facts: Facts, since_refusal: float) -> None:
         """Order a fail-over in place of the core, with what the core says of it. ``since_refusal``: seconds."""

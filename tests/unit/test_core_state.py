@@ -177,3 +177,24 @@ def test_handlers_off_stop_all_but_a_person() -> None:
     assert decide(FAIL_OVER, off, Policy(), here).reason is Reason.HANDLERS_OFF
     assert decide(FAIL_OVER, off, Policy(), replace(here, manual=True)).flip
     assert decide(FAIL_OVER, replace(off, downtime=True), Policy(), here).reason is Reason.DOWNTIME
+
+
+def test_a_withdrawal_is_repeated_until_the_redirector_has_it(tmp_path: Path) -> None:
+    """The server recovers while the redirector restarts, which keeps pending orders: it hears of it all the same."""
+    path = tmp_path / "config.toml"
+    path.write_text(CONFIG.format(tmp_path))
+    config = load(path)
+    made, one = RedirectorLink(config, None, Bypass()), config.services[0].name  # type: ignore[arg-type]
+    assert made.watchdog.due(one, 100.0, failed=True, reachable=False), "it orders"
+    made.withdraw(one, 101.0, well=True)
+    made._asker.submit(int).result(5.0)  # it has asked, and nobody answered
+    redirector = Redirector(tmp_path / "redirector.sock")
+    made.withdraw(one, 101.1, well=True)  # too soon
+    made.withdraw(one, 104.0, well=False)
+    made.withdraw(one, 105.0, well=True)
+    (asked,) = poll(lambda: redirector.asked, 5.0, "the withdrawal")
+    assert asked["verb"] == "recovered"
+    made._asker.submit(int).result(5.0)
+    assert not made.watchdog.must_withdraw(one, 999.0, well=True), "once is enough"
+    made.close()
+    redirector.server.close()

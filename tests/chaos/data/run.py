@@ -194,6 +194,7 @@ class Runner:
                 *sorted([*ground.story, *journal]),
                 f"record: {ground.record()}",
                 f"reached: {ground.status()['reached']}",
+                f"pending: {ground.status()['pending']}; the sniffer: {ground.site.sniffer(ground.kind)['verdict']}",
                 f"not acknowledged: {len(failed)}, e.g. {failed[:3]}",
             ]
         )
