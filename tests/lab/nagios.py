@@ -158,7 +158,11 @@ class Nagios(Core):
         return [*self._prefix, NAGIOS, str(self.config)]
 
     def serves(self) -> bool:
-        """Whether it takes commands."""
+        """Whether it takes commands: a killed one leaves the file, without a reader."""
+        try:
+            os.close(os.open(self.command_file, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
         return self.command_file.is_fifo()
 
     def kill(self) -> None:
