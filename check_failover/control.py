@@ -3,45 +3,7 @@ kernel identifies the client (SO_PEERCRED or its equivalent).
 
 A request is ``{"verb": "fail-over", "service": "ldap", ...}``; a reply is ``{"ok": true, ...}`` or
 ``{"ok": false, "error": "one line"}``. A connection carries one request. After ``subscribe`` the server keeps the
-connection open and writes events. The redirector's verbs:
-
-==========  ==========================================  =========================================================
-verb        request                                     reply
-==========  ==========================================  =========================================================
-status      --                                          ``services``: name -> see ``records.ServiceStatus``, with
-                                                        ``state``, ``text``, ``story`` that "NAME redirect" shows
-fail-over   service, perfdata | facts, by, manual       ``flipped``, ``reason``, ``text``, ``id``
-drain       service, by, manual, deadline               the same; ``deadline``: seconds, null: the policy's
-fail-back   service, by, deadline                       the same
-downtime    host, description, begin, by                ``text``: a downtime began or ended (description: the service's)
-recovered   service, by                                 the core withdraws its order (a recovery)
-facts       service, facts                              fresh facts for an order that is pending
-hold        service, by, reason                         ``text``
-release     service, by                                 ``text``
-forget      service, client, port                       ``forgotten``: no unanswered conntrack entry is left (rescue);
-                                                        ``reason``: why a rescue is forbidden for this service now
-elsewhere   service, after                              ``clients``: those with open connections to a server that is
-                                                        not the ``target``, sorted, at most ``ELSEWHERE_PAGE``; the
-                                                        next page follows the client ``after`` ("": the last page);
-                                                        ``more``: there are more than ``MAX_ELSEWHERE``
-drill       service, client, seconds, by                ``id``, ``client``, ``in_use``: the primary answered it recently
-drilled     service, id, part, problem                  ``text``: the core ran this part (handler or notification)
-drill-end   service, id, failed, by                     ``text``
-history     limit, before                               ``entries``: the last ``records.JournalEntry``, at most
-                                                        ``HISTORY_PAGE``; ``more``: another page ends ``before`` the
-                                                        first one's ``id``
-state       --                                          ``state``: name -> a service's saved state
-                                                        ``sync``: name -> its sync record (``syncstate``)
-decided     service, run, source, kept, by              ``id``: of the journal's line about a person's decision
-                                                        that failover-sync carries out: the data of ``source``
-                                                        ("take"), or it and the other server's changes ("merge"),
-                                                        replaces the other server's, which is kept at ``kept``
-follow      state, sync (of the other controller)       ``followed``: names of the services that changed
-subscribe   --                                          ``targets``, then events ``{"event": "flip", ...}``
-==========  ==========================================  =========================================================
-
-The sniffer's verbs: ``status``, ``probe`` (service, target -> ``passed``, ``seconds``, ``text``) and ``drill``
-(service, id, step -> ``taken``: the core took the result; ``step``: ``begin``, ``passed``, or the step that failed).
+connection open and writes events. The verbs: nagios-conf/doc/protocol.md.
 
 This module is the client side. It imports little, because the event handler starts anew for each event. The server side
 is ``listening``.
