@@ -20,6 +20,8 @@ from pathlib import Path
 from tests.lab.daemon import Housed
 from tests.lab.netns import ROOT, House, python_argv
 
+LATER = 2.0  # seconds until the answer to "later"
+
 
 class Echo(Housed):
     """The server on one of a house's machines; answers with its name. ``argv``: another that prints "ready", too."""
@@ -57,6 +59,8 @@ def _talk(connection: socket.socket, answer: bytes) -> None:
                 asked = connection.recv(2048)
                 if not asked:
                     return
+                if asked == b"later\n":
+                    time.sleep(LATER)
                 if asked != b"wait\n":  # a client that only waits gets nothing
                     connection.sendall(answer + b"\n")
             except OSError:

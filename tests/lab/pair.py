@@ -25,6 +25,7 @@ from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, STANDBY, House, po
 from tests.lab.site import environment
 
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "nagios-conf" / "keepalived"
 KEEPALIVED = "/usr/sbin/keepalived"
 ADDRESSES = {"left": "2", "right": "3"}
 PRIORITY = {"left": 150, "right": 100}
@@ -92,8 +93,8 @@ def interface(who: str, bridge: str) -> str:
 class Half:
     """One of the two controllers, as a machine that boots and loses its power."""
 
-    def __init__(self, house: House, place: Path, who: str, priority: int) -> None:
-        self.house, self.place, self.who, self.priority = house, place, who, priority
+    def __init__(self, house: House, place: Path, who: str, *, conntrackd: bool) -> None:
+        self.house, self.place, self.who, self.conntrackd = house, place, who, conntrackd
         self.directory = place / who
         self.config = self.directory / "config.toml"
         self.socket = self.directory / "run" / "redirector.sock"
@@ -106,19 +107,25 @@ class Half:
                 primary=PRIMARY, standby=STANDBY,
             )
         )  # fmt: skip
-        template = (ROOT / "nagios-conf" / "keepalived" / "keepalived.conf").read_text()
-        for ours, theirs in (
+        self._template(
+            "keepalived.conf",
             ("eth0", "cl0"),
             ("eth1", "sv0"),
-            ("priority 150", f"priority {priority}"),
+            ("priority 150", f"priority {PRIORITY[who]}"),
             ("advert_int 1", "advert_int 0.3"),
             ("/run/check_failover", f"{self.directory}/run"),
             ("192.0.2.10/24", f"{SERVICE_ADDRESS}/24"),
             ("script_user failover-pair check_failover", "script_user root"),
-        ):
-            assert ours in template, ours
-            template = template.replace(ours, theirs)
-        (self.directory / "keepalived.conf").write_text(template)
+            ("/etc/keepalived/failover-conntrack", str(SHIPPED / "failover-conntrack")),
+        )
+        self._template(
+            "conntrackd.conf",
+            ("eth1", "sv0"),
+            ("IPv4_address 10.0.0.2\n", f"IPv4_address 10.0.0.{ADDRESSES[who]}\n"),
+            ("Destination_Address 10.0.0.3", f"Destination_Address 10.0.0.{other}"),
+            ("/var/lock", str(self.directory)),
+            ("/var/run", str(self.directory)),
+        )
         serve = f"{sys.executable} -m check_failover.pair.daemon --serve --config {self.config}"
         key = (place / "id.pub").read_text()
         allowed = self.directory / "authorized"
@@ -136,6 +143,10 @@ class Half:
             left_over.unlink()
         for link in ("cl0", "sv0"):
             self._ip("link", "set", link, "up")
+        if self.conntrackd:
+            (self.directory / "conntrackd.lock").unlink(missing_ok=True)
+            self._start("conntrackd", "/usr/sbin/conntrackd", "-C", str(self.directory / "conntrackd.conf"))
+            poll((self.directory / "conntrackd.ctl").exists, 10.0, f"{self.who}: conntrackd")
         keepalived = [KEEPALIVED, "--dont-fork", "--log-console", "--vrrp", "--use-file", "keepalived.conf"]
         self._start("keepalived", *keepalived, "--pid", "k.pid", "--vrrp_pid", "v.pid")
         self._start("sshd", "/usr/sbin/sshd", "-D", "-e", "-f", str(self.directory / "sshd"))
@@ -169,6 +180,10 @@ class Half:
     def say(self, verb: str, **more: object) -> dict[str, Any]:
         return control.ask(self.socket, {"verb": verb, "service": "echo", "manual": True, **more}, timeout=20.0)
 
+    def ask_conntrackd(self, option: str) -> str:
+        """``-i``: what conntrackd sends, ``-e``: what it got from the other half and has not given to the kernel."""
+        return self.house.run(self.who, "/usr/sbin/conntrackd", "-C", str(self.directory / "conntrackd.conf"), option)
+
     def journal(self) -> list[dict[str, Any]]:
         path = self.directory / "state" / "journal.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -179,19 +194,27 @@ class Half:
 
     def _start(self, name: str, *argv: str) -> None:
         log = self.directory / f"{name}.log"
-        self.processes[name] = self.house.start(
-            self.who, *argv, log=log, cwd=self.directory, env=environment() | {"HOME": "/root"}
-        )
+        config = self.directory / ("conntrackd.conf" if self.conntrackd else "none")
+        more = {"HOME": "/root", "CONNTRACKD_CONFIG": str(config)}
+        self.processes[name] = self.house.start(self.who, *argv, log=log, cwd=self.directory, env=environment() | more)
+
+    def _template(self, name: str, *changes: tuple[str, str]) -> None:
+        """A file that we ship, with the lab's names in it."""
+        text = (SHIPPED / name).read_text()
+        for ours, theirs in changes:
+            assert ours in text, ours
+            text = text.replace(ours, theirs)
+        (self.directory / name).write_text(text)
 
     def _ip(self, *argv: str) -> None:
         self.house.run(self.who, "/usr/sbin/ip", *argv)
 
 
 class Pair:
-    """Both halves booted, both servers serving; a context manager."""
+    """Both halves booted, both servers serving; a context manager. ``conntrackd``: it runs on both."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, place: Path, *, conntrackd: bool = False) -> None:
+        self.place, self.conntrackd = place, conntrackd
         self.house = PairHouse(f"cfp{os.getpid() % 100000}")
         self.servers: dict[str, Echo] = {}
 
@@ -201,7 +224,7 @@ class Pair:
             self._keys()
             for who in SERVERS:
                 self.serve(who)
-            self.left, self.right = (Half(self.house, self.place, who, PRIORITY[who]) for who in ADDRESSES)
+            self.left, self.right = (Half(self.house, self.place, who, conntrackd=self.conntrackd) for who in ADDRESSES)
             for half in (self.left, self.right):
                 half.boot()
         except BaseException:

@@ -27,6 +27,7 @@ _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_PROTOINFO, _CTA_MARK, _CTA_
 _CTA_STATUS_MASK = 26
 _SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 _ASSURED = 1 << 2  # IPS_ASSURED
+_SRC_NAT, _DST_NAT = 1 << 4, 1 << 5  # IPS_SRC_NAT, IPS_DST_NAT
 _TCP_SYN_SENT, _TCP_ESTABLISHED, _TCP_CLOSE_WAIT, _TCP_CLOSE = 1, 3, 5, 8  # enum tcp_conntrack
 _PROTOCOLS = {"tcp": 6, "udp": 17}
 _BATCH = 100  # deletes in one message
@@ -138,12 +139,15 @@ def _entry(payload: bytes) -> Entry | None:
     if original is None or reply is None:
         return None
     status = struct.unpack("!I", parts.get(_CTA_STATUS, b"\0\0\0\0"))[0]
+    client, service, server = original[0], original[1], reply[0]
+    if status & (_SRC_NAT | _DST_NAT) == _SRC_NAT:  # it began with a segment of the server (``ruleset``)
+        client, service, server = original[1], reply[1], original[0]
     tcp = dict(attributes(dict(attributes(parts.get(_CTA_PROTOINFO, b""))).get(1, b"")))
     state = tcp.get(1, b"\0")[0]
     return Entry(
-        client=original[0],
-        service=original[1],
-        server=reply[0],
+        client=client,
+        service=service,
+        server=server,
         protocol=original[2],
         mark=struct.unpack("!I", parts.get(_CTA_MARK, b"\0\0\0\0"))[0],
         unanswered=not status & _SEEN_REPLY or (state == _TCP_CLOSE and not status & _ASSURED),

@@ -8,9 +8,14 @@ shared maps, in one transaction; the other services' rules, sets and counters st
 The ct mark's upper 12 bits are ours, the lower 20 the site's own: ten bits for the service, ``FINISHED`` once the
 server has ended the connection, ``ON_STANDBY`` where it goes to the standby. So the kernel itself can list or forget
 one server's open connections, however many finished ones it remembers.
+
+A connection that began through another controller, or before this one's reboot, is taken up from what the client or
+the server sends next. Where that is the server, the entry's original direction is the server's (``resume_*``), and its
+packets have a chain of their own, ``resumed``.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +49,14 @@ _SHARED_CHAINS = [
         "ending",
         (
             f"ct direction reply ct mark set ct mark or {FINISHED:#x}",
+            f"tcp flags & rst != 0 ct mark set ct mark or {FINISHED:#x}",
+        ),
+    ),
+    (
+        "resumed",  # not counted: what a server pushes is no request
+        (
+            f"ct direction reply ct mark and {CT_SERVER:#x} @dead goto stranded",
+            f"ct direction original tcp flags & fin != 0 ct mark set ct mark or {FINISHED:#x}",
             f"tcp flags & rst != 0 ct mark set ct mark or {FINISHED:#x}",
         ),
     ),
@@ -171,7 +184,35 @@ def part(service: Service, mark: int, target: Target | None) -> Part:
     elements += [(f"hosts{version}", service.server(each).address) for each in Target]
     if proto == "tcp":
         elements += [(f"servers{version}", pair(service.server(each))) for each in Target]
+    if proto == "tcp" and service.source_nat is None:
+        chains += [(f"resume_{server}_{name}", _resume(service, mark, server)) for server in Target]
+        translated = f"{ip} saddr {address.address} tcp sport {address.port}"
+        chains.append((f"source_{name}", (f"{translated} snat {ip} to {address}",)))
+        elements.append(("source", f"{mark:#x} : jump source_{name}"))
+        elements += [
+            (f"resume{version}", f"{pair(service.server(each))} : jump resume_{each}_{name}") for each in Target
+        ]
     return Part(tuple(objects), tuple(chains), tuple(elements))
+
+
+def _resume(service: Service, mark: int, server: Target) -> tuple[str, ...]:
+    """A segment of that server for a connection that conntrack does not know: the entry begins with it.
+
+    A segment with which no entry can begin (a FIN, a RST) is only translated. The client's answer begins the entry.
+    """
+    version, address = service.address.family, service.address
+    ip, mark = _IP[version], mark | (ON_STANDBY if server is Target.STANDBY else 0)
+    left = "!=" if server is Target.STANDBY else "=="
+    return (
+        "tcp flags & rst != 0 tcp sequence 0 drop",  # a refusal of a new connection
+        f"{ip} saddr set {address.address} tcp sport set {address.port}",
+        "ct state invalid accept",
+        # A server that is not the target resets its client. Only the first segment, because "new" lasts until the
+        # client answers, and it answers no RST; the next one it answers with a RST, and the server knows too.
+        f"ct state new ct mark and {CT_MASK:#x} == 0x0 "
+        f"meta l4proto . {ip} saddr . th sport {left} @on_standby{version} tcp flags set rst",
+        f"ct state new ct mark set ct mark and {CT_REST:#x} or {mark:#x} accept",
+    )
 
 
 def _packets(service: Service) -> list[str]:
@@ -183,6 +224,7 @@ def _packets(service: Service) -> list[str]:
         f"ct direction reply {demand}counter name replies_{name}",
     ]
     if proto == "tcp":
+        rules = ["ct status & (snat | dnat) == snat goto resumed", *rules]
         rules += [
             f"ct direction original ct mark and {CT_SERVER:#x} @dead goto stranded",
             "ct direction reply tcp flags & (rst | ack) == rst | ack tcp sequence 0 "
@@ -201,6 +243,7 @@ def _shared_objects() -> list[tuple[str, str, str]]:
         *(("set", f"on_standby{v}", f"type inet_proto . {_KEYS[v]};") for v in _KEYS),
         *(("set", f"servers{v}", f"type {_KEYS[v]};") for v in _KEYS),
         *(("set", f"hosts{v}", f"type ipv{v}_addr;") for v in _KEYS),
+        *(("map", f"resume{v}", f"type {_KEYS[v]} : verdict;") for v in _KEYS),
         ("map", "connections", "type mark : verdict;"),
         ("map", "source", "type mark : verdict;"),
     ]
@@ -228,6 +271,10 @@ def _base_chains(clients: Sequence[str]) -> list[tuple[str, str, list[str]]]:
             "forward",
             "filter hook forward priority filter - 5",
             [
+                *(
+                    f"ct state invalid,new tcp flags & syn == 0 {_IP[v]} saddr . tcp sport vmap @resume{v}"
+                    for v in _KEYS
+                ),
                 # A late SYN-ACK, say: untranslated it would make the client reset its connection.
                 *(f"ct state invalid,new {_IP[v]} saddr . tcp sport @servers{v} drop" for v in _KEYS),
                 f"ct mark and {CT_MASK:#x} vmap @connections",
@@ -269,6 +316,10 @@ def _shared_elements(
     for service in services:
         for where, element in part(service, marks[service.name], targets.get(service.name)).elements:
             found[where][element] = None
+    for version in _KEYS:  # a server of two services: which service address its client used is not known
+        resumed = found[f"resume{version}"]
+        times = Counter(element.split(" : ")[0] for element in resumed)
+        found[f"resume{version}"] = {element: None for element in resumed if times[element.split(" : ")[0]] == 1}
     return found
 
 
@@ -279,7 +330,7 @@ def _elements(services: Iterable[Service], marks: Mapping[str, int], targets: Ma
 
 def _remove(name: str, signature: str) -> str:
     """Commands that remove all that belongs to one service, from what uses to what is used."""
-    chains = ["connect", "standby", "packets", "source"]
+    chains = ["connect", "standby", "packets", "source", "resume_primary", "resume_standby"]
     objects = [("set", "drill"), *(("counter", kind) for kind in ("requests", "replies", "refusals"))]
     return "".join(
         [
