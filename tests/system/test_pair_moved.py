@@ -24,15 +24,13 @@ from tests.lab.pair import PORT, ROOT, Half, Pair
 pytestmark = pytest.mark.system
 Made = Callable[..., AbstractContextManager[Pair]]
 
-# Each client gets 100 kB every 0.2 s, or nothing ("quiet"). SIGUSR1: close all connections. SIGUSR2: begin to tick.
+# Each client gets 100 kB every 0.2 s, or nothing ("quiet"). SIGUSR1: close all connections.
 SERVER = """
 import select, signal, socket, sys, time
 ticking, ends = sys.argv[3] == "ticking", False
 def close(*_):
     global ends; ends = True
-def tick(*_):
-    global ticking; ticking = True
-signal.signal(signal.SIGUSR1, close); signal.signal(signal.SIGUSR2, tick)
+signal.signal(signal.SIGUSR1, close)
 listener = socket.create_server((sys.argv[1], int(sys.argv[2]))); print("ready", flush=True)
 clients, number = [], 0
 while True:
