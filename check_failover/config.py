@@ -94,11 +94,9 @@ def run_dir(path: str | Path) -> Path:
 def _parse(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().decode(), parse_float=_finite)
-    except PermissionError as error:
-        hint = "is this user in the group check_failover?"
-        raise ConfigError(f"{path}: cannot read: {error.strerror}: {hint}") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read: {error.strerror}") from None
+        hint = ": is this user in the group check_failover?" if isinstance(error, PermissionError) else ""
+        raise ConfigError(f"{path}: cannot read: {error.strerror}{hint}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
@@ -123,8 +121,10 @@ def _freeze(path: Path, raw: dict[str, Any]) -> Config:
             controller[key] = Path(controller[key])
     services = tuple(_service(path, index, table) for index, table in enumerate(raw["service"]))
     _refuse_duplicates(path, services)
-    if controller.get("redirect") == "ipfilter":
-        _refuse_deadlines(path, services)
+    for index, service in enumerate(services):
+        if controller.get("redirect") == "ipfilter" and service.policy.drain_deadline is not None:
+            where = f"{path}: $.service[{index}].policy.drain_deadline"
+            raise ConfigError(f"{where}: ipfilter cannot cut what a drain leaves behind")
     return Config(
         path=path,
         controller=Controller(
@@ -172,16 +172,16 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         raise ConfigError(f"{where}.address: the service address must not be a server's own ({address})")
     if table["protocol"] == "udp" and table["check"]["type"] in ("ldap", "http"):
         raise ConfigError(f"{where}.protocol: {table['check']['type']} is spoken over tcp, not udp")
-    source_nat = table.get("source_nat")
-    if source_nat is not None:
-        nat = _endpoint(f"{where}.source_nat", source_nat, port)
-        if nat.port != port or nat.family != address.family:
-            raise ConfigError(
-                f"{where}.source_nat: want one IPv{address.family} address without a port, not {source_nat}"
-            )
-        if nat.address in (primary.address, standby.address):
-            raise ConfigError(f"{where}.source_nat: {source_nat} is a server's own address; give the controller's")
-        source_nat = nat.address
+    servers = {primary.address, standby.address}
+    source_nat = _without_port(f"{where}.source_nat", table.get("source_nat"), address)
+    if source_nat in servers:
+        raise ConfigError(f"{where}.source_nat: {source_nat} is a server's own address; give the controller's")
+    test_client = _without_port(f"{where}.test_client", table.get("test_client"), address)
+    if test_client in servers | {address.address}:
+        raise ConfigError(
+            f"{where}.test_client: {test_client} is a server's or the service's own address; give one that no machine "
+            "uses"
+        )
     sync = _sync(where, table["sync"], primary, standby) if "sync" in table else None
     copied = sync is not None and sync.method == "rsync"
     return Service(
@@ -196,24 +196,20 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         source_nat=source_nat,
         sync=sync,
         primary_host=table.get("primary_host"),
-        test_client=_test_client(where, table.get("test_client"), (address, primary, standby)),
+        test_client=test_client,
         dialect=table.get("dialect"),
         writes=table.get("writes", "primary" if copied else "replicated"),
     )
 
 
-def _test_client(where: str, text: str | None, taken: tuple[Endpoint, ...]) -> str | None:
+def _without_port(where: str, text: str | None, like: Endpoint) -> str | None:
+    """An address of the family of ``like``."""
     if text is None:
         return None
-    address = taken[0]
-    client = _endpoint(f"{where}.test_client", text, address.port)
-    if client.port != address.port or client.family != address.family:
-        raise ConfigError(f"{where}.test_client: want one IPv{address.family} address without a port, not {text}")
-    if client.address in [endpoint.address for endpoint in taken]:
-        raise ConfigError(
-            f"{where}.test_client: {text} is a server's or the service's own address; give one that no machine uses"
-        )
-    return client.address
+    found = _endpoint(where, text, like.port)
+    if found.port != like.port or found.family != like.family:
+        raise ConfigError(f"{where}: want one IPv{like.family} address without a port, not {text}")
+    return found.address
 
 
 def _check(table: dict[str, Any], protocol: str) -> CheckSpec:
@@ -268,25 +264,9 @@ def _endpoint(where: str, text: str, default_port: int) -> Endpoint:
     return Endpoint(address.compressed, int(port))
 
 
-def _refuse_deadlines(path: Path, services: tuple[Service, ...]) -> None:
-    for index, service in enumerate(services):
-        if service.policy.drain_deadline is not None:
-            raise ConfigError(
-                f"{path}: $.service[{index}].policy.drain_deadline: ipfilter cannot cut what a drain leaves behind"
-            )
-
-
 def _refuse_duplicates(path: Path, services: tuple[Service, ...]) -> None:
-    names: dict[str, int] = {}
-    addresses: dict[tuple[str, Endpoint], int] = {}
-    for index, service in enumerate(services):
-        if service.name in names:
-            raise ConfigError(f"{path}: $.service[{index}].name: {service.name!r} is service {names[service.name]} too")
-        key = (service.protocol, service.address)
-        if key in addresses:
-            raise ConfigError(
-                f"{path}: $.service[{index}].address: {service.protocol} {service.address} is service "
-                f"{addresses[key]} too"
-            )
-        names[service.name] = index
-        addresses[key] = index
+    first: dict[tuple[str, str], int] = {}
+    for index, one in enumerate(services):
+        for key, value in (("name", repr(one.name)), ("address", f"{one.protocol} {one.address}")):
+            if first.setdefault((key, value), index) != index:
+                raise ConfigError(f"{path}: $.service[{index}].{key}: {value} is service {first[key, value]} too")

@@ -64,7 +64,7 @@ class State(IntEnum):
 
 
 class Detector(StrEnum):
-    """What made stage 1 suspicious."""
+    """What made stage 1 suspicious. A new one goes to the end: other versions know each by its ``number``."""
 
     REFUSED = "refused"  # RST to a SYN, ICMP unreachable
     UNANSWERED_SYN = "unanswered-syn"
@@ -81,20 +81,8 @@ class Detector(StrEnum):
 
     @property
     def number(self) -> int:
-        """Its number in perfdata, which can only contain numbers."""
-        return _DETECTOR_NUMBERS[self]
-
-
-# Other versions and the sites' databases use these numbers: a new detector gets a new number; never change one.
-_DETECTOR_NUMBERS = {
-    Detector.REFUSED: 0,
-    Detector.UNANSWERED_SYN: 1,
-    Detector.UNANSWERED_REQUEST: 2,
-    Detector.RETRANSMISSION: 3,
-    Detector.ERROR_SHARE: 4,
-    Detector.SILENCE: 5,
-    Detector.CORE: 6,
-}
+        """Its number in perfdata, which can only contain numbers; also in the sites' databases, so none may change."""
+        return list(Detector).index(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ msgspec reads them by the fields' annotations. A field's name is its key in JSON
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
@@ -57,13 +57,14 @@ class JournalEntry:
     service: str
     verb: str
     by: str
-    line: str  # the whole entry in one line
+    _: KW_ONLY
     peer: Caller | None = None
     from_: Target | None = None
     to: Target | None = None
     flipped: bool = False
     reason: str | None = None
     text: str = ""
+    line: str  # the whole entry in one line
     facts: Facts | None = None
     moved: Seconds | None = None  # until the kernel had the new rule
     forgotten: Count | None = None  # connections, see ``redirector.Redirect``; so are left and freed
@@ -164,17 +165,13 @@ class ServiceStatus:
 # ---------------------------------------------------------------- to and from JSON
 
 _SOMETIMES = ("moved", "forgotten", "left", "freed", "error", "took", "parts")  # left out if None
-_KEYS = (  # of an entry, in the journal's order
-    *("id", "at", "service", "verb", "by", "peer", "from_", "to", "flipped", "reason", "text", "line", "facts"),
-    *_SOMETIMES,
-)
 
 
 def to_json(record: ServiceStatus | JournalEntry) -> dict[str, Any]:
     """A record as a dict for ``json``."""
     found: dict[str, Any] = msgspec.to_builtins(record)
     if isinstance(record, JournalEntry):
-        return {key.rstrip("_"): found[key] for key in _KEYS if key not in _SOMETIMES or found[key] is not None}
+        return {key.rstrip("_"): one for key, one in found.items() if key not in _SOMETIMES or one is not None}
     entries = {"last": record.last, "flip": record.flip}
     return found | {key: None if entry is None else to_json(entry) for key, entry in entries.items()}
 

@@ -34,7 +34,9 @@ SAVED = ServiceState(
     Damping(1000.0, NOW), True, ("h",), reached=derived(Target.STANDBY, NOW - 9), generation=5, changes=2,
 )  # fmt: skip
 ENTRIES = [
-    JournalEntry(f"20261125T14583{n}-ldap-{n}", NOW + n, "ldap", "hold", "eve", f"ldap: hold: {n} wörds", reason="hold")
+    JournalEntry(
+        f"20261125T14583{n}-ldap-{n}", NOW + n, "ldap", "hold", "eve", line=f"ldap: hold: {n} wörds", reason="hold"
+    )
     for n in range(3)
 ]
 RECORD = SyncState(

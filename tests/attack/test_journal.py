@@ -16,7 +16,10 @@ def test_flips_outlive_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Before, the second rotation erased them."""
     monkeypatch.setattr(journal, "LIMIT", 20_000)
     monkeypatch.setattr("os.fsync", lambda _descriptor: None)
-    kept, one = Journal(tmp_path / "journal.jsonl"), JournalEntry("", 1e9, "ldap", "fail-over", "nagios", "x" * 100)
+    kept, one = (
+        Journal(tmp_path / "journal.jsonl"),
+        JournalEntry("", 1e9, "ldap", "fail-over", "nagios", line="x" * 100),
+    )
     for number in range(1000):
         refused = replace(one, id=f"r{number}", reason="hold", text='"flipped": true')
         kept.write(replace(one, id=f"f{number}", flipped=True) if number % 100 == 0 else refused)
@@ -30,7 +33,10 @@ def test_flips_outlive_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_kill_in_the_middle_of_a_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The flips are copied before their file goes: the next rotation repeats none and loses none."""
     monkeypatch.setattr(journal, "LIMIT", 5_000)
-    kept, one = Journal(tmp_path / "journal.jsonl"), JournalEntry("", 1e9, "ldap", "fail-over", "nagios", "x" * 100)
+    kept, one = (
+        Journal(tmp_path / "journal.jsonl"),
+        JournalEntry("", 1e9, "ldap", "fail-over", "nagios", line="x" * 100),
+    )
     for number in range(60):
         kept.write(replace(one, id=f"f{number}", flipped=True))
     copied = (tmp_path / "journal.jsonl.1").read_bytes()

@@ -40,7 +40,9 @@ threading.Event().wait(120)
 def redirector(tmp_path: Path) -> Iterator[Redirector]:
     """With a journal of 20,000 entries, half of them flips."""
     made = config(tmp_path)
-    entry = JournalEntry("1", time.time(), "ldap", "fail-over", "nagios", "ldap: primary -> standby", text="x" * 200)
+    entry = JournalEntry(
+        "1", time.time(), "ldap", "fail-over", "nagios", line="ldap: primary -> standby", text="x" * 200
+    )
     line = json.dumps({**to_json(entry), "flipped": True})
     lines = [line.replace('"id": "1"', f'"id": "{number}"') for number in range(20_000)]
     (tmp_path / "state" / "journal.jsonl").write_text("\n".join(lines) + "\n")

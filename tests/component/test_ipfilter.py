@@ -22,7 +22,7 @@ import pytest
 
 from check_failover.config import Config, Controller, load
 from check_failover.model import CheckSpec, Endpoint, Service, Target
-from check_failover.redirector import REDIRECTS, Redirect, RedirectError, Wiring
+from check_failover.redirector import REDIRECTS, Redirect, RedirectError, Wiring, current
 from check_failover.redirector.ipfilter.file import BEGIN, END
 from check_failover.redirector.ipfilter.rules import tag_of
 from tests.fixtures.ipfilter.standin import HERE, Kernel, Replay, numeric, recorded, serving
@@ -121,7 +121,7 @@ def test_recorded_flip(tmp_path: Path, poked: list[Any]) -> None:
     """Try dry, add the new rule, remove the old one in the words of the list with its sessions, read back."""
     replay = Replay(tmp_path / "bin", _flip())
     redirect = _redirect(replay.path, tmp_path)
-    redirect.set(WEB, STANDBY)
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
     assert redirect.forget_unanswered(WEB, PRIMARY) == 0
     assert redirect.free_stranded(WEB, PRIMARY) == 2
     assert [str(client) for _, client in poked] == ["192.0.2.7:43576", "192.0.2.7:26522"]
@@ -132,7 +132,7 @@ def test_recorded_current_and_activity(tmp_path: Path) -> None:
     """The recorded kernel redirects to the primary; two connections of four packets each way were counted."""
     replay = Replay(tmp_path / "bin", [("-lR", "", recorded("list-l")), ("-lvR", "", recorded("list-lv"))])
     redirect = _redirect(replay.path, tmp_path)
-    assert redirect.current(WEB) is PRIMARY
+    assert current(redirect, WEB) is PRIMARY
     activity = redirect.activity(WEB)
     assert (activity.asked, activity.answered) == (8, 8)
     assert replay.finished, replay.refused
@@ -148,7 +148,7 @@ def test_recorded_install_of_what_is_there_already(tmp_path: Path) -> None:
 def test_recorded_somebody_was_faster(tmp_path: Path) -> None:
     """The rule exists already, the other is gone already: both are what was wanted, so the flip has succeeded."""
     replay = Replay(tmp_path / "bin", _flip(add=recorded("add-dup"), remove=recorded("rm-purge-missing")))
-    _redirect(replay.path, tmp_path).set(WEB, STANDBY)
+    _redirect(replay.path, tmp_path).wire(WEB, Wiring(STANDBY, STANDBY.other))
     assert replay.finished, replay.refused
 
 
@@ -169,10 +169,10 @@ def test_recorded_refusals(tmp_path: Path, answer: list[Any], text: str) -> None
     replay = Replay(tmp_path / "bin", [("-lvR", "", answer), ("-lR", "", answer), ("-lvR", "", answer)])
     redirect = _redirect(replay.path, tmp_path)
     with pytest.raises(RedirectError) as caught:
-        redirect.set(WEB, STANDBY)
+        redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert redirect.current(WEB) is None
+    assert current(redirect, WEB) is None
     with pytest.raises(RedirectError):
         redirect.install({"web": PRIMARY})
     assert replay.finished, replay.refused
@@ -191,7 +191,7 @@ def test_recorded_faults_of_the_dry_run(tmp_path: Path, answer: list[Any], text:
     """What ipnat does not like when tried dry never reaches the kernel, whatever its exit code."""
     replay = Replay(tmp_path / "bin", [*_flip()[:1], ("-nf -", NEW + "\n", answer)])
     with pytest.raises(RedirectError) as caught:
-        _redirect(replay.path, tmp_path).set(WEB, STANDBY)
+        _redirect(replay.path, tmp_path).wire(WEB, Wiring(STANDBY, STANDBY.other))
     assert text in str(caught.value)
     assert NEW in str(caught.value)
     assert replay.finished, replay.refused
@@ -209,8 +209,8 @@ def test_over_and_back(service: Service, kernel: Kernel, tmp_path: Path, poked: 
     client = "192.0.2.7" if service.address.family == 4 else "2001:db8::7"
     assert kernel.connect(service, client, 1) == f"{service.primary.address} {service.primary.port}"
     for target, server in ((STANDBY, service.standby), (PRIMARY, service.primary)):
-        redirect.set(service, target)
-        assert redirect.current(service) is target
+        redirect.wire(service, Wiring(target, target.other))
+        assert current(redirect, service) is target
         assert kernel.connect(service, client, 1) == f"{server.address} {server.port}"
         assert redirect.free_stranded(service, target.other) == (0 if service is DNS else len(poked))
     assert all(serving(entry["rules"], service) for entry in kernel.history[installed:])
@@ -222,7 +222,7 @@ def test_both_rules_at_most_and_the_old_one_works_until_it_goes(kernel: Kernel, 
     redirect = _redirect(kernel.path, tmp_path)
     redirect.install({"web": PRIMARY})
     begin = len(kernel.history)
-    redirect.set(WEB, STANDBY)
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
     states = [[rule for rule in entry["rules"] if rule not in SITE] for entry in kernel.history[begin:]]
     assert states == [[OLD], [OLD], [OLD, NEW_LISTED], [NEW_LISTED], [NEW_LISTED]]
 
@@ -235,7 +235,7 @@ def test_sessions_to_the_old_server_go_and_others_stay(kernel: Kernel, tmp_path:
     kernel.connect(WEB, "192.0.2.8", 1002)
     kernel.connect(WEB, "192.0.2.9", 1003, answered=0)
     kernel.connect(DNS, "192.0.2.7", 1004)
-    redirect.set(WEB, STANDBY)
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
     assert [one["client"] for one in kernel.sessions] == [["192.0.2.7", 1004]]
     assert redirect.forget_unanswered(WEB, PRIMARY) == 1
     assert redirect.free_stranded(WEB, PRIMARY) == 2
@@ -248,7 +248,7 @@ def test_drain_leaves_open_connections_where_they_are(kernel: Kernel, tmp_path: 
     redirect = _redirect(kernel.path, tmp_path)
     redirect.install({"web": PRIMARY})
     kernel.connect(WEB, "192.0.2.7", 1001)
-    redirect.set(WEB, STANDBY, drain=True)
+    redirect.wire(WEB, Wiring(STANDBY))
     assert kernel.connect(WEB, "192.0.2.7", 1001) == "10.0.0.1 8080"
     assert kernel.connect(WEB, "192.0.2.7", 1002) == "10.0.0.2 8081"
     assert redirect.elsewhere(WEB, STANDBY) == [Endpoint("192.0.2.7", 1001)]
@@ -265,23 +265,23 @@ def test_poking_that_is_not_allowed_is_told(kernel: Kernel, tmp_path: Path, monk
     redirect = _redirect(kernel.path, tmp_path)
     redirect.install({"web": PRIMARY})
     kernel.connect(WEB, "192.0.2.7", 1001)
-    redirect.set(WEB, STANDBY)
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
     with pytest.raises(RedirectError, match="cannot wake 1 clients that only wait: Operation not permitted"):
         redirect.free_stranded(WEB, PRIMARY)
-    assert redirect.current(WEB) is STANDBY
+    assert current(redirect, WEB) is STANDBY
 
 
 def test_several_client_interfaces(kernel: Kernel, tmp_path: Path) -> None:
     """One rule each; while they differ there is no target, and ``install`` puts that right."""
     redirect = _redirect(kernel.path, tmp_path, client=("epair0a", "em1"))
     redirect.install({"web": PRIMARY})
-    redirect.set(WEB, STANDBY)
-    assert redirect.current(WEB) is STANDBY
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+    assert current(redirect, WEB) is STANDBY
     second = next(rule for rule in kernel.rules if rule.startswith("rdr em1 "))
     kernel.rules = [rule for rule in kernel.rules if rule != second]
-    assert redirect.current(WEB) is None
+    assert current(redirect, WEB) is None
     redirect.install({"web": STANDBY})
-    assert redirect.current(WEB) is STANDBY
+    assert current(redirect, WEB) is STANDBY
     assert second in kernel.rules
 
 
@@ -308,7 +308,7 @@ def test_install_finishes_what_was_left(left: list[str], target: Target, kernel:
     redirect = _redirect(kernel.path, tmp_path)
     redirect.install({"web": target})
     assert [rule for rule in kernel.rules if rule not in SITE] == [OLD if target is PRIMARY else NEW_LISTED]
-    assert redirect.current(WEB) is target
+    assert current(redirect, WEB) is target
     assert all(serving(entry["rules"], WEB) for entry in kernel.history if left)
 
 
@@ -330,10 +330,10 @@ def test_a_rule_of_the_site_that_is_before_ours_is_told_and_left(kernel: Kernel,
     with pytest.raises(RedirectError) as caught:
         redirect.install({"web": PRIMARY, "dns": STANDBY})
     assert f"web: another rule is before ours and takes the traffic: [{theirs}]: remove it" in str(caught.value)
-    assert redirect.current(WEB) is None
+    assert current(redirect, WEB) is None
     assert theirs in kernel.rules
     kernel.rules = [rule for rule in kernel.rules if rule != theirs]
-    assert redirect.current(WEB) is PRIMARY, "ours was waiting behind it"
+    assert current(redirect, WEB) is PRIMARY, "ours was waiting behind it"
 
 
 def test_one_service_that_cannot_have_its_rule_does_not_keep_others_from_theirs(kernel: Kernel, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_one_service_that_cannot_have_its_rule_does_not_keep_others_from_theirs(
     redirect = _redirect(kernel.path, tmp_path, (WEB, FAR, SIX))
     with pytest.raises(RedirectError, match=r"^web: another rule"):
         redirect.install({"web": PRIMARY, "far": STANDBY, "web-six": STANDBY})
-    assert [redirect.current(service) for service in (WEB, FAR, SIX)] == [None, STANDBY, STANDBY]
+    assert [current(redirect, service) for service in (WEB, FAR, SIX)] == [None, STANDBY, STANDBY]
 
 
 @pytest.mark.parametrize("left", [NEW_LISTED, NEW_LISTED.replace("cfo.web", "cfo.gone")])
@@ -366,7 +366,7 @@ def test_an_install_that_fails_says_in_the_file_what_the_kernel_does(call: str, 
     text = (tmp_path / "ipnat.rules").read_text()
     assert (text.count("cfo.web\n"), text.count("port 8080 tcp tag cfo.web\n")) == (1, 1)
     assert text.count("port 8081 tcp tag cfo.far\n") == 1
-    assert (redirect.current(WEB), redirect.current(FAR)) == (PRIMARY, STANDBY)
+    assert (current(redirect, WEB), current(redirect, FAR)) == (PRIMARY, STANDBY)
 
 
 def test_a_flip_by_install_frees_clients_too(kernel: Kernel, tmp_path: Path, poked: list[Any]) -> None:
@@ -390,14 +390,14 @@ def test_version_4_has_no_tags_and_no_purge(tmp_path: Path, poked: list[Any]) ->
     redirect.install({"web": PRIMARY, "far": PRIMARY})
     kernel.connect(WEB, "192.0.2.7", 1001)
     kernel.connect(WEB, "192.0.2.7", 1002, answered=0)
-    redirect.set(WEB, STANDBY)
-    assert redirect.current(WEB) is STANDBY
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+    assert current(redirect, WEB) is STANDBY
     with pytest.raises(RedirectError, match=r"1 connections in the making stay with the old server: .* 'ipnat -F'"):
         redirect.forget_unanswered(WEB, PRIMARY)
     with pytest.raises(RedirectError, match="1 open connections stay with the old server"):
         redirect.free_stranded(WEB, PRIMARY)
-    redirect.set(WEB, PRIMARY)
-    assert redirect.current(WEB) is PRIMARY
+    redirect.wire(WEB, Wiring(PRIMARY, PRIMARY.other))
+    assert current(redirect, WEB) is PRIMARY
     assert kernel.rules[0].startswith("rdr em0 ")
     assert poked == []
     assert kernel.refused == ""
@@ -414,12 +414,12 @@ def test_a_flip_that_fails_leaves_the_old_state(call: str, kernel: Kernel, tmp_p
     before = (tmp_path / "ipnat.rules").read_bytes()
     kernel.fault(call, "say", exit=1, err="60006:1:ioctl: need write permissions to change NAT rules\n")
     with pytest.raises(RedirectError, match="read-only for us"):
-        redirect.set(WEB, STANDBY)
-    assert redirect.current(WEB) is PRIMARY
+        redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+    assert current(redirect, WEB) is PRIMARY
     assert (tmp_path / "ipnat.rules").read_bytes() == before
-    redirect.set(WEB, STANDBY)
-    assert redirect.current(WEB) is STANDBY
-    assert redirect.current(DNS) is STANDBY
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+    assert current(redirect, WEB) is STANDBY
+    assert current(redirect, DNS) is STANDBY
     assert all(serving(entry["rules"], WEB) for entry in kernel.history[5:])
 
 
@@ -431,7 +431,7 @@ def test_a_tool_that_hangs_is_given_up(call: str, kernel: Kernel, tmp_path: Path
     kernel.fault(call, "hang", always=True)
     began = time.monotonic()
     with pytest.raises(RedirectError, match=r"no end within 0\.3 s, given up"):
-        _redirect(kernel.path, tmp_path, timeout=0.3).set(WEB, STANDBY)
+        _redirect(kernel.path, tmp_path, timeout=0.3).wire(WEB, Wiring(STANDBY, STANDBY.other))
     assert time.monotonic() - began < 6.0
     for pid in (kernel.directory / "hanging").read_text().split():
         with pytest.raises(ProcessLookupError):  # killed, and no zombie of it is left
@@ -447,8 +447,8 @@ def test_a_tool_that_hangs_after_its_work_has_flipped(kernel: Kernel, tmp_path: 
     redirect.install({"web": PRIMARY})
     kernel.connect(WEB, "192.0.2.7", 1001)
     kernel.fault("-r -p -f -", "hang after")
-    redirect.set(WEB, STANDBY)
-    assert redirect.current(WEB) is STANDBY
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+    assert current(redirect, WEB) is STANDBY
     assert redirect.free_stranded(WEB, PRIMARY) == 1
 
 
@@ -459,8 +459,8 @@ def test_a_tool_that_only_says_yes_is_found_out(kernel: Kernel, tmp_path: Path) 
     kernel.fault("-f -", "pretend")
     kernel.fault("-r -p -f -", "pretend")
     with pytest.raises(RedirectError, match="web: ipnat took the rule for the standby, and the kernel does not have"):
-        redirect.set(WEB, STANDBY)
-    assert redirect.current(WEB) is PRIMARY
+        redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+    assert current(redirect, WEB) is PRIMARY
 
 
 @pytest.mark.parametrize("word", ["10.0.0.1/32 port 8080 tcp tag", "10.0.0.2/32"])
@@ -470,12 +470,12 @@ def test_a_rule_that_another_hand_takes_away_meanwhile(word: str, kernel: Kernel
     redirect.install({"web": PRIMARY})
     kernel.fault("-r -p -f -", "lose", word=word)
     if "10.0.0.1" in word:
-        redirect.set(WEB, STANDBY)
-        assert redirect.current(WEB) is STANDBY
+        redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+        assert current(redirect, WEB) is STANDBY
     else:
         with pytest.raises(RedirectError, match="the kernel does not have it"):
-            redirect.set(WEB, STANDBY)
-        assert redirect.current(WEB) is PRIMARY
+            redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+        assert current(redirect, WEB) is PRIMARY
 
 
 def test_a_tool_that_is_not_there(tmp_path: Path) -> None:
@@ -494,7 +494,7 @@ def test_how_the_tool_is_run(tmp_path: Path) -> None:
     os.environ["SECRET_OF_OURS"] = "x"
     try:
         with pytest.raises(RedirectError):
-            _redirect(tool, tmp_path).set(WEB, STANDBY)
+            _redirect(tool, tmp_path).wire(WEB, Wiring(STANDBY, STANDBY.other))
     finally:
         del os.environ["SECRET_OF_OURS"]
     text = told.read_text()
@@ -515,7 +515,7 @@ def test_the_file_at_boot_has_what_the_kernel_has(kernel: Kernel, tmp_path: Path
     redirect = _redirect(kernel.path, tmp_path, ALL)
     redirect.install(dict.fromkeys((one.name for one in ALL), PRIMARY))
     file.write_bytes(file.read_bytes() + b"bimap em1 10.0.0.9/32 -> 192.0.2.99/32")
-    redirect.set(SIX, STANDBY)
+    redirect.wire(SIX, Wiring(STANDBY, STANDBY.other))
     before, _, rest = file.read_bytes().partition(BEGIN)
     block, _, after = rest.partition(END)
     assert before == b"# ours since 1999, caf\xe9\r\nmap em1 10.0.0.0/8 -> 0/32\n"
@@ -543,7 +543,7 @@ def test_the_file_at_boot_is_on_the_disk_before_it_has_its_name(
         really(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    redirect.set(WEB, STANDBY)
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
     assert flushed == [(file.stat().st_ino, False, True), (tmp_path.stat().st_ino, True, True)]
 
 
@@ -554,8 +554,8 @@ def test_damaged_marks_are_never_guessed_at(kernel: Kernel, tmp_path: Path, capl
     redirect.install({"web": PRIMARY})
     damaged = file.read_bytes().replace(END, b"")
     file.write_bytes(damaged)
-    redirect.set(WEB, STANDBY)
-    assert redirect.current(WEB) is STANDBY
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+    assert current(redirect, WEB) is STANDBY
     with pytest.raises(RedirectError, match=r"ipnat.rules: the marks of our block are damaged \(1 BEGIN, 0 END\)"):
         redirect.free_stranded(WEB, PRIMARY)
     assert file.read_bytes() == damaged
@@ -566,14 +566,14 @@ def test_a_file_that_cannot_be_written_does_not_hold_a_flip_up(kernel: Kernel, t
     """Clients go to the standby; that the next boot would begin with the old rule is told."""
     redirect = _redirect(kernel.path, tmp_path, rules=str(tmp_path / "missing" / "ipnat.rules"))
     redirect.install({"web": PRIMARY})
-    redirect.set(WEB, STANDBY)
-    assert redirect.current(WEB) is STANDBY
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
+    assert current(redirect, WEB) is STANDBY
     with pytest.raises(
         RedirectError, match=r"ipnat.rules: cannot write: .*after a reboot the redirect would be the old"
     ):
         redirect.free_stranded(WEB, PRIMARY)
     (tmp_path / "missing").mkdir()
-    redirect.set(WEB, PRIMARY)
+    redirect.wire(WEB, Wiring(PRIMARY, PRIMARY.other))
     assert redirect.free_stranded(WEB, STANDBY) == 0
     assert OLD.replace("/32 port 8080", " port 8080") in (tmp_path / "missing" / "ipnat.rules").read_text()
 
@@ -600,7 +600,7 @@ def _killed_at(number: int, redirect: Redirect) -> bool:
 
         sys.addaudithook(audit)
         try:
-            redirect.set(WEB, STANDBY)
+            redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -615,8 +615,8 @@ def _assert_sound(kernel: Kernel, tmp_path: Path, finish: bool, restart: bool = 
     if restart:
         again.install({"web": target})
     else:
-        again.set(WEB, target)
-    assert again.current(WEB) is target
+        again.wire(WEB, Wiring(target, target.other))
+    assert current(again, WEB) is target
     assert _ours(kernel.rules) == [NEW_LISTED if finish else OLD]
     _assert_never_without(kernel)
 
@@ -648,7 +648,7 @@ def test_killed_before_each_step_of_a_flip(restart: bool, kernel: Kernel, tmp_pa
         redirect.install({"web": PRIMARY})
         number += 1
     assert number > 6, "list, dry run, add, file, rename, remove, list"
-    assert redirect.current(WEB) is STANDBY
+    assert current(redirect, WEB) is STANDBY
     _assert_never_without(kernel)
 
 
@@ -687,16 +687,16 @@ BLOCKED = """
     from pathlib import Path
     from check_failover.config import load
     from check_failover.model import Target
-    from check_failover.redirector import REDIRECTS, daemon, steering
+    from check_failover.redirector import REDIRECTS, Wiring, current, daemon, steering
 
     config = load(sys.argv[1])
     redirect = REDIRECTS[config.controller.redirect](config)
     steering.Steering(config, redirect, lambda event: None).restore()
     service = config.services[0]
-    redirect.set(service, Target.STANDBY)
+    redirect.wire(service, Wiring(Target.STANDBY, Target.PRIMARY))
     redirect.forget_unanswered(service, Target.PRIMARY), redirect.free_stranded(service, Target.PRIMARY)
     redirect.wired((service,)), redirect.activity(service), redirect.forget(service, "192.0.2.7", 1)
-    print(redirect.current(service))
+    print(current(redirect, service))
     try:
         REDIRECTS["nftables"](config)
     except ImportError as error:
@@ -774,7 +774,7 @@ def test_activity_goes_on_over_a_flip(kernel: Kernel, tmp_path: Path, poked: lis
     counted = [redirect.activity(WEB)]
     kernel.connect(WEB, "192.0.2.7", 1001, asked=3, answered=0)
     counted.append(redirect.activity(WEB))
-    redirect.set(WEB, STANDBY)
+    redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
     counted.append(redirect.activity(WEB))
     kernel.connect(WEB, "192.0.2.7", 1003, asked=2, answered=2)
     counted.append(redirect.activity(WEB))

@@ -28,7 +28,7 @@ TEXTS = [
     Sms(1001.6, "+4918", "PROBLEM dns redirect"),
     Sms(1.0, "+4919", "ldap, long ago"),
 ]
-BACK = JournalEntry("8", 2000.0, "ldap", "fail-back", "eve", "ldap: standby -> primary")
+BACK = JournalEntry("8", 2000.0, "ldap", "fail-back", "eve", line="ldap: standby -> primary")
 
 
 class Reader(HTMLParser):

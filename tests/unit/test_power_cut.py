@@ -93,7 +93,7 @@ def test_garbage(directory: Path, tmp_path: Path, garbage: bytes) -> None:
 def test_the_journal(tmp_path: Path) -> None:
     """The lines before the cut are read, the cut one is left out, and the next one is whole again."""
     path = tmp_path / "journal.jsonl"
-    one = JournalEntry("1", 1e9, "ldap", "hold", "eve", "")
+    one = JournalEntry("1", 1e9, "ldap", "hold", "eve", line="")
     Journal(path).write(one)
     first = path.stat().st_size
     Journal(path).write(replace(one, id="2", text="x" * 80))

@@ -40,7 +40,7 @@ def test_fail_back_is_done() -> None:
 def test_the_datas_age_after_a_fail_over_and_after_a_refusal(tmp_path: Path, flipped: bool, age: float | None) -> None:
     """Where it is known, and that it never was in step; within one message however long the reason is."""
     synced, plain = load(with_sync(tmp_path, 'from = "/srv/www/"')).services[:2]
-    entry = JournalEntry("1", 1.0, "ldap", "fail-over", "nagios", "", to=Target.STANDBY, reason="sync-stale")
+    entry = JournalEntry("1", 1.0, "ldap", "fail-over", "nagios", line="", to=Target.STANDBY, reason="sync-stale")
     entry = replace(entry, flipped=flipped, text="x" * 300, facts=Facts(sync_age=age))
     text = told("CRITICAL", outcome(synced, entry))
     assert ("(data never in step): x" if age is None else "(data 7 s old): x") in text

@@ -22,7 +22,7 @@ from tests.unit.test_transports_remote import GOOD
 FACTS = Facts(Detector.REFUSED, probes=2, probes_failed=2, requests=8, replies=0, standby_ok=True, sync_age=7.4)
 FLIP = replace(ENTRY, line="ldap: primary -> standby (gone)", facts=FACTS, freed=3, forgotten=0)
 REFUSED = JournalEntry(
-    "9", 1000.0, "ldap", "fail-over", "nagios", "ldap: fail-over: held by eve: disks", reason="hold",
+    "9", 1000.0, "ldap", "fail-over", "nagios", line="ldap: fail-over: held by eve: disks", reason="hold",
     text="held by eve: disks", facts=replace(FACTS, standby_ok=None, sync_age=None),
 )  # fmt: skip
 STATUS = ServiceStatus(Target.PRIMARY, Target.PRIMARY)

@@ -8,7 +8,7 @@ The kernel has no transaction for two rules, but it appends, and of two equal ru
 4. read back
 
 At every moment there is a rule. Killed in between, both are there, the old one works, and the next ``install`` or
-``set`` finishes the job. Removing first loses connections (measured: 200 of 1,200 in 40 flips, against none).
+``wire`` finishes the job. Removing first loses connections (measured: 200 of 1,200 in 40 flips, against none).
 
 Own rules carry a tag, ``cfo.NAME``; all others are the site's and are never touched. IPFilter 4 (illumos) has no tags
 and cannot remove single sessions: own rules are then those whose address, port and servers are in the config.
@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
 from check_failover.records import Activity
-from check_failover.redirector import Change, RedirectError, Wiring
+from check_failover.redirector import Change, RedirectError, Wiring, current
 from check_failover.redirector.ipfilter.file import BootFile
 from check_failover.redirector.ipfilter.poke import poke
 from check_failover.redirector.ipfilter.rules import (
@@ -87,12 +87,6 @@ class Ipfilter:
             self._save()
             raise RedirectError("; ".join(dict.fromkeys(faults)))
 
-    def current(self, service: Service) -> Target | None:
-        try:
-            return self._served(service, self._ipnat.read().rules)
-        except RedirectError:
-            return None
-
     def whole(self) -> bool:
         """The redirect's rule of a service is all that there is, and ``wired`` reads it."""
         return True
@@ -107,11 +101,8 @@ class Ipfilter:
         return {name: Wiring(target, withheld=None) for name, target in served if target is not None}
 
     def wire(self, service: Service, wiring: Wiring) -> None:
-        """The old server's sessions go with its rule: none counts as dead afterwards."""
-        self.set(service, wiring.target, drain=wiring.dead is None)
-
-    def set(self, service: Service, target: Target, *, drain: bool = False) -> None:
-        """Flip. With ``drain`` the old server's sessions stay."""
+        """The old server's sessions go with its rule, unless it drains: none counts as dead afterwards."""
+        target, drain = wiring.target, wiring.dead is None
         before = self._ipnat.read(verbose=True)
         served = {name: self._served(other, before.rules) for name, other in self._services.items()}
         were = {name: one for name, one in served.items() if one} | self._targets
@@ -128,7 +119,7 @@ class Ipfilter:
     # ------------------------------------------------------------ connections
 
     def forget_unanswered(self, service: Service, old: Target) -> int:
-        """``set`` removed them with the rule, all at once; here they are counted."""
+        """``wire`` removed them with the rule, all at once; here they are counted."""
         unanswered = [session for session in self._left.get(service.name, []) if not session.answered]
         if unanswered and not self._settings.modern:
             raise RedirectError(f"{len(unanswered)} connections in the making stay with the old server: {_BY_HAND}")
@@ -241,7 +232,7 @@ class Ipfilter:
             if moved:
                 self._confirm(service, target)
         except RedirectError:
-            if self.current(service) is not target:  # otherwise the tool failed after it had done its work
+            if current(self, service) is not target:  # otherwise the tool failed after it had done its work
                 raise
         if moved:
             old = service.server(target.other)

@@ -70,8 +70,7 @@ class Rdr:
     @property
     def tag(self) -> str | None:
         """The owner's mark."""
-        match = re.search(r" tag (\S+)", self.options)
-        return match[1] if match else None
+        return _tag_in(self.options)
 
     @property
     def server(self) -> Endpoint | None:
@@ -139,11 +138,15 @@ class Other:
 
     @property
     def tag(self) -> str | None:
-        match = re.search(r" tag (\S+)", self.text)
-        return match[1] if match else None
+        return _tag_in(self.text)
 
 
 Rule = Rdr | Other
+
+
+def _tag_in(text: str) -> str | None:
+    match = re.search(r" tag (\S+)", text)
+    return match[1] if match else None
 
 
 def parse(line: str) -> Rule:
@@ -218,12 +221,8 @@ def valid_interface(name: str) -> bool:
 def serving(rules: Iterable[Rule], interface: str, address: Endpoint, protocol: str) -> Rdr | None:
     """The rule that the kernel applies: longest destination mask first, then the order of the list."""
     candidates = [rule for rule in rules if isinstance(rule, Rdr) and rule.covers(interface, address, protocol)]
-    return max(candidates, key=_mask_length, default=None)  # max() keeps the first of equals
-
-
-def _mask_length(rule: Rdr) -> int:
-    network = rule.network
-    return -1 if network is None else network.prefixlen
+    # A rule that covers an address has a network; max() keeps the first of equals.
+    return max(candidates, key=lambda rule: rule.network.prefixlen if rule.network else -1, default=None)
 
 
 def lines(rules: Sequence[Rule]) -> str:

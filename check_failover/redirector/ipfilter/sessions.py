@@ -30,10 +30,9 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What ``ipnat -l`` says; ``hits`` are new sessions per rule, where they were asked for (``-h``)."""
+    """What ``ipnat -l`` says."""
 
     rules: tuple[Rule, ...]
-    hits: tuple[int | None, ...]
     sessions: tuple[Session, ...]
 
 
@@ -44,7 +43,6 @@ _PACKETS = re.compile(r"\t.*\bpkts (\d+)/(\d+)\b", re.IGNORECASE)
 def listing(text: str) -> Listing:
     """Read ``ipnat -l`` with any of -h, -v, -d, -R, of version 4 or 5; lines of no interest are passed over."""
     rules: list[Rule] = []
-    hits: list[int | None] = []
     sessions: list[Session] = []
     section, session = "", False
     for line in text.splitlines():
@@ -53,16 +51,14 @@ def listing(text: str) -> Listing:
         elif not line or section == "":
             continue
         elif "filters" in section and not line[0].isspace():
-            match = re.match(r"(\d+) (?=[a-z])", line)
-            hits.append(int(match[1]) if match else None)
-            rules.append(parse(line[match.end() :] if match else line))
+            rules.append(parse(re.sub(r"^\d+ (?=[a-z])", "", line)))  # -h: new sessions
         elif "sessions" in section and not line[0].isspace():
             found = _session(line)
             session = found is not None
             sessions += [found] if found else []
         elif session and (counts := _PACKETS.match(line)):
             sessions[-1] = replace(sessions[-1], asked=int(counts[1]), answered=int(counts[2]))
-    return Listing(tuple(rules), tuple(hits), tuple(sessions))
+    return Listing(tuple(rules), tuple(sessions))
 
 
 def _session(line: str) -> Session | None:

@@ -60,16 +60,6 @@ class Answer:
     def ok(self) -> bool:
         return self.exit == 0 and "Unknown host" not in self.err
 
-    @property
-    def exists(self) -> bool:
-        """An addition that was no news."""
-        return "already exists" in self.err
-
-    @property
-    def missing(self) -> bool:
-        """A removal that was no news."""
-        return "could not be found" in self.err
-
     def fault(self, about: Rule | None = None) -> RedirectError:
         """The one line for a person; ``about`` is the rule in question."""
         said = " / ".join(line.strip() for line in (self.err or self.out).splitlines()[:2]) or "nothing"
@@ -100,14 +90,14 @@ class Ipnat:
         """Append a rule; one that is there already stays where it is. Tried dry first: a bad rule changes nothing."""
         for options in (("-nf", "-"), ("-f", "-")):
             answer = call([self.path, *options], lines([rule]), self.timeout)
-            if not answer.ok and not answer.exists:
+            if not answer.ok and "already exists" not in answer.err:
                 raise answer.fault(rule)
 
     def remove(self, rule: Rule, *, purge: bool) -> None:
         """Remove a rule, with ``purge`` its sessions too (others' stay); one that is gone already is no fault."""
         options = ("-r", "-p", "-f", "-") if purge and self.purges else ("-r", "-f", "-")
         answer = call([self.path, *options], lines([rule]), self.timeout)
-        if not answer.ok and not answer.missing:
+        if not answer.ok and "could not be found" not in answer.err:
             raise answer.fault(rule)
 
 
