@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import __version__
-from check_failover.admin import remote, verbs
-from check_failover.admin.objects import ObjectsError
-from check_failover.admin.reports import ReportsError
+from check_failover.admin import FailedError, remote, verbs
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError
+from check_failover.places import HERE
 from check_failover.records import RecordError
 
 Act = Callable[[Config, argparse.Namespace], None]
@@ -49,11 +48,11 @@ VERBS: dict[str, tuple[Act, str, tuple[Argument, ...]]] = {
         (_SERVICE, *_OF_A_DRAIN),
     ),
     "fail-back": (
-        verbs.fail_back,
+        verbs.drain,
         "drain the other way: a service's traffic back to its primary, when it is safe",
         (_SERVICE, *_OF_A_DRAIN),
     ),
-    "release": (verbs.release, "allow flips again", (_SERVICE,)),
+    "release": (verbs.hold, "allow flips again", (_SERVICE,)),
     "hold": (
         verbs.hold,
         "forbid any flip of a service until it is released",
@@ -118,7 +117,7 @@ VERBS: dict[str, tuple[Act, str, tuple[Argument, ...]]] = {
             _argument("--way", choices=sorted(remote.WAYS), required=True, help="nsca, nrdp: results; nrpe, ssh: back"),
             _argument("--on", choices=("controller", "core"), required=True, help="for which machine"),
             _argument("--controller", metavar="ADDRESS", default="CONTROLLER", help="its address for the core"),
-            _argument("--plugins", metavar="DIR", default=remote.PLUGINS_HERE, help="here; default: %(default)s"),
+            _argument("--plugins", metavar="DIR", default=HERE["plugins"], help="here; default: %(default)s"),
         ),
     ),
 }
@@ -133,7 +132,7 @@ def main() -> None:
         config = load(arguments.config)
         arguments.act(config, arguments)
         sys.stdout.flush()
-    except (ConfigError, ControlError, ObjectsError, ReportsError, RecordError, verbs.FailedError) as error:
+    except (ConfigError, ControlError, FailedError, RecordError) as error:
         sys.exit(f"failoverctl: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -151,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (act, text, arguments) in VERBS.items():
         made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.add_argument("--config", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        made.set_defaults(act=act)
+        made.set_defaults(act=act, verb=name)
         for names, settings in arguments:
             made.add_argument(*names, **settings)
     return parser

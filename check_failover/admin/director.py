@@ -16,7 +16,7 @@ from check_failover.model import Service
 
 
 def basket(config: Config) -> str:
-    """The basket as JSON, with the services and paths of ``config``. Raises ObjectsError."""
+    """The basket as JSON, with the services and paths of ``config``. Raises FailedError."""
     made = _shipped("director-basket.json", config)
     if any(service.policy.downtime == "drain" for service in config.services):
         # a rule without matches warns at each deployment, so it is in a file of its own
@@ -31,11 +31,10 @@ def basket(config: Config) -> str:
 
 
 def _shipped(name: str, config: Config) -> dict[str, dict[str, Any]]:
-    made: dict[str, dict[str, Any]] = json.loads(
-        read_template("icinga2", name),
-        object_hook=lambda found: {k: with_paths(v, config) if isinstance(v, str) else v for k, v in found.items()},
-    )
-    return made
+    def hook(found: dict[str, Any]) -> dict[str, Any]:
+        return {key: with_paths(value, config) if isinstance(value, str) else value for key, value in found.items()}
+
+    return json.loads(read_template("icinga2", name), object_hook=hook)  # type: ignore[no-any-return]
 
 
 def _add_service(made: dict[str, dict[str, Any]], config: Config, service: Service) -> None:
@@ -61,11 +60,10 @@ def _add_service(made: dict[str, dict[str, Any]], config: Config, service: Servi
         for suffix in (*SUFFIXES, *(["sync"] if service.sync else []))
     }
     where = f"host.name={_quoted(service.host)}"
-    about = f"{service.protocol} {service.address}, {service.primary} or {service.standby}"
     made.setdefault("ServiceSet", {})[f"failover {name}"] = {
         "object_name": f"failover {name}",
         "object_type": "template",
-        "description": about,
+        "description": f"{service.protocol} {service.address}, {service.primary} or {service.standby}",
         "assign_filter": where,
         "services": services,
     }

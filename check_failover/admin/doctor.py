@@ -30,16 +30,13 @@ def doctor(config: Config, nagios_cfg: str | Path) -> int:
     seen = scene(config, Path(nagios_cfg))
     worst = 0
     for name, look in LOOKS.items():
-        for finding in _findings(name, look, seen):
+        try:
+            findings = list(look(seen))
+        except Exception as error:  # the other looks still run
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            do = "report this as a fault of check_failover"
+            findings = [Finding("unknown", name, f"the look failed: {said}", do)]
+        for finding in findings:
             print(finding)
             worst = max(worst, SEVERITY[finding.level])
     return worst
-
-
-def _findings(name: str, look: Callable[[Scene], Iterable[Finding]], seen: Scene) -> list[Finding]:
-    """The findings of one look. If it fails, the others still run."""
-    try:
-        return list(look(seen))
-    except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        return [Finding("unknown", name, f"the look failed: {said}", "report this as a fault of check_failover")]

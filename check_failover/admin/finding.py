@@ -24,7 +24,6 @@ from check_failover.records import JournalEntry, RecordError, ServiceStatus, jou
 from check_failover.rights import user_name
 
 S = TypeVar("S")
-READ, WRITE, EXECUTE = 4, 2, 1
 LOOK_TIMEOUT = 0.9  # seconds for each daemon's status: the doctor answers within 2 s even if both hang
 COMMAND_LIMIT = 10.0  # seconds for one external program
 _BSD = {
@@ -156,7 +155,7 @@ def user_of(name: str) -> User | None:
 
 
 def access(about: str, user: User | None, path: Path, wanted: int, do: str) -> Iterator[Finding]:
-    """A finding if ``user`` lacks the access ``wanted`` (the sum of READ, WRITE, EXECUTE) to ``path``."""
+    """A finding if ``user`` lacks the access ``wanted`` (R_OK, W_OK, X_OK of ``os``, or their sum) to ``path``."""
     if user is None:
         yield Finding("unknown", about, f"whether its user may use {path}", "start the daemon, or make its user first")
         return
@@ -164,13 +163,18 @@ def access(about: str, user: User | None, path: Path, wanted: int, do: str) -> I
         real = path.resolve(strict=True)
         for place in (*reversed(path.absolute().parents), *reversed(real.parents), real):  # also the way to a link
             mode = place.stat()
-            if not _allows(user, mode, wanted if place == real else EXECUTE):
+            if not _allows(user, mode, wanted if place == real else os.X_OK):
                 yield Finding("missing", about, f"{user.name} may not use {path}: {place} is {describe(mode)}", do)
                 return
-    except PermissionError as error:
-        yield Finding("unknown", about, f"{error.filename or path}: {error.strerror}", "run it as root")
     except OSError as error:
-        yield Finding("missing", about, f"{path}: {error.strerror}", do)
+        yield unusable(about, path, error, do)
+
+
+def unusable(about: str, path: Path, error: OSError, do: str) -> Finding:
+    """The finding for a path that cannot be used: ``unknown`` if only this user may not look at it."""
+    if isinstance(error, PermissionError):
+        return Finding("unknown", about, f"{error.filename or path}: {error.strerror}", "run it as root")
+    return Finding("missing", about, f"{path}: {error.strerror}", do)
 
 
 def absent(path: str | Path) -> bool:
@@ -204,6 +208,6 @@ def output(*argv: str) -> str | None:
 
 def _allows(user: User, mode: os.stat_result, wanted: int) -> bool:
     if user.uid == 0:  # root enters and writes anything, but runs only what somebody may run
-        return not wanted & EXECUTE or stat.S_ISDIR(mode.st_mode) or bool(mode.st_mode & 0o111)
+        return not wanted & os.X_OK or stat.S_ISDIR(mode.st_mode) or bool(mode.st_mode & 0o111)
     shift = 6 if mode.st_uid == user.uid else 3 if mode.st_gid in user.gids else 0
     return (mode.st_mode >> shift) & wanted == wanted

@@ -24,64 +24,42 @@ def icinga2(config: Config, *, templates: bool = True, endpoint: str | None = No
     head = f"// Made by: failoverctl icinga2-config --config {config.path}\n"
     parts = [with_paths(read_template("icinga2", name), config) for name in FILES] if templates else []
     services = [_service(service, config, endpoint) for service in config.services]
-    texts = [_sms(config, endpoint)] if config.sms is not None else []
-    return "\n".join([head, *parts, *services, *texts, *_downtimes(config)])
+    if config.sms is not None:  # the gateway and the spool, once for the config
+        where = {"host_name": config.services[0].host, **_at(endpoint)}
+        services.append(_object("Service", "failover sms", "failover-sms", where))
+    return "\n".join([head, *parts, *services, *_downtimes(config)])
 
 
 def _service(service: Service, config: Config, endpoint: str | None) -> str:
-    plugin = service.check.type == "plugin"
-    standby = f"failover_plugin_{service.name}" if plugin else f"failover_{service.check.type}"
-    return "\n".join(
-        [
-            f"// ---- {service.name}: {service.protocol} {service.address}, {service.primary} or {service.standby}",
-            *([_plugin(service, standby)] if plugin else []),
-            *(
-                _object("Service", f"{service.name} {suffix}", f"failover-{suffix}", {
-                    "host_name": service.host,
-                    **({"check_command": standby} if suffix == "standby" else {}),
-                    **({"command_endpoint": endpoint} if endpoint else {}),
-                    **links(config, service),
-                    "vars.failover_service": service.name,
-                })
-                for suffix in (*SUFFIXES, *(["sync"] if service.sync else []))
-            ),
-        ]
-    )  # fmt: skip
+    name, standby = service.name, f"failover_{service.check.type}"
+    parts = [f"// ---- {name}: {service.protocol} {service.address}, {service.primary} or {service.standby}"]
+    if service.check.type == "plugin":  # the site's own plugin, which sends the standby the sniffer's request
+        standby = f"failover_plugin_{name}"
+        words = [word.replace("$", "$$") for word in arguments(service.check.options, service.standby)]
+        parts.append(_object("CheckCommand", standby, None, {"command": words}))
+    for suffix in (*SUFFIXES, *(["sync"] if service.sync else [])):
+        own = {"check_command": standby} if suffix == "standby" else {}
+        own = {"host_name": service.host, **own, **_at(endpoint), **links(config, service)}
+        own["vars.failover_service"] = name
+        parts.append(_object("Service", f"{name} {suffix}", f"failover-{suffix}", own))
+    return "\n".join(parts)
 
 
-def _sms(config: Config, endpoint: str | None) -> str:
-    """The gateway and the spool, once for the config."""
-    where = {"command_endpoint": endpoint} if endpoint else {}
-    return _object("Service", "failover sms", "failover-sms", {"host_name": config.services[0].host, **where})
-
-
-def _plugin(service: Service, name: str) -> str:
-    """The site's own plugin as a command, which sends the standby the sniffer's request."""
-    words = [word.replace("$", "$$") for word in arguments(service.check.options, service.standby)]
-    return _object("CheckCommand", name, None, {"command": words})
+def _at(endpoint: str | None) -> dict[str, str]:
+    return {"command_endpoint": endpoint} if endpoint else {}
 
 
 def _downtimes(config: Config) -> list[str]:
     """For ``downtime = "drain"``: the user whose notifications report downtimes to failover-redirector."""
     draining = [service for service in config.services if service.policy.downtime == "drain"]
+    if not draining:
+        return []
     hosts = sorted({host for service in draining for host in (service.host, service.primary_host) if host})
+    about = [{"host_name": host, "command": "failover-downtime-of-host"} for host in hosts]
+    of_service = {"command": "failover-downtime-of-service"}
+    about += [{"host_name": s.host, "service_name": f"{s.name} primary", **of_service} for s in draining]
     user = _object("User", "failover-downtime", None, {"display_name": "failover-redirector, for downtimes"})
-    return [
-        *([user] if draining else []),
-        *(
-            _object("Notification", "failover-downtime", "failover-downtime", {
-                "host_name": host, "command": "failover-downtime-of-host",
-            })
-            for host in hosts
-        ),
-        *(
-            _object("Notification", "failover-downtime", "failover-downtime", {
-                "host_name": service.host, "service_name": f"{service.name} primary",
-                "command": "failover-downtime-of-service",
-            })
-            for service in draining
-        ),
-    ]  # fmt: skip
+    return [user, *(_object("Notification", "failover-downtime", "failover-downtime", own) for own in about)]
 
 
 def _object(kind: str, name: str, template: str | None, attributes: Mapping[str, str | Sequence[str]]) -> str:

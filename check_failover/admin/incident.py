@@ -63,21 +63,20 @@ def page(
         for e in journal
         if e.service == name and e.id != entry.id and 0 <= e.at - at <= AFTER
     ]
-    events = sorted([*_chain(entry, story, verdict_at), *map(_sms, sent)], key=lambda e: e.at)
+    events = [*_chain(entry, story, verdict_at), *(Event(t.at, "SMS", f"to {t.number}: {t.text}") for t in sent)]
+    events.sort(key=lambda e: e.at)
+    texts_sent = _table(("time", "number", "text"), [(_clock(t.at), t.number, t.text) for t in sent])
+    followed = _table(("time", "who", "what"), [(moment(e.at), e.who, e.text) for e in later])
     body = [
         "<h2>What happened when</h2>",
         _picture(events),
         _table(("time", "who", "what"), [(_clock(e.at), e.who, e.text) for e in events]),
         "<h2>Who was told</h2>",
-        _table(("time", "number", "text"), [(_clock(t.at), t.number, t.text) for t in sent])
-        if sent
-        else "<p>No text message is on record.</p>",
+        texts_sent if sent else "<p>No text message is on record.</p>",
         "<h2>Numbers and evidence</h2>",
         _table(("what", "value"), _numbers(entry, story)),
         "<h2>Afterwards</h2>",
-        _table(("time", "who", "what"), [(moment(e.at), e.who, e.text) for e in later])
-        if later
-        else "<p>Nothing more so far.</p>",
+        followed if later else "<p>Nothing more so far.</p>",
     ]
     title = f"{name}: {entry.verb}, {moment(at)}"
     summary = f"{entry.line} (ordered by {entry.by}, entry {entry.id})"
@@ -112,10 +111,6 @@ def _chain(entry: JournalEntry, story: Mapping[str, Any] | None, verdict_at: flo
             Event(verdict_at, "sniffer", f"verdict: {story['verdict']}"),
         ]
     return events
-
-
-def _sms(text: Sms) -> Event:
-    return Event(text.at, "SMS", f"to {text.number}: {text.text}")
 
 
 def _numbers(entry: JournalEntry, story: Mapping[str, Any] | None) -> list[tuple[str, Any]]:

@@ -3,11 +3,12 @@
 Sources: sysrc(8), kldstat(8), rc.conf(5), ipf(8), devfs.rules(5). rc.conf is read on FreeBSD only.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from check_failover.admin.finding import READ, WRITE, Finding, Scene, access, how_to, output
+from check_failover.admin.finding import Finding, Scene, access, how_to, output, unusable
 from check_failover.places import PLACES
 
 BPF = Path("/dev/bpf")
@@ -30,7 +31,7 @@ def network(scene: Scene, platform: str = sys.platform) -> Iterator[Finding]:
     yield from _rules(scene, rules, how_to("order", platform, verb="restart", daemon="failover-redirector"))
     if freebsd:
         yield from _at_boot(rules)
-    yield from access("capture", scene.sniffer.user, BPF, READ | WRITE, how_to("devices", platform))
+    yield from access("capture", scene.sniffer.user, BPF, os.R_OK | os.W_OK, how_to("devices", platform))
 
 
 def _forwarding(family: int, freebsd: bool) -> Iterator[Finding]:
@@ -64,11 +65,8 @@ def _rules(scene: Scene, rules: Path, write: str) -> Iterator[Finding]:
     """Whether the boot's rules file has a rule for each service; ``write``: the instruction to write it."""
     try:
         text = rules.read_text("utf-8", "replace")
-    except PermissionError as error:
-        yield Finding("unknown", "ipnat rules", f"{rules}: {error.strerror}", "run it as root")
-        return
     except OSError as error:
-        yield Finding("missing", "ipnat rules", f"{rules}: {error.strerror}: no redirect after a boot", write)
+        yield unusable("ipnat rules", rules, error, f"no redirect after a boot: {write}")
         return
     for service in scene.config.services:
         bits = 128 if service.address.family == 6 else 32

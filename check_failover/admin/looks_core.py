@@ -12,24 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from check_failover.admin.finding import (
-    EXECUTE,
-    READ,
-    WRITE,
-    Finding,
-    Scene,
-    absent,
-    access,
-    describe,
-    how_to,
-    journal,
-    user_of,
-)
+from check_failover.admin.finding import Finding, Scene, absent, access, describe, how_to, journal, unusable, user_of
 from check_failover.admin.icinga2_objects import SUFFIXES
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service
-from check_failover.records import JournalEntry
 from check_failover.sms import GATEWAYS, GatewayError
 from check_failover.transports.core_state import QUESTIONS, CoreQuestion, status_file
 
@@ -56,15 +43,14 @@ def daemons(scene: Scene) -> Iterator[Finding]:
             if _closed(place.parent, os.X_OK) or _closed(place, os.W_OK):
                 yield Finding("unknown", name, found, "run it as root, or as a member of the socket's group")
             else:
-                yield Finding(
-                    "missing", name, found, how_to("order", verb="restart" if daemon.hangs else "start", daemon=name)
-                )
-            continue
-        runs = f"runs as {daemon.user.name}" if daemon.user else "runs"
-        yield Finding("ok", name, f"answers, {runs}, its socket is {describe(path.stat())}")
+                do = how_to("order", verb="restart" if daemon.hangs else "start", daemon=name)
+                yield Finding("missing", name, found, do)
+        else:
+            runs = f"runs as {daemon.user.name}" if daemon.user else "runs"
+            yield Finding("ok", name, f"answers, {runs}, its socket is {describe(path.stat())}")
     if scene.redirector.status is not None:
         do = f"{how_to('member', group='check_failover', user=controller.core_user)}, and restart the core"
-        yield from access("event handler", user_of(controller.core_user), controller.redirector_socket, WRITE, do)
+        yield from access("event handler", user_of(controller.core_user), controller.redirector_socket, os.W_OK, do)
     if user_of(controller.core_user) is None:
         do = "set [controller] core_user to the user that Nagios or Icinga runs as"
         yield Finding("missing", "core_user", f"no user {controller.core_user} here: the core can order nothing", do)
@@ -119,16 +105,14 @@ def command_file(scene: Scene) -> Iterator[Finding]:
             return
         os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
         yield Finding("ok", "command file", f"{path} is a FIFO and read by the core")
-    except PermissionError as error:
-        yield Finding("unknown", "command file", f"{path}: {error.strerror}", "run it as root")
-        return
     except OSError as error:
-        why = "nobody reads it" if error.errno == errno.ENXIO else error.strerror
-        yield Finding("missing", "command file", f"{path}: {why}", do)
+        if error.errno == errno.ENXIO:
+            error.strerror = "nobody reads it"
+        yield unusable("command file", path, error, do)
         return
     for daemon in (scene.redirector, scene.sniffer):
         if daemon.status is not None:
-            yield from access("command file", daemon.user, path, WRITE, how_to("reach"))
+            yield from access("command file", daemon.user, path, os.W_OK, how_to("reach"))
 
 
 def nagios(scene: Scene) -> Iterator[Finding]:
@@ -138,11 +122,8 @@ def nagios(scene: Scene) -> Iterator[Finding]:
         return
     try:
         path.open("rb").close()
-    except PermissionError as error:
-        yield Finding("unknown", "nagios.cfg", f"{path}: {error.strerror}", "run it as root")
-        return
     except OSError as error:
-        yield Finding("missing", "nagios.cfg", f"{path}: {error.strerror}", "say where it is: --nagios-cfg PATH")
+        yield unusable("nagios.cfg", path, error, "say where it is: --nagios-cfg PATH")
         return
     from pynag.Parsers import config as parser
 
@@ -183,10 +164,14 @@ def _settings(config: Config, path: Path, values: Mapping[str, str]) -> Iterator
 
 
 def _objects(service: Service, objects: list[dict[str, Any]]) -> Iterator[Finding]:
+    def on_host(found: Mapping[str, Any]) -> bool:
+        hosts = [name.strip() for name in str(found.get("host_name", "")).split(",")]
+        return service.host in hosts or "hostgroup_name" in found
+
     lost = []
     for suffix in (*SUFFIXES, *(["sync"] if service.sync else [])):
         name = f"{service.name} {suffix}"
-        found = next((o for o in objects if o.get("service_description") == name and _is_on_host(service, o)), None)
+        found = next((o for o in objects if o.get("service_description") == name and on_host(o)), None)
         if found is None:
             lost.append(name)
         elif suffix in HANDLERS and (
@@ -200,11 +185,6 @@ def _objects(service: Service, objects: list[dict[str, Any]]) -> Iterator[Findin
         yield Finding("missing", f"{service.name} in Nagios", f"not defined: {', '.join(lost)}", do)
     else:
         yield Finding("ok", f"{service.name} in Nagios", f"its services are defined for {service.host}")
-
-
-def _is_on_host(service: Service, found: Mapping[str, Any]) -> bool:
-    hosts = [name.strip() for name in str(found.get("host_name", "")).split(",")]
-    return service.host in hosts or "hostgroup_name" in found
 
 
 def _handlers(
@@ -224,9 +204,9 @@ def _handlers(
             do = "is resource_file there and readable?"
             yield Finding("unknown", "event handler", f"where {program or 'it'} is", do)
         else:
-            bad = list(access("event handler", user_of(user), Path(program), READ | EXECUTE, do))
+            bad = list(access("event handler", user_of(user), Path(program), os.R_OK | os.X_OK, do))
             if not bad and (interpreter := _interpreter(Path(program))):
-                bad = list(access(f"interpreter of {program}", user_of(user), interpreter, EXECUTE, do))
+                bad = list(access(f"interpreter of {program}", user_of(user), interpreter, os.X_OK, do))
             yield from bad or [Finding("ok", "event handler", f"{user} may run {program}")]
 
 
@@ -290,7 +270,7 @@ def settings(scene: Scene) -> Iterator[Finding]:
     with contextlib.suppress(OSError, LookupError):  # the look at Nagios says why
         path = status_file(scene.nagios_cfg)
         if options["transport"] == "command_file" and scene.sniffer.status is not None and path.exists():
-            for found in access("status_file", scene.sniffer.user, path, READ, how_to("reach")):
+            for found in access("status_file", scene.sniffer.user, path, os.R_OK, how_to("reach")):
                 yield replace(found, level="warning")  # downtimes are then not known to the sniffer's own orders
 
 
@@ -306,19 +286,14 @@ def orders(scene: Scene) -> Iterator[Finding]:
         return
     for service in scene.config.services:
         about = f"{service.name} event handler"
-        ours = [entry for entry in entries if entry.service == service.name and core.uid in _uids(entry)]
-        if ours:
-            yield Finding("ok", about, f"the core ran it, last: {ours[-1].line}")
+        for entry in reversed(entries):
+            callers = entry.peer, (entry.parts or {}).get("handler")  # of the order, or of the handler in a drill
+            if entry.service == service.name and any(caller and caller.uid == core.uid for caller in callers):
+                yield Finding("ok", about, f"the core ran it, last: {entry.line}")
+                break
         else:
-            yield Finding(
-                "warning", about, "the core has never run it (no journal entry)", f"failoverctl drill {service.name}"
-            )
-
-
-def _uids(entry: JournalEntry) -> list[int]:
-    """The users that gave the order or ran the handler in a drill."""
-    handler = (entry.parts or {}).get("handler")
-    return [caller.uid for caller in (entry.peer, handler) if caller is not None]
+            do = f"failoverctl drill {service.name}"
+            yield Finding("warning", about, "the core has never run it (no journal entry)", do)
 
 
 def sms(scene: Scene) -> Iterator[Finding]:
@@ -330,11 +305,10 @@ def sms(scene: Scene) -> Iterator[Finding]:
         secret = options.get("password_file")
         if secret is not None and absent(secret):
             yield Finding("missing", about, f"{secret} is not there", "write the gateway's password into it")
-            continue
-        if secret is not None and not os.access(secret, os.R_OK):
+        elif secret is not None and not os.access(secret, os.R_OK):
             yield Finding("unknown", about, f"{secret} cannot be read", "run it as root")
-            continue
-        try:
-            yield Finding("ok", about, GATEWAYS[options["gateway"]](options).answers())
-        except GatewayError as error:
-            yield Finding("warning", about, str(error), "texts wait in the spool until it answers")
+        else:
+            try:
+                yield Finding("ok", about, GATEWAYS[options["gateway"]](options).answers())
+            except GatewayError as error:
+                yield Finding("warning", about, str(error), "texts wait in the spool until it answers")

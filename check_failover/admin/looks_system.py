@@ -2,6 +2,7 @@
 
 import grp
 import json
+import os
 import shutil
 import socket
 import stat
@@ -12,20 +13,7 @@ from typing import Any
 
 from check_failover import story
 from check_failover.admin import looks_bsd
-from check_failover.admin.finding import (
-    EXECUTE,
-    READ,
-    WRITE,
-    Finding,
-    Scene,
-    User,
-    absent,
-    access,
-    describe,
-    how_to,
-    output,
-    user_of,
-)
+from check_failover.admin.finding import Finding, Scene, User, absent, access, describe, how_to, output, user_of
 from check_failover.model import Target
 
 PROC = Path("/proc/sys/net")
@@ -147,15 +135,14 @@ def files(scene: Scene) -> Iterator[Finding]:
     """Existence and permissions of state and secrets."""
     state_dir = scene.config.controller.state_dir
     user = scene.redirector.user
-    bad = list(access("state", user, state_dir, WRITE | EXECUTE, how_to("state")))
+    bad = list(access("state", user, state_dir, os.W_OK | os.X_OK, how_to("state")))
     yield from bad or [Finding("ok", "state", f"{state_dir} can be written by {user.name if user else 'its daemon'}")]
     for path, (rights, readers) in sorted(_secrets(scene).items()):
         yield from _secret(Path(path), rights, readers)
     reports = scene.config.monitoring.get("report_dir")
     if reports is not None and not Path(reports).is_dir():
-        yield Finding(
-            "warning", "reports", f"{reports} is no directory", "make it, as nagios-conf/reports/README.md says"
-        )
+        do = "make it, as nagios-conf/reports/README.md says"
+        yield Finding("warning", "reports", f"{reports} is no directory", do)
 
 
 def _secrets(scene: Scene) -> dict[str, tuple[str, list[User | None]]]:
@@ -183,7 +170,7 @@ def _secret(path: Path, rights: str, readers: list[User | None]) -> Iterator[Fin
     if absent(path):
         do = f"write the password into it, then {do}"
     for reader in readers:
-        bad = list(access("password", reader, path, READ, do))
+        bad = list(access("password", reader, path, os.R_OK, do))
         if bad:
             yield from bad
             return

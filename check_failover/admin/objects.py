@@ -11,16 +11,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from check_failover.admin import FailedError
 from check_failover.checks.external import arguments
 from check_failover.config import Config
 from check_failover.model import Service
 from check_failover.places import LINUX
 
 FILES = ("commands.cfg", "templates.cfg")
-
-
-class ObjectsError(Exception):
-    """An installed template is missing or unreadable: one line."""
 
 
 def nagios(config: Config, *, templates: bool = True) -> str:
@@ -31,8 +28,10 @@ def nagios(config: Config, *, templates: bool = True) -> str:
     if any(service.policy.downtime == "drain" for service in config.services):
         parts.append(_block("contact", {"use": "failover-downtime-contact", "contact_name": "failover-downtime"}))
     parts += [_service(service, links(config, service)) for service in config.services]
-    if config.sms is not None:
-        parts.append(_sms(config.services[0].host))
+    if config.sms is not None:  # gateway and spool; its contacts are inherited from the host, too
+        where = {"host_name": config.services[0].host, "service_description": "failover sms"}
+        own = {"use": "failover-sms", **where, "check_command": "check_failover_sms"}
+        parts.append("# ---- SMS gateway and spool\n" + _block("service", own))
     return "\n".join([head, *parts])
 
 
@@ -45,7 +44,7 @@ def links(config: Config, service: Service) -> dict[str, str]:
 
 
 def read_template(core: str, name: str) -> str:
-    """A file of ``nagios-conf/CORE``: in the source tree, or beside an installation's prefix. Raises ObjectsError."""
+    """A file of ``nagios-conf/CORE``: in the source tree, or beside an installation's prefix. Raises FailedError."""
     installed = Path(sys.prefix) / "share" / "check_failover" / core / name
     source = Path(__file__).resolve().parents[2] / "nagios-conf" / core / name
     for path in (source, installed):
@@ -53,8 +52,8 @@ def read_template(core: str, name: str) -> str:
             try:
                 return path.read_text("utf-8")
             except OSError as error:
-                raise ObjectsError(f"{path}: cannot read: {error.strerror}") from None
-    raise ObjectsError(f"{installed}: missing: install check_failover again")
+                raise FailedError(f"{path}: cannot read: {error.strerror}") from None
+    raise FailedError(f"{installed}: missing: install check_failover again")
 
 
 def with_paths(text: str, config: Config) -> str:
@@ -64,10 +63,13 @@ def with_paths(text: str, config: Config) -> str:
 
 
 def _service(service: Service, shown: Mapping[str, str]) -> str:
-    name, check = service.name, service.check
+    name, host, check = service.name, {"host_name": service.host}, service.check
+    parts = [f"# ---- {name}: {service.protocol} {service.address}, {service.primary} or {service.standby}"]
     standby = f"check_failover_{check.type}!{name}!standby"
-    if check.type == "plugin":
+    if check.type == "plugin":  # the site's own plugin: ``check_command`` would split its arguments at each ``!``
         standby = f"check_failover_plugin_{name}"
+        line = shlex.join(arguments(check.options, service.standby)).replace("$", "$$")
+        parts.append(_block("command", {"command_name": standby, "command_line": line}))
     own = {
         "traffic": {"check_command": f"check_failover_traffic!{name}"},
         "primary": {"event_handler": f"check_failover_event!{name}"},
@@ -77,54 +79,22 @@ def _service(service: Service, shown: Mapping[str, str]) -> str:
         **({"sync": {"check_command": f"check_failover_sync!{name}"}} if service.sync else {}),
         "drill": {"event_handler": f"check_failover_event_drill!{name}", "_DRILL_OF": name},
     }
-    return "\n".join(
-        [
-            f"# ---- {name}: {service.protocol} {service.address}, {service.primary} or {service.standby}",
-            *([_plugin(service, standby)] if check.type == "plugin" else []),
-            *(_define(service, suffix, {**directives, **shown}) for suffix, directives in own.items()),
-            _dependency(service),
-        ]
-    )
-
-
-def _sms(host: str) -> str:
-    """The gateway and the spool, once for the config. Its contacts are inherited from the host, too."""
-    directives = {"use": "failover-sms", "host_name": host, "service_description": "failover sms"}
-    return "# ---- SMS gateway and spool\n" + _block("service", {**directives, "check_command": "check_failover_sms"})
-
-
-def _plugin(service: Service, name: str) -> str:
-    """The site's own plugin as a command with all arguments: ``check_command`` would split them at each ``!``."""
-    line = shlex.join(arguments(service.check.options, service.standby)).replace("$", "$$")
-    return _block("command", {"command_name": name, "command_line": line})
-
-
-def _define(service: Service, suffix: str, directives: Mapping[str, str]) -> str:
-    head = {"use": f"failover-{suffix}", "host_name": service.host, "service_description": f"{service.name} {suffix}"}
-    return _block("service", {**head, **directives})
-
-
-def _dependency(service: Service) -> str:
-    """One page per fault: "NAME traffic" does not notify while "NAME primary" is CRITICAL."""
-    return _block(
-        "servicedependency",
-        {
-            "host_name": service.host,
-            "service_description": f"{service.name} primary",
-            "dependent_host_name": service.host,
-            "dependent_service_description": f"{service.name} traffic",
-            "execution_failure_criteria": "n",
-            "notification_failure_criteria": "c,u,p",
-        },
-    )
+    for suffix, directives in own.items():
+        head = {"use": f"failover-{suffix}", **host, "service_description": f"{name} {suffix}"}
+        parts.append(_block("service", {**head, **directives, **shown}))
+    once = {  # one page per fault: "NAME traffic" does not notify while "NAME primary" is CRITICAL
+        **host,
+        "service_description": f"{name} primary",
+        "dependent_host_name": service.host,
+        "dependent_service_description": f"{name} traffic",
+        "execution_failure_criteria": "n",
+        "notification_failure_criteria": "c,u,p",
+    }
+    return "\n".join([*parts, _block("servicedependency", once)])
 
 
 def _block(kind: str, directives: dict[str, str]) -> str:
     width = max(map(len, directives))
-    lines = "".join(f"    {key:<{width}}  {_value(value)}\n" for key, value in directives.items())
+    escaped = {key: value.replace(";", "\\;") for key, value in directives.items()}  # it would begin a comment
+    lines = "".join(f"    {key:<{width}}  {value}\n" for key, value in escaped.items())
     return f"define {kind} {{\n{lines}}}"
-
-
-def _value(value: str) -> str:
-    r"""A ``;`` would begin a comment (xodtemplate)."""
-    return value.replace(";", "\\;")

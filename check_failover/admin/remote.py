@@ -23,13 +23,14 @@ NOTICES = ("DOWNTIMESTART", "DOWNTIMEEND", "DOWNTIMECANCELLED")
 # Prefix of the redirector's own result for "NAME fail-back" (redirector.report); not an operator's OK.
 OWN_RESULT = "OK: on the primary"
 IN_DOWNTIME = "$$(($SERVICEDOWNTIME$ + $HOSTDOWNTIME$ > 0))"  # Nagios's shell computes 0 or 1
-
+EVENTS = ("check_failover_event", "check_failover_event_own_check")
+CERTIFICATES = "/etc/check_failover/nrpe"  # on either machine: ca.pem, and its own .pem and .key
+SSH_CONFIG = "/etc/check_failover/ssh_config"  # on the core
 CHECKS = ("traffic", "redirect", "sync")  # that need the controller's sockets or records
 # command of nagios-conf/nagios4/commands.cfg -> its replacement over NRPE
 NRPE = {
     **{f"check_failover_{check}": f"{{nrpe}} -c failover_$ARG1$_{check}" for check in CHECKS},
-    "check_failover_event": f"{{nrpe}} -c failover_$ARG1$_$SERVICESTATE$_$SERVICESTATETYPE$_{IN_DOWNTIME}",
-    "check_failover_event_own_check": f"{{nrpe}} -c failover_$ARG1$_$SERVICESTATE$_$SERVICESTATETYPE$_{IN_DOWNTIME}",
+    **dict.fromkeys(EVENTS, f"{{nrpe}} -c failover_$ARG1$_$SERVICESTATE$_$SERVICESTATETYPE$_{IN_DOWNTIME}"),
     "check_failover_event_fail_back": f"echo '$SERVICEOUTPUT$' | grep -q '^{OWN_RESULT}' || "
     "{nrpe} -c failover_$ARG1$_fail_back_$SERVICESTATE$",
     # fixed commands cannot carry a drill's ID, so failoverctl drill reports that the handler did not run
@@ -40,9 +41,7 @@ NRPE = {
 # the same over ssh: see check_failover/handlers/remote.py
 SSH = {
     **{f"check_failover_{check}": f"{{ssh}} {check} $ARG1$" for check in CHECKS},
-    "check_failover_event": "{ssh} event $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ $SERVICEDOWNTIME$ $HOSTDOWNTIME$",
-    "check_failover_event_own_check": "{ssh} event $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ $SERVICEDOWNTIME$ "
-    "$HOSTDOWNTIME$",
+    **dict.fromkeys(EVENTS, "{ssh} event $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ $SERVICEDOWNTIME$ $HOSTDOWNTIME$"),
     "check_failover_event_fail_back": "{ssh} fail-back $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ '$SERVICEOUTPUT$'",
     "check_failover_event_drill": "{ssh} drill $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ '$SERVICEOUTPUT$'",
     "check_failover_downtime_of_service": "{ssh} notice $NOTIFICATIONTYPE$ '$HOSTNAME$' '$SERVICEDESC$'",
@@ -52,32 +51,22 @@ PROBE = {"nrpe": "{nrpe} -c failover_$ARG1$_$ARG2$", "ssh": "{ssh} probe $ARG1$ 
 PLUGIN = {"nrpe": "{nrpe} -c failover_%s_standby", "ssh": "{ssh} probe %s standby"}
 
 
-PLUGINS_HERE = HERE["plugins"]
-
-
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The site's own settings: the controller's address for the core, and paths."""
+    """The controller's address for the core, and the directory of its plugins."""
 
     controller: str
-    plugins: str = PLUGINS_HERE  # on the controller
-    certificates: str = "/etc/check_failover/nrpe"  # on either machine: ca.pem, and its own .pem and .key
-    ssh_config: str = "/etc/check_failover/ssh_config"  # on the core
-
-
-def lines(config: Config, way: str, on: str, site: Site) -> str:
-    """The text for one machine. ``way`` and ``on`` are keys of ``WAYS``."""
-    return WAYS[way][on](config, site)
+    plugins: str = HERE["plugins"]
 
 
 def _nrpe_core(config: Config, site: Site) -> str:
-    own = site.certificates
+    own = CERTIFICATES
     nrpe = f"$USER1$/check_nrpe -H {site.controller} -t 25 -d 0 -A {own}/ca.pem -C {own}/core.pem -K {own}/core.key"
     return _objects(config, "nrpe", NRPE, {"nrpe": nrpe})
 
 
 def _ssh_core(config: Config, site: Site) -> str:
-    return _objects(config, "ssh", SSH, {"ssh": f"/usr/bin/ssh -F {site.ssh_config} {site.controller}"})
+    return _objects(config, "ssh", SSH, {"ssh": f"/usr/bin/ssh -F {SSH_CONFIG} {site.controller}"})
 
 
 def _objects(config: Config, way: str, asked: dict[str, str], values: dict[str, str]) -> str:
@@ -94,7 +83,7 @@ def _objects(config: Config, way: str, asked: dict[str, str], values: dict[str, 
 
 
 def _nrpe_controller(config: Config, site: Site) -> str:
-    own = site.certificates
+    own = CERTIFICATES
     head = (
         "# /etc/nagios/nrpe.d/check_failover.cfg on the controller. dont_blame_nrpe stays 0, nrpe_user is core_user,\n"
         "# allowed_hosts names the core; only clients with a certificate of the site's CA are accepted:\n"
@@ -161,18 +150,16 @@ def _nsca_controller(_config: Config, _site: Site) -> str:
 
 
 def _nsca_core(config: Config, _site: Site) -> str:
-    patterns = ",\n".join(f'        "{_pattern(service)}"' for service in config.services)
+    patterns = []
+    for service in config.services:  # POSIX extended regular expressions; a backslash is doubled in nsca-ng.cfg
+        host = re.sub(r"([.\[\]*+?{}()|^$\\])", r"\\\\\1", service.host)
+        patterns.append(f'        "{service.name} (primary|redirect|fail-back{"|sync" * bool(service.sync)})@{host}"')
+    listed = ",\n".join(patterns)
     return (
         "# nsca-ng.cfg on the core: command_file is Nagios's, and only these services may be reported\n"
         'authorize "check_failover" {\n    password = "LONG AND RANDOM"\n'
-        f"    services = {{\n{patterns}\n    }}\n}}"
+        f"    services = {{\n{listed}\n    }}\n}}"
     )
-
-
-def _pattern(service: Service) -> str:
-    """A POSIX extended regular expression; a backslash is doubled in a string of nsca-ng.cfg."""
-    host = re.sub(r"([.\[\]*+?{}()|^$\\])", r"\\\\\1", service.host)
-    return f"{service.name} (primary|redirect|fail-back{'|sync' if service.sync else ''})@{host}"
 
 
 def _nrdp_controller(_config: Config, _site: Site) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from check_failover import control
-from check_failover.admin import incident
+from check_failover.admin import FailedError, incident
 from check_failover.admin.finding import journal
 from check_failover.admin.incident import Sms
 from check_failover.config import Config
@@ -33,10 +33,6 @@ HISTORY = 1000  # entries of the journal that are read
 DELAYS = (0.5, 5.0, 60.0, 600.0, 3600.0)  # seconds after an event, for the journal's line, texts and receipts
 RETRY_EVERY = 2.0  # seconds, while the redirector is away
 PAGE = re.compile(r"\d{8}T\d{6}-[A-Za-z][A-Za-z0-9_-]*-\d+\.html")  # ID as the redirector makes it
-
-
-class ReportsError(Exception):
-    """The pages cannot be written: one line."""
 
 
 def evidence_base(config: Config, entry: JournalEntry) -> Path | None:
@@ -64,10 +60,10 @@ def page(config: Config, entry: JournalEntry, entries: Sequence[JournalEntry]) -
 
 
 def publish(config: Config) -> None:
-    """Bring the directory up to date. Raises ReportsError or ControlError."""
+    """Bring the directory up to date. Raises FailedError or ControlError."""
     directory = config.monitoring.get("report_dir")
     if directory is None:
-        raise ReportsError(f"{config.path}: $.monitoring.report_dir: missing: set it to the pages' directory")
+        raise FailedError(f"{config.path}: $.monitoring.report_dir: missing: set it to the pages' directory")
     entries = journal(config, HISTORY)
     incidents = [e for e in entries if PAGE.fullmatch(page_name(e) or "")][-MAX_PAGES:]
     try:
@@ -81,7 +77,7 @@ def publish(config: Config) -> None:
             own = [entry for entry in incidents if entry.service == service.name]
             _write(Path(directory) / f"{service.name}.html", incident.index(service.name, own))
     except OSError as error:
-        raise ReportsError(f"{error.filename or directory}: {error.strerror}: may this user write there?") from None
+        raise FailedError(f"{error.filename or directory}: {error.strerror}: may this user write there?") from None
 
 
 def _write(path: Path, text: str) -> None:
@@ -101,7 +97,7 @@ def follow(config: Config) -> None:
     while True:
         try:
             _follow(config)
-        except (ReportsError, ControlError) as error:
+        except (FailedError, ControlError) as error:
             if str(error) != complained:
                 log.warning("%s", error)
                 complained = str(error)
@@ -109,7 +105,7 @@ def follow(config: Config) -> None:
 
 
 def _follow(config: Config) -> None:
-    """Update until the redirector is gone (ControlError) or the pages cannot be written (ReportsError)."""
+    """Update until the redirector is gone (ControlError) or the pages cannot be written (FailedError)."""
     sock, _ = control.subscribe(config.controller.redirector_socket)
     with sock:
         due = [time.monotonic()]

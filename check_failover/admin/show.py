@@ -38,40 +38,33 @@ def status(
     if redirect.target is Target.STANDBY:
         lines.append("  fail-back:")
         lines += [f"    {item}" for item in decide.items(redirect.fail_back)]
-        lines += _automatic(redirect.auto_fail_back)
+        if redirect.auto_fail_back is not None:
+            lines.append(f"  automatic fail-back: {_automatic(redirect.auto_fail_back)}")
     if redirect.last is not None:
         lines.append(f"  last: {line(redirect.last)}")
     return lines
 
 
-def _automatic(how: AutoFailBack | None) -> list[str]:
-    if how is None:
-        return []
-    word = "locked, a person must fail back" if how.locked else "on"
-    if how.moved_by_person:
-        word = "not after a person's order"
-    return [f"  automatic fail-back: {word}; penalty {how.penalty}, locks at {SUPPRESS:.0f}"]
+def _automatic(how: AutoFailBack) -> str:
+    locked = "locked, a person must fail back" if how.locked else "on"
+    word = "not after a person's order" if how.moved_by_person else locked
+    return f"{word}; penalty {how.penalty}, locks at {SUPPRESS:.0f}"
 
 
 def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:
     if sniffer is None:
         return [f"  sniffer: away: {away or 'it does not know this service'}"]
     try:
-        return _traffic_lines(sniffer)
+        stats = sniffer["stats"]
+        p99 = "" if stats["p99"] is None else f", 99 % of replies within {1000 * stats['p99']:.1f} ms"
+        lines = [f"  traffic: {stats['request_rate']:.1f} requests/s{p99}, {stats['unanswered']} unanswered"]
+        if sniffer["blind"]:
+            lines.append(f"  sniffer: blind: {sniffer['blind']}")
+        for server in ("primary", "standby"):
+            word = {True: "passes: ", False: "fails: ", None: ""}[sniffer[server]["ok"]]
+            lines.append(f"  {server}: {word}{sniffer[server]['text']}")
     except (KeyError, TypeError, ValueError):  # of another version
         return ["  sniffer: its answer is not understood: restart failover-sniffer"]
-
-
-def _traffic_lines(sniffer: Mapping[str, Any]) -> list[str]:
-    stats = sniffer["stats"]
-    p99 = "" if stats["p99"] is None else f", 99 % of replies within {1000 * stats['p99']:.1f} ms"
-    lines = [f"  traffic: {stats['request_rate']:.1f} requests/s{p99}, {stats['unanswered']} unanswered"]
-    if sniffer["blind"]:
-        lines.append(f"  sniffer: blind: {sniffer['blind']}")
-    for server in ("primary", "standby"):
-        health = sniffer[server]
-        word = {True: "passes: ", False: "fails: ", None: ""}[health["ok"]]
-        lines.append(f"  {server}: {word}{health['text']}")
     return lines
 
 

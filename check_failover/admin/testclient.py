@@ -11,13 +11,14 @@ import contextlib
 import ctypes
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from check_failover import programs
+from check_failover.admin import FailedError
 from check_failover.model import Endpoint
 
 T = TypeVar("T")
@@ -27,17 +28,13 @@ _OURS, _THEIRS = "02:cf:0d:00:00:01", "02:cf:0d:00:00:02"  # locally administere
 _CLONE_NEWNET = 0x40000000
 
 
-class ClientError(Exception):
-    """The test client cannot be made: one line."""
-
-
 @contextlib.contextmanager
 def client_at(address: str, service: Endpoint) -> Iterator[Callable[[Callable[[], T]], T]]:
-    """Yields ``run``, which calls a function as that client. Raises ClientError."""
+    """Yields ``run``, which calls a function as that client. Raises FailedError."""
     try:
         keeper = subprocess.Popen([UNSHARE, "--net", "/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     except OSError as error:
-        raise ClientError(f"{UNSHARE}: {error.strerror}: install util-linux") from None
+        raise FailedError(f"{UNSHARE}: {error.strerror}: install util-linux") from None
     try:
         _wire(keeper, address, service)
         yield lambda act: _inside(keeper.pid, act)
@@ -71,38 +68,29 @@ def _wait_for_namespace(keeper: subprocess.Popen[bytes]) -> None:
             if Path(f"/proc/{keeper.pid}/ns/net").readlink() != ours:
                 return
         time.sleep(0.005)
-    raise ClientError(f"{UNSHARE} --net made no network namespace: does this kernel (or container) allow it?")
+    raise FailedError(f"{UNSHARE} --net made no network namespace: does this kernel (or container) allow it?")
 
 
 def _inside(pid: int, act: Callable[[], T]) -> T:
     """Call ``act`` in the network namespace of that process. setns(2) moves one thread, so it runs in a new thread."""
-    outcome: list[T] = []
-    errors: list[BaseException] = []
 
-    def run() -> None:
+    def run() -> T:
+        handle = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            handle = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if ctypes.CDLL(None, use_errno=True).setns(handle, _CLONE_NEWNET):
-                    raise ClientError(f"setns: {os.strerror(ctypes.get_errno())}")
-            finally:
-                os.close(handle)
-            outcome.append(act())
-        except BaseException as error:
-            errors.append(error)
+            if ctypes.CDLL(None, use_errno=True).setns(handle, _CLONE_NEWNET):
+                raise FailedError(f"setns: {os.strerror(ctypes.get_errno())}")
+        finally:
+            os.close(handle)
+        return act()
 
-    thread = threading.Thread(target=run, name="test client", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return outcome[0]
+    with ThreadPoolExecutor(1, "test client") as threads:
+        return threads.submit(run).result()
 
 
 def _ip(*argv: str) -> None:
     try:
         done = programs.run([IP, *argv], 5.0)
     except (OSError, programs.LateError) as error:
-        raise ClientError(f"ip {' '.join(argv)}: {error}") from None
+        raise FailedError(f"ip {' '.join(argv)}: {error}") from None
     if done.code:
-        raise ClientError(f"ip {' '.join(argv)}: {done.said()}: does another drill go on?")
+        raise FailedError(f"ip {' '.join(argv)}: {done.said()}: does another drill go on?")

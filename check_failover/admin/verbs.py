@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from check_failover import control, syncstate
-from check_failover.admin import remote, reports, show
+from check_failover.admin import FailedError, remote, reports, show
 from check_failover.admin.director import basket
 from check_failover.admin.doctor import doctor
 from check_failover.admin.finding import LOOK_TIMEOUT, journal
@@ -20,17 +20,13 @@ from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import nagios
 from check_failover.config import Config
 from check_failover.control import MAX_HISTORY, ControlError
-from check_failover.model import Service, Target
+from check_failover.model import Service
 from check_failover.records import JournalEntry, service_statuses, to_json
 from check_failover.rights import user_name
 from check_failover.story import printable
 
 REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server
 PROGRESS_EVERY = 0.5  # seconds between two lines during a drain
-
-
-class FailedError(Exception):
-    """Refused or impossible: one line, exit code 1."""
 
 
 def status(config: Config, arguments: argparse.Namespace) -> None:
@@ -43,12 +39,8 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
     except ControlError as error:
         sniffer, away = {}, str(error)
     if arguments.json:
-        names = [service.name for service in services]
-        print(
-            json.dumps(
-                {n: {"redirector": reply["services"].get(n), "sniffer": sniffer.get(n)} for n in names}, indent=2
-            )
-        )
+        names, replies = [service.name for service in services], reply["services"]
+        print(json.dumps({n: {"redirector": replies.get(n), "sniffer": sniffer.get(n)} for n in names}, indent=2))
         return
     for service in services:
         if service.name not in redirector:
@@ -66,26 +58,40 @@ def fail_over(config: Config, arguments: argparse.Namespace) -> None:
     message: dict[str, Any] = {"verb": "fail-over", "service": service.name, "by": _by(), "manual": True}
     reply = _ask(config, message)
     if reply["reason"] == "standby-not-probed":  # the sniffer is away: probe here
-        reply = _ask(config, {**message, "facts": {"standby_ok": _probe(service, Target.STANDBY)}})
+        from check_failover.checks import ProbeError, probe_function
+
+        check = service.check
+        try:
+            probe = probe_function(check)(service.standby, check.options, check.timeout)
+        except ProbeError as error:
+            raise FailedError(f"cannot probe the standby: {error}") from None
+        reply = _ask(config, {**message, "facts": {"standby_ok": probe.passed}})
     _print_text(reply)
 
 
 def drain(config: Config, arguments: argparse.Namespace) -> None:
-    _drained(config, config.service(arguments.service), arguments, "drain")
+    """``drain`` and ``fail-back``: give the order and show the open connections, once or until none is left.
 
-
-def fail_back(config: Config, arguments: argparse.Namespace) -> None:
-    _drained(config, config.service(arguments.service), arguments, "fail-back")
+    Ctrl-C ends only the display.
+    """
+    name = config.service(arguments.service).name
+    order = {"verb": arguments.verb, "service": name, "by": _by(), "manual": True, "deadline": arguments.deadline}
+    _print_text(_ask(config, order))
+    shown = None
+    while (going_on := service_statuses(_ask(config, {"verb": "status"}))[name].drain) is not None:
+        if going_on.left != shown:
+            print(show.drain(name, going_on), flush=True)
+            shown = going_on.left
+        if not arguments.wait:
+            return
+        time.sleep(PROGRESS_EVERY)
+    print(f"{name}: no open connection is left to wait for")
 
 
 def hold(config: Config, arguments: argparse.Namespace) -> None:
-    service = config.service(arguments.service)
-    _show(_ask(config, {"verb": "hold", "service": service.name, "by": _by(), "reason": arguments.reason})["text"])
-
-
-def release(config: Config, arguments: argparse.Namespace) -> None:
-    service = config.service(arguments.service)
-    print(_ask(config, {"verb": "release", "service": service.name, "by": _by()})["text"])
+    """``hold`` and ``release``."""
+    order = {"verb": arguments.verb, "service": config.service(arguments.service).name, "by": _by()}
+    _show(_ask(config, {**order, "reason": vars(arguments).get("reason")})["text"])
 
 
 def history(config: Config, arguments: argparse.Namespace) -> None:
@@ -127,13 +133,12 @@ def write_reports(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def drill(config: Config, arguments: argparse.Namespace) -> None:
-    from check_failover.admin.drill import DrillPlan, DrillRun
+    from check_failover.admin.drill import DrillRun
 
-    service = config.service(arguments.service)
+    service, by = config.service(arguments.service), _by()
     client = arguments.client or service.test_client
-    plan = DrillPlan(client, arguments.wait, arguments.limit, tuple(arguments.sms), _by())
-    print(f"{service.name}: drill, ordered by {plan.by}", flush=True)
-    failed = DrillRun(config, service, plan).run()
+    print(f"{service.name}: drill, ordered by {by}", flush=True)
+    failed = DrillRun(config, service, by, client, arguments.wait, arguments.limit, arguments.sms).run()
     if failed is not None:
         raise FailedError(f"{service.name}: drill failed at the step: {failed}")
     print(f"{service.name}: drill passed")
@@ -162,7 +167,7 @@ def icinga2_config(config: Config, arguments: argparse.Namespace) -> None:
 
 def remote_config(config: Config, arguments: argparse.Namespace) -> None:
     site = remote.Site(arguments.controller, arguments.plugins)
-    print(remote.lines(config, arguments.way, arguments.on, site))
+    print(remote.WAYS[arguments.way][arguments.on](config, site))
 
 
 def _show(*lines: str) -> None:
@@ -180,41 +185,14 @@ def _ask(config: Config, message: dict[str, Any]) -> dict[str, Any]:
 
 def _print_text(reply: dict[str, Any]) -> None:
     """Print the outcome of an order; a refusal is a failure, "already there" is not."""
-    text = f"{reply.get('line') or reply.get('text')}"
     if reply.get("flipped"):
-        print(text)
+        print(reply.get("line") or reply.get("text"))
         if reply.get("error"):
             raise FailedError(f"flipped, but {reply['error']}")
-        return
-    if reply["reason"] == "already-there":
+    elif reply["reason"] == "already-there":
         print(reply["text"])
-        return
-    raise FailedError(f"refused, {reply['reason']}: {reply['text']}")
-
-
-def _drained(config: Config, service: Service, arguments: argparse.Namespace, verb: str) -> None:
-    """Order a drain and show the open connections, once or until none is left; Ctrl-C ends only the display."""
-    message = {"verb": verb, "service": service.name, "by": _by(), "manual": True, "deadline": arguments.deadline}
-    _print_text(_ask(config, message))
-    shown = None
-    while (drain := service_statuses(_ask(config, {"verb": "status"}))[service.name].drain) is not None:
-        if drain.left != shown:
-            print(show.drain(service.name, drain), flush=True)
-            shown = drain.left
-        if not arguments.wait:
-            return
-        time.sleep(PROGRESS_EVERY)
-    print(f"{service.name}: no open connection is left to wait for")
-
-
-def _probe(service: Service, target: Target) -> bool:
-    from check_failover.checks import ProbeError, probe_function
-
-    try:
-        probe = probe_function(service.check)(service.server(target), service.check.options, service.check.timeout)
-    except ProbeError as error:
-        raise FailedError(f"cannot probe the {target}: {error}") from None
-    return probe.passed
+    else:
+        raise FailedError(f"refused, {reply['reason']}: {reply['text']}")
 
 
 def _by() -> str:

@@ -13,19 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from check_failover.checks.plugin import (
-    CheckError,
-    Outcome,
-    Perf,
-    deadline,
-    judge,
-    number,
-    parser,
-    run,
-    threshold,
-    together,
-    worst,
-)
+from check_failover.checks import plugin
+from check_failover.checks.plugin import CheckError, Outcome, Perf, threshold
 from check_failover.config import DEFAULT_PATH, ConfigError, load
 from check_failover.model import State
 from check_failover.sms import Gateway, GatewayError
@@ -37,7 +26,7 @@ SHOWN = 10  # texts in the long output
 
 
 def check(argv: Sequence[str]) -> Outcome:
-    made = parser("check_failover_sms", __doc__, timeout=30.0)
+    made = plugin.parser("check_failover_sms", __doc__, timeout=30.0)
     made.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help="default: %(default)s")
     made.add_argument("--warning-waiting", type=threshold, metavar="RANGE", help="WARNING: texts that wait")
     made.add_argument("--critical-waiting", type=threshold, metavar="RANGE", help="CRITICAL: texts that wait")
@@ -45,14 +34,14 @@ def check(argv: Sequence[str]) -> Outcome:
     made.add_argument("--critical-unconfirmed", type=threshold, metavar="RANGE", help="CRITICAL: no receipt came")
     made.set_defaults(warning="60", critical="300", warning_unconfirmed="0")
     arguments = made.parse_args(argv)
-    deadline(arguments.timeout, "SMS gateway")
+    plugin.deadline(arguments.timeout, "SMS gateway")
     try:
         ready = sender(load(arguments.config))
     except (ConfigError, GatewayError) as error:
         raise CheckError(str(error)) from None
     parts = [gateways(ready.ways), room(ready.spool), texts(ready, arguments)]
-    state = worst(*(part.state for part in parts))
-    return together(sorted(parts, key=lambda part: worst(part.state, State.OK) is not state))
+    state = plugin.worst(*(part.state for part in parts))
+    return plugin.together(sorted(parts, key=lambda part: plugin.worst(part.state, State.OK) is not state))
 
 
 def gateways(ways: Sequence[tuple[str, Gateway]]) -> Outcome:
@@ -91,13 +80,13 @@ def texts(ready: SmsSender, arguments: argparse.Namespace) -> Outcome:
     silent = [text for text in sent if text.gateway == ready.first[0] and text.receipt.startswith("no receipt")]
     silent += [text for text in awaited if now - text.sent_at > ready.plan.patience]
     oldest = max((now - text.at for text in waiting), default=0.0)
-    state = worst(
-        judge(oldest, arguments.warning, arguments.critical),
-        judge(len(waiting), arguments.warning_waiting, arguments.critical_waiting),
-        judge(len(silent), arguments.warning_unconfirmed, arguments.critical_unconfirmed),
+    state = plugin.worst(
+        plugin.judge(oldest, arguments.warning, arguments.critical),
+        plugin.judge(len(waiting), arguments.warning_waiting, arguments.critical_waiting),
+        plugin.judge(len(silent), arguments.warning_unconfirmed, arguments.critical_unconfirmed),
         State.WARNING if failed else State.OK,
     )
-    said = [f"{len(waiting)} waiting" + (f" for {number(round(oldest))} s" if waiting else "")]
+    said = [f"{len(waiting)} waiting" + (f" for {plugin.number(round(oldest))} s" if waiting else "")]
     said += [f"{failed} refused"] if failed else []
     said += [f"{len(silent)} without receipt"] if silent else []
     perf = (
@@ -121,7 +110,7 @@ def _details(waiting: Sequence[Text], silent: Sequence[Text], failed: int, place
 
 
 def main() -> None:
-    run(check)
+    plugin.run(check)
 
 
 if __name__ == "__main__":

@@ -70,13 +70,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5  # seconds between two attempts
 OWN_FAIL_BACK_RESULT = "OK: on the primary"  # how the redirector's own result for "NAME fail-back" begins
 
 
-def main() -> int:
-    """Entry point of ``failover_event``."""
-    return run(sys.argv[1:])
-
-
-def run(argv: Sequence[str]) -> int:
-    """One event: prints one line, returns the exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``failover_event``: prints one line for one event, returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in ("-h", "--help", "-V", "--version"):
         print(USAGE if argv[0] in ("-h", "--help") else f"failover_event {__version__}")
         return ANSWERED

@@ -81,7 +81,7 @@ def run(argv: Sequence[str], asked: str) -> int:
     said = [f"--{name}={value}" for name, value in words.items()]
     if verb in ("fail-back", "drill"):
         said.append(f"--{verb}")
-    return event.run([*said, "--by=nagios (ssh)", f"--socket={options['socket']}"])
+    return event.main([*said, "--by=nagios (ssh)", f"--socket={options['socket']}"])
 
 
 def understood(asked: str) -> tuple[str, dict[str, str]]:

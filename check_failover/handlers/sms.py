@@ -50,13 +50,9 @@ EVENT_WINDOW = 86400.0  # seconds in which the same --event is the same event
 REPEAT_WINDOW = 60.0  # seconds in which the same notification without --event counts as the same event
 
 
-def main() -> int:
-    """Entry point of ``failover_sms``."""
-    return run(sys.argv[1:])
-
-
-def run(argv: Sequence[str]) -> int:
-    """One notification: prints one line, returns the exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``failover_sms``: prints one line for one notification, returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in ("-h", "--help", "-V", "--version"):
         print(USAGE if argv[0] in ("-h", "--help") else f"failover_sms {__version__}")
         return ANSWERED
@@ -180,15 +176,15 @@ def _send_now(config: str, texts: Sequence[Text]) -> int:
     from check_failover.sms import GatewayError
     from check_failover.sms.flush import sender
 
+    try:
+        one = sender(load(config))
+    except (ConfigError, GatewayError) as error:
+        for text in texts:
+            print(f"{text.number}: NOT SENT: {one_line(str(error))}")
+        return 1
     code = 0
     for text in texts:
         problems = []
-        try:
-            one = sender(load(config))
-        except (ConfigError, GatewayError) as error:
-            print(f"{text.number}: NOT SENT: {one_line(str(error))}")
-            code = 1
-            continue
         for name, gateway in one.ways:
             try:
                 gateway.send(text.text, text.number, "")

@@ -48,7 +48,7 @@ def redirector(tmp_path: Path) -> Iterator[Redirector]:
 def run(redirector: Redirector, state: str, state_type: str, *more: str) -> int:
     """The handler with a service's macros."""
     base = ["--service", "ldap", "--state", state, "--state-type", state_type, "--socket", str(redirector.path)]
-    return event.run([*base, *more])
+    return event.main([*base, *more])
 
 
 def test_hard_critical_orders_a_fail_over(redirector: Redirector, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +156,7 @@ def test_a_redirector_that_restarts_is_asked_again(tmp_path: Path) -> None:
     path, started = tmp_path / "r.sock", list[Redirector]()
     timer = threading.Timer(0.4, lambda: started.append(Redirector(path)))
     timer.start()
-    code = event.run(["--service", "a", "--state", "CRITICAL", "--state-type", "HARD", "--socket", str(path)])
+    code = event.main(["--service", "a", "--state", "CRITICAL", "--state-type", "HARD", "--socket", str(path)])
     timer.join()
     started[0].server.close()
     assert (code, len(started[0].asked)) == (0, 1)
@@ -166,7 +166,7 @@ def test_a_redirector_that_stays_away(tmp_path: Path, capsys: pytest.CaptureFixt
     """After its patience the handler says so and ends non-zero, which is what nagios.log shows."""
     argv = ["--service", "a", "--state", "2", "--state-type", "HARD", "--patience", "0.2"]
     start = time.monotonic()
-    assert event.run([*argv, "--socket", str(tmp_path / "none.sock")]) == 1
+    assert event.main([*argv, "--socket", str(tmp_path / "none.sock")]) == 1
     assert time.monotonic() - start < 2
     assert "fail-over NOT DONE" in capsys.readouterr().out
 
@@ -182,7 +182,7 @@ def test_no_is_not_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
     server.start()
     argv = ["--service", "a", "--state", "2", "--state-type", "HARD", "--socket", str(tmp_path / "r.sock")]
-    assert event.run(argv) == 1
+    assert event.main(argv) == 1
     server.close()
     assert calls == ["fail-over"]
     assert "not you" in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_no_is_not_asked_again(tmp_path: Path, capsys: pytest.CaptureFixture[str
 )
 def test_the_command_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Mistakes are one line and exit code 3; -h and -V exit 3 as plugins do."""
-    assert event.run(argv) == 3
+    assert event.main(argv) == 3
     assert said in capsys.readouterr().out
 
 
@@ -255,8 +255,8 @@ def test_the_script_may_be_installed() -> None:
 def test_a_downtime_is_told(redirector: Redirector, notice: str, begin: bool) -> None:
     """As a notification command it tells whose downtime began or ended; a host's has no description."""
     base = ["--notice", notice, "--host", "ldap1", "--socket", str(redirector.path)]
-    assert event.run([*base, "--by", "ada", "--description", "ldap primary"]) == 0
-    assert event.run([*base, "--by", ""]) == 0
+    assert event.main([*base, "--by", "ada", "--description", "ldap primary"]) == 0
+    assert event.main([*base, "--by", ""]) == 0
     asked = {"verb": "downtime", "host": "ldap1", "begin": begin}
     assert redirector.asked == [
         {**asked, "description": "ldap primary", "by": "ada"},
@@ -267,7 +267,7 @@ def test_a_downtime_is_told(redirector: Redirector, notice: str, begin: bool) ->
 def test_other_notices_are_nobodys_downtime(redirector: Redirector, capsys: pytest.CaptureFixture[str]) -> None:
     """A contact that gets more than downtimes by mistake moves nothing; without a host it is a wrong command line."""
     for notice in ("PROBLEM", "RECOVERY", "ACKNOWLEDGEMENT", "CUSTOM", "FLAPPINGSTART"):
-        assert event.run(["--notice", notice, "--host", "ldap1", "--socket", str(redirector.path)]) == 0
+        assert event.main(["--notice", notice, "--host", "ldap1", "--socket", str(redirector.path)]) == 0
         assert "nothing to do" in capsys.readouterr().out
-    assert event.run(["--notice", "DOWNTIMESTART", "--socket", str(redirector.path)]) == 3
+    assert event.main(["--notice", "DOWNTIMESTART", "--socket", str(redirector.path)]) == 3
     assert redirector.asked == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from check_failover.admin.remote import NRPE, SSH, WAYS, Site, lines
+from check_failover.admin.remote import NRPE, SSH, WAYS, Site
 from check_failover.config import load
 from check_failover.handlers.remote import WORDS, understood
 
@@ -47,7 +47,7 @@ def commands(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("way", ["nrpe", "ssh"])
 def test_the_core_needs_nothing_of_the_controllers(path: Path, way: str) -> None:
     """No command that a service of this config uses has a path of the controller's in it; SMS are the core's own."""
-    text = lines(load(path), way, "core", SITE)
+    text = WAYS[way]["core"](load(path), SITE)
     made = commands(text)
     used = {line.split("!")[0] for line in re.findall(r"(?:check_command|event_handler) +(check_failover\S+)", text)}
     used |= set(re.findall(r"_notification_commands +(check_failover\S+)", text)) | set(NRPE) | set(SSH)
@@ -61,7 +61,7 @@ def test_the_core_needs_nothing_of_the_controllers(path: Path, way: str) -> None
 def test_nrpe_knows_every_command_that_the_core_may_ask_for(path: Path) -> None:
     """Each name that the macros can make is a fixed command, and no command takes an argument of the asker's."""
     config = load(path)
-    known = set(re.findall(r"^command\[(.*?)\]=", lines(config, "nrpe", "controller", SITE), re.MULTILINE))
+    known = set(re.findall(r"^command\[(.*?)\]=", WAYS["nrpe"]["controller"](config, SITE), re.MULTILINE))
     for service in config.services:
         for what in ("traffic", "redirect", "primary", "standby", "service", "fail_back_OK", "fail_back_UNKNOWN"):
             assert f"failover_{service.name}_{what}" in known
@@ -72,7 +72,7 @@ def test_nrpe_knows_every_command_that_the_core_may_ask_for(path: Path) -> None:
     assert "failover_DOWNTIMESTART_mail.example.org_smtp primary" in told
     assert "failover_DOWNTIMEEND_mail1.example.org" in told
     assert not [name for name in told if "ldap" in name]
-    assert "$ARG" not in lines(config, "nrpe", "controller", SITE)
+    assert "$ARG" not in WAYS["nrpe"]["controller"](config, SITE)
 
 
 def test_the_forced_command_understands_what_the_core_says(path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_forced_command_understands_what_the_core_says(path: Path) -> None:
         "$NOTIFICATIONTYPE$": "DOWNTIMESTART", "$SERVICEDESC$": "ldap primary",
     }  # fmt: skip
     said = set()
-    for line in commands(lines(load(path), "ssh", "core", SITE)).values():
+    for line in commands(WAYS["ssh"]["core"](load(path), SITE)).values():
         if "/usr/bin/ssh" in line:
             for macro, value in values.items():
                 line = line.replace(macro, value)
@@ -93,7 +93,7 @@ def test_the_forced_command_understands_what_the_core_says(path: Path) -> None:
 
 def test_only_our_services_may_be_reported_by_nsca(path: Path) -> None:
     """The server's patterns match our names whole and nothing beside them (POSIX; the escapes are Python's as well)."""
-    patterns = re.findall(r'"([^"]+@[^"]+)"', lines(load(path), "nsca", "core", SITE))
+    patterns = re.findall(r'"([^"]+@[^"]+)"', WAYS["nsca"]["core"](load(path), SITE))
     pattern = patterns[0].replace("\\\\", "\\")
     assert re.fullmatch(pattern, "ldap primary@ldap.example.org")
     assert re.fullmatch(pattern, "ldap fail-back@ldap.example.org")
@@ -105,13 +105,13 @@ def test_only_our_services_may_be_reported_by_nsca(path: Path) -> None:
 def test_each_way_has_lines_for_both_machines(path: Path, way: str) -> None:
     """And says where they belong, or is Nagios's own syntax."""
     for on in ("controller", "core"):
-        assert lines(load(path), way, on, SITE).startswith("# ")
+        assert WAYS[way][on](load(path), SITE).startswith("# ")
 
 
 def test_the_printed_monitoring_table_is_good(path: Path, tmp_path: Path) -> None:
     """What is printed for config.toml can be read by it."""
     for way in ("nsca", "nrdp"):
-        printed = lines(load(path), way, "controller", SITE).partition("[monitoring]\n")[2]
+        printed = WAYS[way]["controller"](load(path), SITE).partition("[monitoring]\n")[2]
         text = GOOD.read_text()
         begin, end = text.index("transport ="), text.index("[sms]")
         made = tmp_path / f"{way}.toml"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from check_failover.admin import show
+from check_failover.admin import FailedError, show
 from check_failover.admin.objects import links
-from check_failover.admin.reports import MAX_PAGES, ReportsError, publish
+from check_failover.admin.reports import MAX_PAGES, publish
 from check_failover.config import Config, ConfigError, load
 from check_failover.control import Message
 from check_failover.listening import Server
@@ -99,9 +99,9 @@ def test_an_entry_names_no_other_file(config: Config, pages: Path, journal: list
 
 
 def test_a_directory_that_is_not_there(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(ReportsError, match=r"pages/.*: No such file or directory: may this user write there"):
+    with pytest.raises(FailedError, match=r"pages/.*: No such file or directory: may this user write there"):
         publish(config)
-    with pytest.raises(ReportsError, match=r"\$\.monitoring\.report_dir: missing: set it"):
+    with pytest.raises(FailedError, match=r"\$\.monitoring\.report_dir: missing: set it"):
         publish(load(GOOD))
 
 
