@@ -58,15 +58,11 @@ def page(
     """The page. ``story``: the sniffer's evidence from ``verdict_at``; ``texts``: lines of the SMS log."""
     at, name = entry.at, entry.service
     sent = [t for t in texts if -BEFORE <= t.at - at <= AFTER and name in t.text]
-    later = [
-        Event(e.at, "redirector", e.line)
-        for e in journal
-        if e.service == name and e.id != entry.id and 0 <= e.at - at <= AFTER
-    ]
+    later = [e for e in journal if e.service == name and e.id != entry.id and 0 <= e.at - at <= AFTER]
     events = [*_chain(entry, story, verdict_at), *(Event(t.at, "SMS", f"to {t.number}: {t.text}") for t in sent)]
     events.sort(key=lambda e: e.at)
     texts_sent = _table(("time", "number", "text"), [(_clock(t.at), t.number, t.text) for t in sent])
-    followed = _table(("time", "who", "what"), [(moment(e.at), e.who, e.text) for e in later])
+    followed = _table(("time", "who", "what"), [(moment(e.at), "redirector", e.line) for e in later])
     body = [
         "<h2>What happened when</h2>",
         _picture(events),

@@ -60,12 +60,8 @@ def network(scene: Scene) -> Iterator[Finding]:
         yield Finding("unknown", "network", f"no look for {sys.platform}", "is this machine a router?")
 
 
-def _families(scene: Scene) -> list[int]:
-    return sorted({service.address.family for service in scene.config.services})
-
-
 def _forwarding_linux(scene: Scene) -> Iterator[Finding]:
-    for family in _families(scene):
+    for family in sorted({service.address.family for service in scene.config.services}):
         key = "net.ipv6.conf.all.forwarding" if family == 6 else "net.ipv4.ip_forward"
         value = _proc(key.removeprefix("net.").replace(".", "/"))
         if value is None:
@@ -96,7 +92,7 @@ def _routes(scene: Scene) -> Iterator[Finding]:
             found = f"{address} is on no interface here"
             do = "add it, unless the router before sends its packets here"
             yield Finding("warning", f"{service.name} address", found, do)
-    if 4 in _families(scene):
+    if any(service.address.family == 4 for service in scene.config.services):
         every = _proc("ipv4/conf/all/rp_filter") or 0
         for name in sorted(interfaces - {"lo"}):
             if max(every, _proc(f"ipv4/conf/{name}/rp_filter") or 0) == 1:  # the higher one counts (ip-sysctl.rst)
@@ -150,17 +146,19 @@ def _secrets(scene: Scene) -> dict[str, tuple[str, list[User | None]]]:
     controller, monitoring, sms = scene.config.controller, scene.config.monitoring, scene.config.sms or {}
     core, sniffer = user_of(controller.core_user), scene.sniffer.user
     found: dict[str, tuple[str, list[User | None]]] = {}
+
+    def add(table: Mapping[str, Any], key: str, rights: str, *readers: User | None) -> None:
+        if key in table:
+            found[str(table[key])] = (rights, list(readers))
+
     for table in (sms, sms.get("second", {})):
-        if "password_file" in table:
-            found[str(table["password_file"])] = (f"{controller.core_user}:root 400", [core])
+        add(table, "password_file", f"{controller.core_user}:root 400", core)
     for service in scene.config.services:
-        if "bind_password_file" in service.check.options:
-            rights = f"{controller.core_user}:{controller.sniffer_user} 440"
-            found[str(service.check.options["bind_password_file"])] = (rights, [core, sniffer])
+        rights = f"{controller.core_user}:{controller.sniffer_user} 440"
+        add(service.check.options, "bind_password_file", rights, core, sniffer)
     for key in ("token_file", "password_file", "key_file"):
-        if key in monitoring:
-            rights = f"{controller.redirector_user}:{controller.sniffer_user} 440"
-            found[str(monitoring[key])] = (rights, [scene.redirector.user, sniffer])
+        rights = f"{controller.redirector_user}:{controller.sniffer_user} 440"
+        add(monitoring, key, rights, scene.redirector.user, sniffer)
     return found
 
 

@@ -24,6 +24,29 @@ NOTICES = ("DOWNTIMESTART", "DOWNTIMEEND", "DOWNTIMECANCELLED")
 OWN_RESULT = "OK: on the primary"
 IN_DOWNTIME = "$$(($SERVICEDOWNTIME$ + $HOSTDOWNTIME$ > 0))"  # Nagios's shell computes 0 or 1
 EVENTS = ("check_failover_event", "check_failover_event_own_check")
+NSCA_CONTROLLER = """\
+# config.toml on the controller
+[monitoring]
+transport = "nsca"
+send_nsca = ["/usr/sbin/send_nsca", "-c", "/etc/send_nsca.cfg"]
+# /etc/send_nsca.cfg, owner root, group check_failover, mode 640:
+#   identity = "check_failover"
+#   password = "LONG AND RANDOM"
+#   server = "CORE"
+#   timeout = 4"""
+NRDP_CONTROLLER = '''\
+# config.toml on the controller
+[monitoring]
+transport = "nrdp"
+url = "https://CORE/nrdp/"
+token_file = "/etc/check_failover/nrdp.token"   # owner root, group check_failover, mode 640
+ca_file = "/etc/check_failover/ca.pem"'''
+NRDP_CORE = """\
+# NRDP's config.inc.php on the core
+$cfg['authorized_tokens'] = array("LONG AND RANDOM");
+$cfg['require_https'] = true;
+# and in nagios.cfg, since NRDP leaves results in check_result_path (default: 10)
+check_result_reaper_frequency=1"""
 CERTIFICATES = "/etc/check_failover/nrpe"  # on either machine: ca.pem, and its own .pem and .key
 SSH_CONFIG = "/etc/check_failover/ssh_config"  # on the core
 CHECKS = ("traffic", "redirect", "sync")  # that need the controller's sockets or records
@@ -60,35 +83,33 @@ class Site:
 
 
 def _nrpe_core(config: Config, site: Site) -> str:
-    own = CERTIFICATES
-    nrpe = f"$USER1$/check_nrpe -H {site.controller} -t 25 -d 0 -A {own}/ca.pem -C {own}/core.pem -K {own}/core.key"
-    return _objects(config, "nrpe", NRPE, {"nrpe": nrpe})
+    keys = f"-A {CERTIFICATES}/ca.pem -C {CERTIFICATES}/core.pem -K {CERTIFICATES}/core.key"
+    return _objects(config, "nrpe", NRPE, f"$USER1$/check_nrpe -H {site.controller} -t 25 -d 0 {keys}")
 
 
 def _ssh_core(config: Config, site: Site) -> str:
-    return _objects(config, "ssh", SSH, {"ssh": f"/usr/bin/ssh -F {SSH_CONFIG} {site.controller}"})
+    return _objects(config, "ssh", SSH, f"/usr/bin/ssh -F {SSH_CONFIG} {site.controller}")
 
 
-def _objects(config: Config, way: str, asked: dict[str, str], values: dict[str, str]) -> str:
-    """The text of ``nagios-config`` with these commands' lines replaced."""
+def _objects(config: Config, way: str, asked: dict[str, str], client: str) -> str:
+    """The text of ``nagios-config`` with these commands' lines replaced; ``client`` is the way's program."""
     asked = asked | {f"check_failover_{service.check.type}": PROBE[way] for service in config.services}
     asked |= {f"check_failover_plugin_{s.name}": PLUGIN[way] % s.name for s in config.services}
 
     def replaced(match: re.Match[str]) -> str:
         line = asked.get(match[2])
-        return match[0] if line is None else f"{match[1]}{match[2]}{match[3]}{line.format(**values)}"
+        return match[0] if line is None else f"{match[1]}{match[2]}{match[3]}{line.format(**{way: client})}"
 
     text = re.sub(r"(command_name +)(\S+)(\n +command_line +)(.*)", replaced, nagios(config))
     return text.replace("nagios-config --config", f"remote-config --way {way} --on core --config", 1)
 
 
 def _nrpe_controller(config: Config, site: Site) -> str:
-    own = CERTIFICATES
     head = (
         "# /etc/nagios/nrpe.d/check_failover.cfg on the controller. dont_blame_nrpe stays 0, nrpe_user is core_user,\n"
         "# allowed_hosts names the core; only clients with a certificate of the site's CA are accepted:\n"
-        f"ssl_version=TLSv1.2+\nssl_use_adh=0\nssl_client_certs=2\nssl_cacert_file={own}/ca.pem\n"
-        f"ssl_cert_file={own}/controller.pem\nssl_privatekey_file={own}/controller.key\n"
+        f"ssl_version=TLSv1.2+\nssl_use_adh=0\nssl_client_certs=2\nssl_cacert_file={CERTIFICATES}/ca.pem\n"
+        f"ssl_cert_file={CERTIFICATES}/controller.pem\nssl_privatekey_file={CERTIFICATES}/controller.key\n"
     )
     commands = [command for service in config.services for command in _nrpe_service(config, service, site)]
     return head + "\n".join([*commands, *_nrpe_notices(config, site)])
@@ -96,12 +117,11 @@ def _nrpe_controller(config: Config, site: Site) -> str:
 
 def _nrpe_service(config: Config, service: Service, site: Site) -> Iterator[str]:
     where = shlex.quote(str(config.path.absolute()))
+    of_service = f"--config {where} --service {service.name}"
     for check in ("traffic", "redirect", *(("sync",) if service.sync else ())):
-        line = f"{site.plugins}/check_failover_{check} --config {where} --service {service.name}"
-        yield f"command[failover_{service.name}_{check}]={line}"
+        yield f"command[failover_{service.name}_{check}]={site.plugins}/check_failover_{check} {of_service}"
     for target in ("primary", "standby", "service"):
-        line = f"{site.plugins}/check_failover_{service.check.type} --config {where} --service {service.name} "
-        line += f"--target {target}"
+        line = f"{site.plugins}/check_failover_{service.check.type} {of_service} --target {target}"
         if service.check.type == "plugin":
             line = shlex.join(arguments(service.check.options, service.endpoint(target)))
         yield f"command[failover_{service.name}_{target}]={line}"
@@ -140,15 +160,6 @@ def _ssh_controller(config: Config, site: Site) -> str:
     )
 
 
-def _nsca_controller(_config: Config, _site: Site) -> str:
-    return (
-        '# config.toml on the controller\n[monitoring]\ntransport = "nsca"\n'
-        'send_nsca = ["/usr/sbin/send_nsca", "-c", "/etc/send_nsca.cfg"]\n'
-        "# /etc/send_nsca.cfg, owner root, group check_failover, mode 640:\n"
-        '#   identity = "check_failover"\n#   password = "LONG AND RANDOM"\n#   server = "CORE"\n#   timeout = 4'
-    )
-
-
 def _nsca_core(config: Config, _site: Site) -> str:
     patterns = []
     for service in config.services:  # POSIX extended regular expressions; a backslash is doubled in nsca-ng.cfg
@@ -162,26 +173,9 @@ def _nsca_core(config: Config, _site: Site) -> str:
     )
 
 
-def _nrdp_controller(_config: Config, _site: Site) -> str:
-    return (
-        '# config.toml on the controller\n[monitoring]\ntransport = "nrdp"\nurl = "https://CORE/nrdp/"\n'
-        'token_file = "/etc/check_failover/nrdp.token"   # owner root, group check_failover, mode 640\n'
-        'ca_file = "/etc/check_failover/ca.pem"'
-    )
-
-
-def _nrdp_core(_config: Config, _site: Site) -> str:
-    return (
-        "# NRDP's config.inc.php on the core\n"
-        "$cfg['authorized_tokens'] = array(\"LONG AND RANDOM\");\n$cfg['require_https'] = true;\n"
-        "# and in nagios.cfg, since NRDP leaves results in check_result_path (default: 10)\n"
-        "check_result_reaper_frequency=1"
-    )
-
-
 WAYS: dict[str, dict[str, Callable[[Config, Site], str]]] = {
     "nrpe": {"controller": _nrpe_controller, "core": _nrpe_core},
     "ssh": {"controller": _ssh_controller, "core": _ssh_core},
-    "nsca": {"controller": _nsca_controller, "core": _nsca_core},
-    "nrdp": {"controller": _nrdp_controller, "core": _nrdp_core},
+    "nsca": {"controller": lambda *_: NSCA_CONTROLLER, "core": _nsca_core},
+    "nrdp": {"controller": lambda *_: NRDP_CONTROLLER, "core": lambda *_: NRDP_CORE},
 }

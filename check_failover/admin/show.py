@@ -17,23 +17,18 @@ def status(
     """One service: a summary line, then the details."""
     lines = [f"{service.name}: {redirect.state.name}: {redirect.text}"]
     lines.append(f"  {service.protocol} {service.address} -> {redirect.target} {service.server(redirect.target)}")
-    if service.policy.shadow:
-        lines.append("  mode: shadow: decides and reports, never flips")
-    if redirect.hold is not None:
-        hold = redirect.hold
-        lines.append(f"  held by {hold.by} since {moment(hold.at)}: {hold.reason or 'no reason given'}")
-    if redirect.drain is not None:
-        lines.append("  " + drain(service.name, redirect.drain).removeprefix(f"{service.name}: "))
-    reached = reach.line(redirect.reached, redirect.target, now)
-    lines += [] if reached is None else [f"  {reached}"]
-    if redirect.withheld is False:
-        lines.append(f"  withholding is off, {story.unwithheld(redirect)}")
-    if redirect.dead is not None:
-        lines.append(f"  open connections to the {redirect.dead} are reset")
-    if redirect.downtime:
-        lines.append(f"  in downtime: {', '.join(redirect.downtime)}")
-    if redirect.hold_down_left:
-        lines.append(f"  hold-down: {redirect.hold_down_left:.0f} s left")
+    hold, going_on = redirect.hold, redirect.drain
+    details = [
+        service.policy.shadow and "mode: shadow: decides and reports, never flips",
+        hold and f"held by {hold.by} since {moment(hold.at)}: {hold.reason or 'no reason given'}",
+        going_on and drain(service.name, going_on).removeprefix(f"{service.name}: "),
+        reach.line(redirect.reached, redirect.target, now),
+        redirect.withheld is False and f"withholding is off, {story.unwithheld(redirect)}",
+        redirect.dead and f"open connections to the {redirect.dead} are reset",
+        redirect.downtime and f"in downtime: {', '.join(redirect.downtime)}",
+        redirect.hold_down_left and f"hold-down: {redirect.hold_down_left:.0f} s left",
+    ]
+    lines += [f"  {detail}" for detail in details if detail]
     lines += _traffic(sniffer, away)
     if redirect.target is Target.STANDBY:
         lines.append("  fail-back:")

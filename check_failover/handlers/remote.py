@@ -6,8 +6,6 @@ redirector asks the local sniffer, whose facts are fresher than those sent to th
 no more than the core: order a fail-over or fail-back that the redirector itself approves.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -16,12 +14,6 @@ from check_failover import __version__
 from check_failover.handlers import event
 from check_failover.handlers.arguments import ANSWERED, UsageError, one_line, parse
 from check_failover.places import HERE, REDIRECTOR_SOCKET
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from check_failover.model import Service
 
 USAGE = f"""\
 failover_remote: forced command of a remote core's ssh key (~/.ssh/authorized_keys: command="...").
@@ -44,35 +36,30 @@ OPTIONS = {"config": HERE["config"], "socket": REDIRECTOR_SOCKET}
 NAME, HOST, NUMBER = "[A-Za-z][A-Za-z0-9_-]{0,14}", r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,99}", "[0-9]{1,4}"
 STATE, TYPE, TARGET = "OK|WARNING|CRITICAL|UNKNOWN", "SOFT|HARD", "primary|standby|service"
 NOTICE = "[A-Z]{1,24}"
+OF_EVENT = (("service", NAME), ("state", STATE), ("state-type", TYPE))
 # verb -> its words: name and pattern; for the handlers the names are options of failover_event
 WORDS: dict[str, tuple[tuple[str, str], ...]] = {
-    "event": (
-        ("service", NAME), ("state", STATE), ("state-type", TYPE), ("downtime", NUMBER), ("host-downtime", NUMBER)
-    ),
-    "fail-back": (("service", NAME), ("state", STATE), ("state-type", TYPE)),
-    "drill": (("service", NAME), ("state", STATE), ("state-type", TYPE)),
+    "event": (*OF_EVENT, ("downtime", NUMBER), ("host-downtime", NUMBER)),
+    "fail-back": OF_EVENT,
+    "drill": OF_EVENT,
     "notice": (("notice", NOTICE), ("host", HOST)),
     **dict.fromkeys(("traffic", "redirect", "sync"), (("service", NAME),)),
     "probe": (("service", NAME), ("target", TARGET)),
-}  # fmt: skip
+}
 # verb -> option that takes the rest of the command as one text
 REST = {"fail-back": "output", "drill": "output", "notice": "description"}
 MAX_COMMAND = 4096  # characters
 
 
 def main() -> int:
-    """Entry point of ``failover_remote``."""
-    return run(sys.argv[1:], os.environ.get("SSH_ORIGINAL_COMMAND", ""))
-
-
-def run(argv: Sequence[str], asked: str) -> int:
-    """Run one command and return its exit code; a check replaces this process."""
+    """Entry point of ``failover_remote``: runs one command, returns its exit code; a check replaces this process."""
+    argv = sys.argv[1:]
     if argv and argv[0] in ("-h", "--help", "-V", "--version"):
         print(USAGE if argv[0] in ("-h", "--help") else f"failover_remote {__version__}")
         return ANSWERED
     try:
         options = parse(argv, OPTIONS)
-        verb, words = understood(asked)
+        verb, words = understood(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
         if verb in ("traffic", "redirect", "sync", "probe"):
             return _check(verb, words, options["config"])
     except UsageError as error:
@@ -113,20 +100,15 @@ def _check(verb: str, words: dict[str, str], config: str) -> int:
             service = load(config).service(words["service"])
         except ConfigError as error:
             raise UsageError(str(error)) from None
-        if service.check.type == "plugin":
-            _site_plugin(service, words["target"])
+        if service.check.type == "plugin":  # the site's own, with the sniffer's arguments and environment
+            from check_failover.checks.external import arguments as of_plugin
+            from check_failover.programs import ENVIRONMENT
+
+            argv = of_plugin(service.check.options, service.endpoint(words["target"]))
+            try:
+                os.execve(argv[0], argv, ENVIRONMENT)  # noqa: S606
+            except OSError as error:
+                raise UsageError(f"{argv[0]}: cannot run: {error.strerror}") from None
         name, arguments = service.check.type, [*arguments, "--target", words["target"]]
     argv = [sys.executable, "-P", "-m", "check_failover.checks.entry", name, "--config", config, *arguments]
     os.execv(argv[0], argv)  # noqa: S606 -- no shell is what we want
-
-
-def _site_plugin(service: Service, target: str) -> None:
-    """Replace this process by the site's own plugin, with the sniffer's arguments and environment."""
-    from check_failover.checks.external import arguments
-    from check_failover.programs import ENVIRONMENT
-
-    argv = arguments(service.check.options, service.endpoint(target))
-    try:
-        os.execve(argv[0], argv, ENVIRONMENT)  # noqa: S606
-    except OSError as error:
-        raise UsageError(f"{argv[0]}: cannot run: {error.strerror}") from None

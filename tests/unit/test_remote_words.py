@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from check_failover.handlers.arguments import UsageError
-from check_failover.handlers.remote import WORDS, run, understood
+from check_failover.handlers.remote import WORDS, main, understood
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,11 +59,15 @@ def test_the_words() -> None:
         "fail-back ldap OK HARD " + "x" * 5000,
     ],
 )
-def test_any_other_word_is_refused(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_other_word_is_refused(
+    asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One line, exit code 3, and nothing was asked of anybody."""
     with pytest.raises(UsageError):
         understood(asked)
-    assert run(["--socket", "/nonexistent"], asked) == 3
+    monkeypatch.setattr(sys, "argv", ["failover_remote", "--socket", "/nonexistent"])
+    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", asked)
+    assert main() == 3
     said = capsys.readouterr().out
     assert said.startswith("UNKNOWN: failover_remote: ")
     assert said.count("\n") == 1
