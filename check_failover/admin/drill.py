@@ -52,21 +52,7 @@ class DrillRun:
     def run(self) -> str | None:
         if self.wait is None and self.client and os.geteuid() != 0:
             raise ControlError("drill: making the test client needs root; or use --wait 60 and a real client")
-        failed: str | None = "standby"
-        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        try:
-            for failed, act in self._steps():
-                self._say(failed, act())
-            failed = None
-        except (FailedError, RecordError, ControlError, ProbeError, GatewayError) as error:
-            self._say(str(failed), f"FAILED: {error}")
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-            self._end(failed)
-        return failed
-
-    def _steps(self) -> tuple[tuple[str, Callable[[], str]], ...]:
-        return (
+        steps: tuple[tuple[str, Callable[[], str]], ...] = (
             ("standby", self._standby),
             ("redirect", self._redirect),
             ("client", self._served),
@@ -76,6 +62,18 @@ class DrillRun:
             *([("sms", self._sms)] if self.sms else []),
             ("untouched", self._untouched),
         )
+        failed: str | None = "standby"
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            for failed, act in steps:
+                self._say(failed, act())
+            failed = None
+        except (FailedError, RecordError, ControlError, ProbeError, GatewayError) as error:
+            self._say(str(failed), f"FAILED: {error}")
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            self._end(failed)
+        return failed
 
     def _say(self, step: str, text: str) -> None:
         print(f"  {time.monotonic() - self._began:7.3f} s  {step:<12}  {text}", flush=True)

@@ -47,13 +47,11 @@ def read_template(core: str, name: str) -> str:
     """A file of ``nagios-conf/CORE``: in the source tree, or beside an installation's prefix. Raises FailedError."""
     installed = Path(sys.prefix) / "share" / "check_failover" / core / name
     source = Path(__file__).resolve().parents[2] / "nagios-conf" / core / name
-    for path in (source, installed):
-        if path.is_file():
-            try:
-                return path.read_text("utf-8")
-            except OSError as error:
-                raise FailedError(f"{path}: cannot read: {error.strerror}") from None
-    raise FailedError(f"{installed}: missing: install check_failover again")
+    path = source if source.is_file() else installed
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise FailedError(f"{path}: cannot read: {error.strerror}: install check_failover again") from None
 
 
 def with_paths(text: str, config: Config) -> str:

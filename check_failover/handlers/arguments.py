@@ -30,13 +30,11 @@ def parse(argv: Sequence[str], options: Mapping[str, str], flags: Sequence[str] 
             values[key] = "yes"
         elif key not in options:
             raise UsageError(f"unknown option {name}, see --help")
-        elif equals:
-            values[key] = value
         else:
-            following = next(rest, None)
-            if following is None:
+            given = value if equals else next(rest, None)
+            if given is None:
                 raise UsageError(f"{name} needs a value")
-            values[key] = following
+            values[key] = given
     return values
 
 
