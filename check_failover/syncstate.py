@@ -7,7 +7,6 @@ Times in the record are wall clock (Unix time), because they must survive a rest
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import math
@@ -133,6 +132,11 @@ class SyncState:
         """What a person must decide about clients' writes; empty: nothing."""
         return self.problem.text if self.problem is not None and self.problem.reason in DIVIDED else ""
 
+    def standby_serves(self, now: float, lately: float) -> bool:
+        """Whether the last run, at most ``lately`` seconds ago, was refused because the standby serves."""
+        problem = self.problem
+        return problem is not None and problem.reason is Refusal.TARGET_STANDBY and now - problem.at <= lately
+
     def age(self, now: float) -> float | None:
         """The sync age at ``now`` (wall clock): seconds since the data was equal; ``None``: unknown."""
         if self.equal_at is None or self.equal_at > now + CLOCK_SLACK:
@@ -167,17 +171,11 @@ class SyncState:
 def parse(text: str, now: float = math.inf) -> SyncState:
     """The record that ``text`` holds as JSON. Raises RecordError for a wrong type, and for a time after ``now``."""
     found = read_json(SyncState, text.encode())
-    times = {
-        "equal_at": found.equal_at,
-        "synced_back": found.synced_back,
-        "synced_back_end": found.synced_back_end,
-        "running.since": None if found.running is None else found.running.since,
-        "problem.at": None if found.problem is None else found.problem.at,
-    }
+    times = {name: getattr(found, name) for name in ("equal_at", "synced_back", "synced_back_end")}
+    times |= {"running.since": found.running and found.running.since, "problem.at": found.problem and found.problem.at}
     for name, at in times.items():
         if at is not None and at > now + CLOCK_SLACK:
-            ahead = f"{at - now:.0f} s"
-            raise RecordError(f"{name} is {ahead} in the future: compare the controller's clock with it")
+            raise RecordError(f"{name} is {at - now:.0f} s in the future: compare the controller's clock with it")
     return found
 
 
@@ -242,16 +240,13 @@ def read_file(path: Path, limit: int = LIMIT) -> bytes:
 
 def locked(state_dir: Path, name: str) -> bool:
     """Whether a running failover-sync holds the lock of that service (flock(2))."""
+    path = directory(state_dir) / f"{name}.lock"
     try:
-        lock = os.open(directory(state_dir) / f"{name}.lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return not isinstance(error, FileNotFoundError)  # no permission to test the lock: trust the record
-    with contextlib.closing(os.fdopen(lock)):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+    return False
 
 
 def known(state_dir: Path, service: Service, facts: Facts, now: float) -> Facts:
@@ -275,7 +270,7 @@ def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State
     problem, age = state.problem, state.age(now)
     if state.damaged is not None:
         return State.UNKNOWN, state.damaged
-    if problem is not None and problem.reason is Refusal.TARGET_STANDBY and now - problem.at <= crit:
+    if state.standby_serves(now, crit):
         return State.OK, "the standby serves: nothing is copied to it"
     if problem is not None:
         known = "never in step" if age is None else f"in step {duration(age)} ago"
@@ -284,15 +279,12 @@ def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State
     if age is None:
         return State.CRITICAL, "the standby's data was never in step"
     level = State.CRITICAL if age > crit else State.WARNING if age > warn else State.OK
-    return level, "; ".join([f"the standby's data was in step {duration(age)} ago", *_remarks(state)])
-
-
-def _remarks(state: SyncState) -> list[str]:
-    """What a person should know of a good run."""
-    source = "primary" if state.direction is SyncDirection.FORWARD else "standby"
-    ahead = "ahead of" if state.skew > 0 else "behind"
-    skew = f"the {source}'s clock is {duration(abs(state.skew))} {ahead} the controller's"
-    return [*([skew] if abs(state.skew) > SKEW else []), *([state.note] if state.note else [])]
+    text = f"the standby's data was in step {duration(age)} ago"
+    if abs(state.skew) > SKEW:
+        source = "primary" if state.direction is SyncDirection.FORWARD else "standby"
+        ahead = "ahead of" if state.skew > 0 else "behind"
+        text += f"; the {source}'s clock is {duration(abs(state.skew))} {ahead} the controller's"
+    return level, f"{text}; {state.note}" if state.note else text
 
 
 def perfdata(state: SyncState, now: float, warn: float, crit: float) -> str:

@@ -23,7 +23,6 @@ from check_failover.checks.plugin import (
     Perf,
     deadline,
     judge,
-    number,
     parser,
     run,
     threshold,
@@ -32,10 +31,16 @@ from check_failover.checks.plugin import (
 )
 from check_failover.config import DEFAULT_PATH, Config, load
 from check_failover.model import Service, State, Target
-from check_failover.syncstate import Refusal, SyncState, duration
+from check_failover.syncstate import SyncState, duration
 
 _RESERVE = 0.5  # seconds of -t kept for saying what happened
 SUDO = next((p for p in ("/usr/bin/sudo", "/usr/local/bin/sudo") if Path(p).exists()), "/usr/bin/sudo")
+
+_RANGES = {
+    "files": "files that differ",
+    "lag": "contextCSN lag, in seconds",
+    "entries": "difference of the entries",
+}
 
 
 def check(argv: Sequence[str]) -> Outcome:
@@ -43,12 +48,9 @@ def check(argv: Sequence[str]) -> Outcome:
     made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
     made.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help="default: %(default)s")
     made.add_argument("--differences", action="store_true", help="compare the files as well (a dry run of rsync)")
-    made.add_argument("--warning-files", type=threshold, metavar="RANGE", help="WARNING: files that differ")
-    made.add_argument("--critical-files", type=threshold, metavar="RANGE", help="CRITICAL: files that differ")
-    made.add_argument("--warning-lag", type=threshold, metavar="RANGE", help="WARNING: contextCSN lag, in seconds")
-    made.add_argument("--critical-lag", type=threshold, metavar="RANGE", help="CRITICAL: contextCSN lag, in seconds")
-    made.add_argument("--warning-entries", type=threshold, metavar="RANGE", help="WARNING: difference of the entries")
-    made.add_argument("--critical-entries", type=threshold, metavar="RANGE", help="CRITICAL: difference of the entries")
+    for what, text in _RANGES.items():
+        for level in ("warning", "critical"):
+            made.add_argument(f"--{level}-{what}", type=threshold, metavar="RANGE", help=f"{level.upper()}: {text}")
     made.add_argument("--no-entries", action="store_true", help="do not count LDAP entries")
     made.add_argument("--no-ldap", action="store_true", help="do not ask the LDAP servers")
     arguments = made.parse_args(argv)
@@ -78,7 +80,7 @@ def age(record: SyncState, service: Service, arguments: argparse.Namespace) -> O
         ranges = (arguments.warning or "", arguments.critical or "")
         if record.problem is None and seconds is not None:
             state = judge(seconds, arguments.warning, arguments.critical)
-        elif not served_by_standby(record, now, crit) and record.damaged is None:
+        elif not record.standby_serves(now, crit) and record.damaged is None:
             state = worst(state, judge(seconds, arguments.warning, arguments.critical))
     perf = [] if seconds is None else [Perf("sync_age", round(seconds), "s", *ranges, "0")]
     size, details = record.size, ""
@@ -92,63 +94,54 @@ def age(record: SyncState, service: Service, arguments: argparse.Namespace) -> O
     return Outcome(state, text, tuple(perf), details.strip())
 
 
-def served_by_standby(record: SyncState, now: float, crit: float) -> bool:
-    """Whether failover-sync refused the last run because the standby serves: then its data is the newer one."""
-    problem = record.problem
-    return problem is not None and problem.reason is Refusal.TARGET_STANDBY and now - problem.at <= crit
-
-
 def directories(service: Service, record: SyncState, arguments: argparse.Namespace, end: float) -> Outcome:
     """contextCSN and entries of both LDAP servers."""
     from check_failover.checks import replication  # ldap3 weighs 20 MiB
 
     warn, crit = syncstate.limits(service)
-    serving = Target.STANDBY if served_by_standby(record, time.time(), crit) else Target.PRIMARY
+    serving = Target.STANDBY if record.standby_serves(time.time(), crit) else Target.PRIMARY
     try:
         found = replication.compare(service, serving, end - time.monotonic() - _RESERVE, count=not arguments.no_entries)
     except replication.QueryError as error:
         # while the standby serves, another check reports a primary that is down
         known = serving is Target.STANDBY and error.target is Target.PRIMARY
         return Outcome(State.OK if known else State.CRITICAL, f"the {error}")
-    if serving is Target.STANDBY:
-        return Outcome(State.OK, "", _lag_perf(found.lag, "", "") + _entries_perf(found.entries))
     lag_ranges = (arguments.warning_lag or f"{warn:.0f}", arguments.critical_lag or f"{crit:.0f}")
+    if serving is Target.STANDBY:
+        lag_ranges = ("", "")
+    counts = found.entries or {}
+    perf = [] if found.lag is None else [Perf("csn_lag", found.lag, "s", *lag_ranges, "0")]
+    perf += [Perf(f"entries_{target}", count, minimum="0") for target, count in sorted(counts.items())]
+    if serving is Target.STANDBY:
+        return Outcome(State.OK, "", tuple(perf))
     state, texts = judge(found.lag, *lag_ranges), []
     if found.missing:
         state = State.CRITICAL
         texts.append(f"the standby has no contextCSN of server {', '.join(found.missing)}")
     elif found.lag:
         texts.append(f"contextCSN {duration(found.lag)} behind")
-    counts = found.entries or {}
     here, there = counts.get(Target.PRIMARY), counts.get(Target.STANDBY)
     if here is not None and there is not None:
         state = worst(state, judge(abs(here - there), arguments.warning_entries, arguments.critical_entries))
         if there == 0 < here:
             state = State.CRITICAL
         texts.append(f"{here} entries" if here == there else f"{here} entries, standby {there}")
-    return Outcome(state, ", ".join(texts), _lag_perf(found.lag, *lag_ranges) + _entries_perf(found.entries))
-
-
-def _lag_perf(lag: float | None, warn: str, crit: str) -> tuple[Perf, ...]:
-    return () if lag is None else (Perf("csn_lag", lag, "s", warn, crit, "0"),)
-
-
-def _entries_perf(entries: object) -> tuple[Perf, ...]:
-    if not isinstance(entries, dict):
-        return ()
-    return tuple(Perf(f"entries_{target}", count, minimum="0") for target, count in sorted(entries.items()))
+    return Outcome(state, ", ".join(texts), tuple(perf))
 
 
 def differences(config: Config, service: Service, arguments: argparse.Namespace, end: float) -> Outcome:
     """Files and bytes that differ now, counted by ``failover-sync --dry-run``; it runs as the owner of the records."""
     limit = end - time.monotonic()
-    argv = [*_as_owner(config), *_program(), "--config", str(config.path), "--dry-run", "--json", service.name]
+    beside = Path(sys.executable).with_name("failover-sync")  # this interpreter may belong to a virtual environment
+    found = str(beside) if beside.exists() else shutil.which("failover-sync")
+    program = [found] if found else [sys.executable, "-m", "check_failover.sync.run"]
+    argv = [*_as_owner(config), *program, "--config", str(config.path), "--dry-run", "--json", service.name]
     try:
         done = programs.run(argv, max(0.1, limit), env=os.environ)
-        found = json.loads(done.out)
-        files, size = int(found["differed_files"]), int(found["differed_bytes"])
+        reply = json.loads(done.out)
+        files, size = int(reply["differed_files"]), int(reply["differed_bytes"])
     except programs.LateError:
-        return Outcome(State.UNKNOWN, f"files not compared within {number(round(limit))} s, give more with -t")
+        return Outcome(State.UNKNOWN, f"files not compared within {limit:.0f} s, give more with -t")
     except OSError as error:
         raise CheckError(f"{argv[0]}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -158,13 +151,6 @@ def differences(config: Config, service: Service, arguments: argparse.Namespace,
     text = f"{files} files differ ({size} bytes)" if files else "no file differs"
     perf = Perf("differing_files", files, "", arguments.warning_files or "", arguments.critical_files or "", "0")
     return Outcome(state, text, (perf, Perf("differing_bytes", size, "B", minimum="0")))
-
-
-def _program() -> list[str]:
-    """The command failover-sync: beside this interpreter (which may belong to a virtual environment), or in PATH."""
-    beside = Path(sys.executable).with_name("failover-sync")
-    found = str(beside) if beside.exists() else shutil.which("failover-sync")
-    return [found] if found else [sys.executable, "-m", "check_failover.sync.run"]
 
 
 def _as_owner(config: Config) -> list[str]:

@@ -13,11 +13,12 @@ import pwd
 import secrets
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from check_failover import checks, control, programs, reach, syncstate
 from check_failover.config import Config
@@ -32,40 +33,6 @@ from check_failover.transports import TRANSPORTS, TransportError
 GROUP = "check_failover"
 _LOCK_PATIENCE = 1.0  # seconds: a reader of the record holds the lock for a moment
 _REPLY_LIMIT = 60.0
-
-
-class ControllerAccess(Protocol):
-    """Record and lock of one service, and its serving server. Methods raise SyncStepError or SyncRefusedError."""
-
-    holder: str  # names the controller in the receiving server's lease, once the lock is taken
-
-    def acquire(self) -> SyncState:
-        """Take the lock and return the record; SyncRefusedError (RUNNING) while another run holds the lock."""
-
-    def now(self) -> float:
-        """Unix time by the controller's clock; all times in the record are by that clock."""
-
-    def standing(self) -> Standing:
-        """Which server serves now, and whether the primary is failing."""
-
-    def decided(self, run: str, source: Target, kept: str, by: str) -> None:
-        """Write a person's decision, ``take`` or ``merge``, to the redirector's journal; see the verb ``decided``."""
-
-    def record(self, state: SyncState) -> None:
-        """Replace the record."""
-
-    def tell(self, state: SyncState) -> None:
-        """Send "NAME sync" to the core; if that fails, the active check reports the same a little later."""
-
-    def close(self) -> None:
-        """Release the lock."""
-
-
-def open_access(config: Config, service: Service) -> ControllerAccess:
-    """The access that the config asks for: local, or over ssh to the controller."""
-    if service.sync is None or service.sync.controller == "local":
-        return LocalAccess(config, service)
-    return RemoteAccess(config, service, service.sync)
 
 
 def become_owner(state_dir: Path) -> None:
@@ -94,7 +61,11 @@ def become_owner(state_dir: Path) -> None:
 
 
 class LocalAccess:
-    """The controller itself: sockets, record, lock and transport."""
+    """Record and lock of one service, and its serving server, on the controller itself.
+
+    Methods raise SyncStepError or SyncRefusedError. ``holder`` names the controller in the receiving server's lease,
+    once the lock is taken.
+    """
 
     def __init__(self, config: Config, service: Service) -> None:
         self._config, self._service = config, service
@@ -103,6 +74,7 @@ class LocalAccess:
         self.holder = ""
 
     def acquire(self) -> SyncState:
+        """Take the lock and return the record; SyncRefusedError (RUNNING) while another run holds the lock."""
         become_owner(self._state_dir)
         path = syncstate.directory(self._state_dir) / f"{self._service.name}.lock"
         end = time.monotonic() + _LOCK_PATIENCE
@@ -127,9 +99,11 @@ class LocalAccess:
         return syncstate.read(self._state_dir, self._service.name)
 
     def now(self) -> float:
+        """Unix time by the controller's clock; all times in the record are by that clock."""
         return time.time()
 
     def standing(self) -> Standing:
+        """Which server serves now, and whether the primary is failing."""
         name, controller = self._service.name, self._config.controller
         try:
             services = control.ask(controller.redirector_socket, {"verb": "status"})["services"]
@@ -170,6 +144,7 @@ class LocalAccess:
         return None if probe.passed else probe.text
 
     def decided(self, run: str, source: Target, kept: str, by: str) -> None:
+        """Write a person's decision, ``take`` or ``merge``, to the redirector's journal; see the verb ``decided``."""
         request = {"verb": "decided", "service": self._service.name, "run": run, "source": source}
         try:
             control.ask(self._config.controller.redirector_socket, {**request, "kept": kept, "by": by})
@@ -177,6 +152,7 @@ class LocalAccess:
             raise SyncStepError(str(error)) from None
 
     def record(self, state: SyncState) -> None:
+        """Replace the record."""
         if self._lock is None:
             raise SyncStepError("only the run that holds the lock may write the record")
         place = syncstate.directory(self._state_dir)
@@ -193,30 +169,25 @@ class LocalAccess:
             raise SyncStepError(f"{path}: cannot write: {error.strerror}") from None
 
     def tell(self, state: SyncState) -> None:
-        now = time.time()
-        warn, crit = syncstate.limits(self._service)
-        level, text = syncstate.judge(state, now, warn, crit)
-        result = PassiveResult(
-            host=self._service.host,
-            service=f"{self._service.name} sync",
-            state=level,
-            text=f"{level.name}: {text}",
-            at=now,
-            perfdata=syncstate.perfdata(state, now, warn, crit),
-        )
+        """Send "NAME sync" to the core; if that fails, the active check reports the same a little later."""
+        now, of, limits = time.time(), self._service, syncstate.limits(self._service)
+        level, text = syncstate.judge(state, now, *limits)
+        numbers = syncstate.perfdata(state, now, *limits)
+        result = PassiveResult(of.host, f"{of.name} sync", level, f"{level.name}: {text}", now, perfdata=numbers)
         try:
             TRANSPORTS[self._config.monitoring["transport"]](self._config.monitoring).send([result])
         except (TransportError, KeyError, ImportError) as error:
             raise SyncStepError(f"cannot send the result to the core: {error}") from None
 
     def close(self) -> None:
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
 
 class RemoteAccess:
-    """The controller, reached over ssh from another machine."""
+    """The same, over ssh from another machine."""
 
     def __init__(self, config: Config, service: Service, spec: SyncSpec) -> None:
         become_owner(config.controller.state_dir)
@@ -279,17 +250,28 @@ class RemoteAccess:
             pass
 
 
-def serve(access: LocalAccess, readline: Callable[[int], str], write: Callable[[str], None]) -> None:
+ControllerAccess: TypeAlias = LocalAccess | RemoteAccess
+
+
+def open_access(config: Config, service: Service) -> ControllerAccess:
+    """The access that the config asks for: local, or over ssh to the controller."""
+    if service.sync is None or service.sync.controller == "local":
+        return LocalAccess(config, service)
+    return RemoteAccess(config, service, service.sync)
+
+
+def serve(access: LocalAccess) -> None:
     """The controller's end of RemoteAccess: answer requests until the other end closes the connection."""
-    while line := readline(syncstate.LIMIT):
+    while line := sys.stdin.readline(syncstate.LIMIT):
         try:
-            write(json.dumps(_answer(access, json.loads(line))) + "\n")
+            reply = _answer(access, json.loads(line))
         except SyncRefusedError as error:
-            write(json.dumps({"refused": error.reason, "text": error.text}) + "\n")
+            reply = {"refused": error.reason, "text": error.text}
         except SyncStepError as error:
-            write(json.dumps({"error": str(error)}) + "\n")
+            reply = {"error": str(error)}
         except (ValueError, KeyError, TypeError):
-            write(json.dumps({"error": "bogus message"}) + "\n")
+            reply = {"error": "bogus message"}
+        print(json.dumps(reply), flush=True)
 
 
 def _answer(access: LocalAccess, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -301,12 +283,6 @@ def _answer(access: LocalAccess, request: Mapping[str, Any]) -> Mapping[str, Any
         return asdict(access.standing())
     if op == "decided":
         access.decided(request["run"], Target(request["source"]), request["kept"], request["by"])
-        return {}
-    state = syncstate.parse(json.dumps(request["state"]))
-    if op == "record":
-        access.record(state)
-    elif op == "tell":
-        access.tell(state)
     else:
-        raise ValueError(op)
+        {"record": access.record, "tell": access.tell}[op](syncstate.parse(json.dumps(request["state"])))
     return {}

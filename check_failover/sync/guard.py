@@ -34,9 +34,7 @@ class Standing:
     failing: bool = False  # the primary
     text: str = ""  # why the target is unknown or the primary failing
     reached: Reaches = ()  # which server clients may have reached, and when
-    unsure: bool = (
-        False  # the other controller of a pair was not heard for some seconds; ``reached`` may lack its doings
-    )
+    unsure: bool = False  # a pair's other controller was not heard for some seconds: ``reached`` may lack its doings
 
 
 def ends(direction: SyncDirection) -> tuple[Target, Target]:
@@ -83,24 +81,16 @@ def check_written(name: str, direction: SyncDirection, ways: str, known: Digests
         raise SyncRefusedError(Refusal.OTHER_DIRECTION, f"{text}: failover-sync {name} --take {receiver} --yes")
     else:
         begin = "both servers have changed since they were in step"
-    text = (
-        f"{begin} ({receiver}: {ways}): failover-sync {name} --diff, then --take primary --yes or --take standby --yes"
-    )
-    raise SyncRefusedError(Refusal.BOTH_SERVED, text)
+    advice = f"failover-sync {name} --diff, then --take primary --yes or --take standby --yes"
+    raise SyncRefusedError(Refusal.BOTH_SERVED, f"{begin} ({receiver}: {ways}): {advice}")
 
 
 def check_size(now: Size, good: Size | None, max_shrink: float) -> None:
     """Raises SyncRefusedError when the source lost more than the share ``max_shrink`` since the last good run."""
     if now.files == 0 or now.entries == 0:
-        raise SyncRefusedError(
-            Refusal.SHRUNK, f"the source is empty ({'no files' if now.files == 0 else 'no entries'})"
-        )
-    if good is None:
-        return
-    pairs: list[tuple[str, int, int | None]] = [] if now.entries is None else [("entries", now.entries, good.entries)]
-    pairs += [("files", now.files, good.files), ("bytes", now.bytes, good.bytes)]
-    for what, have, had in pairs:
-        if had and have < had * (1 - max_shrink):
-            raise SyncRefusedError(
-                Refusal.SHRUNK, f"the source shrank to {have} of {had} {what}; if that is intended: --accept-shrink"
-            )
+        raise SyncRefusedError(Refusal.SHRUNK, f"the source is empty (no {'files' if now.files == 0 else 'entries'})")
+    for what in ("entries", "files", "bytes") if good is not None else ():
+        have, had = getattr(now, what), getattr(good, what)
+        if have is not None and had and have < had * (1 - max_shrink):
+            text = f"the source shrank to {have} of {had} {what}; if that is intended: --accept-shrink"
+            raise SyncRefusedError(Refusal.SHRUNK, text)

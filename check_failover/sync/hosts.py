@@ -21,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 
 from check_failover import programs
-from check_failover.model import SyncSpec, Target, TooMuchError, clean
+from check_failover.model import SyncSpec, TooMuchError, clean
 
 SSH = "/usr/bin/ssh"
 _SSH_OPTIONS = (
@@ -53,7 +53,7 @@ class Host:
 
     role: str  # primary | standby | controller | relay, for messages
     target: str | None = None
-    ssh: tuple[str, ...] = (SSH,)
+    ssh: tuple[str, ...] = (SSH,)  # no argument has a space, because rsync's ``-e`` splits there
 
     def __str__(self) -> str:
         return f"{self.role} ({self.target or 'local'})"
@@ -66,20 +66,11 @@ class Host:
 
 
 def host(spec: SyncSpec, role: str) -> Host:
-    """The primary, the standby or the controller of a service."""
+    """The primary, the standby or the controller of a service, and how ssh reaches it."""
     target: str = getattr(spec, role)
-    return Host(role, None if target == "local" else target, ssh_argv(spec))
-
-
-def server(spec: SyncSpec, target: Target) -> Host:
-    """The host of one of the two servers."""
-    return host(spec, target.value)
-
-
-def ssh_argv(spec: SyncSpec) -> tuple[str, ...]:
-    """The ssh command with the options of all steps. No argument has a space, because rsync's ``-e`` splits there."""
     options = [part for option in _SSH_OPTIONS for part in ("-o", option)]
-    return (SSH, "-a", "-x", *options, *(("-F", spec.ssh_config) if spec.ssh_config else ()))
+    options += ["-F", spec.ssh_config] if spec.ssh_config else []
+    return Host(role, None if target == "local" else target, (SSH, "-a", "-x", *options))
 
 
 def far_end(limit: float) -> list[str]:
@@ -90,7 +81,7 @@ def far_end(limit: float) -> list[str]:
 def run(on: Host, argv: Sequence[str], limit: float, stdin: str = "") -> str:
     """Run a command to its end and return its stdout. Raises SyncStepError."""
     what = f"{on}: {os.path.basename(argv[0])}"  # noqa: PTH119, a name, not a path of this machine
-    done = follow(what, on.argv(argv, limit), limit + (15 if on.target else 0), stdin=stdin.encode(), told=limit)
+    done = follow(what, on.argv(argv, limit), limit, stdin=stdin.encode(), more=15 if on.target else 0)
     if done.code == 255 and on.target:
         raise SyncStepError(f"{on}: cannot reach it: {programs.last_line(done.err) or 'ssh: exit 255'}")
     if done.code == 124 and on.target:
@@ -109,18 +100,18 @@ def remote(on: Host, verb: str, path: str, *arguments: str) -> dict[str, str]:
         out = run(on, ["/bin/sh", "-s", "--", verb, path, *arguments], limit, script)
     except SyncStepError as error:
         raise SyncStepError(str(error).replace(": sh: exit 1:", f": {verb} {path}:")) from None
-    return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in out.splitlines() if " " in line}
+    return dict(line.split(" ", 1) for line in out.splitlines() if " " in line)
 
 
 def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start a program that ends when this process ends. Raises SyncStepError."""
     try:
-        return programs.start(_bound_to_us(argv), os.environ | {"LC_ALL": "C"})
+        return programs.start(_bound(argv), os.environ | {"LC_ALL": "C"})
     except OSError as error:
         raise SyncStepError(f"{argv[0]}: {error.strerror}: is it installed?") from None
 
 
-def _bound_to_us(argv: Sequence[str]) -> Sequence[str]:
+def _bound(argv: Sequence[str]) -> Sequence[str]:
     return [_SETPRIV, "--pdeathsig", "TERM", "--", *argv] if Path(_SETPRIV).exists() else argv
 
 
@@ -130,19 +121,17 @@ def follow(
     limit: float,
     take: Callable[[bytes], None] | None = None,
     stdin: bytes = b"",
-    told: float | None = None,
+    more: float = 0.0,
 ) -> programs.Ended:
-    """Run a program to its end; ``take`` gets its stdout piece by piece; ``told``: the limit to name in an error.
+    """Run a program to its end; ``take`` gets its stdout piece by piece.
 
-    Raises SyncStepError when it takes longer than ``limit`` seconds or prints too much.
+    Raises SyncStepError when it takes longer than ``limit`` seconds (and ``more`` for the way) or prints too much.
     """
-    env = os.environ | {"LC_ALL": "C"}
+    end, env, patience = limit + more, os.environ | {"LC_ALL": "C"}, programs.PATIENCE
     try:
-        return programs.run(
-            _bound_to_us(argv), limit, stdin=stdin, env=env, take=take, strict=True, patience=programs.PATIENCE
-        )
+        return programs.run(_bound(argv), end, stdin=stdin, env=env, take=take, strict=True, patience=patience)
     except programs.LateError:
-        raise SyncStepError(f"{what}: not done within {told or limit:.0f} s") from None
+        raise SyncStepError(f"{what}: not done within {limit:.0f} s") from None
     except TooMuchError as error:
         raise SyncStepError(f"{what}: {error}") from None
     except OSError as error:

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from check_failover.model import Service, SyncSpec
 from check_failover.sync.controller_access import ControllerAccess
 from check_failover.sync.hosts import Host
-from check_failover.sync.rsync import Keeps, Place
+from check_failover.sync.rsync import Place
 from check_failover.syncstate import Phase, SyncDirection, directory
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Job:
     progress: Callable[[str], None] | None = None
     enter: Callable[[Phase], None] = lambda _phase: None  # records the phase
     sent: int = 0  # bytes on the wire so far, comparisons included
-    keeps: Keeps = field(default_factory=Keeps)  # what rsync keeps of each file; ``inspect`` finds out
+    keeps: Sequence[str] = ()  # rsync's options for what it keeps of each file; ``inspect`` finds out
     note: str = ""  # what it cannot keep, for the record
     looked: float = 0.0  # since when clients must not have reached the receiving server
     kept: str = ""  # where its data was put aside
@@ -75,12 +75,9 @@ def fill(job: Job, command: Sequence[str], staged: str = "", entries: int | None
         "{entries}": "" if entries is None else str(entries),
     }
 
-    def put(argument: str) -> str:
-        for word, value in words.items():
-            argument = argument.replace(word, value)
-        return argument
-
-    return [put(argument) for argument in command]
+    for word, value in words.items():
+        command = [argument.replace(word, value) for argument in command]
+    return list(command)
 
 
 def timed(job: Job, what: str, step: Callable[[], T]) -> T:

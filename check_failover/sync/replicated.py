@@ -10,42 +10,58 @@ import time
 from dataclasses import replace
 
 from check_failover.checks import ProbeError, replication
-from check_failover.model import Service, Target
-from check_failover.sync.guard import SyncRefusedError
+from check_failover.model import Target
+from check_failover.sync.guard import SyncRefusedError, check_direction, ends
 from check_failover.sync.hosts import SyncStepError
+from check_failover.sync.job import Job
 from check_failover.syncstate import Refusal, Size, SyncDirection, SyncState, duration
 
 
-def compare(
-    service: Service, direction: SyncDirection, state: SyncState, started: float, *, max_shrink: float, limit: float
-) -> SyncState:
+def watch(job: Job, state: SyncState, started: float) -> SyncState:
+    """The new record, by a comparison that always begins at the serving server. Raises as ``compare`` does."""
+    standing = job.access.standing()
+    away = job.direction is SyncDirection.FORWARD and standing.target is Target.STANDBY
+    if away:
+        job.direction = SyncDirection.REVERSE
+    check_direction(job.direction, standing)
+    try:
+        return compare(job, state, started)
+    except SyncStepError as error:
+        if not away:
+            raise
+        text = f"the standby serves; the primary does not have its changes: {error}"
+        raise SyncRefusedError(Refusal.TARGET_STANDBY, text) from None
+
+
+def compare(job: Job, state: SyncState, started: float) -> SyncState:
     """The new record. Raises SyncRefusedError when the source lost entries, SyncStepError when the servers differ."""
-    source = Target.PRIMARY if direction is SyncDirection.FORWARD else Target.STANDBY
+    source, receiver = ends(job.direction)
     began = time.monotonic()
     try:
-        found = replication.compare(service, source, limit)
+        found = replication.compare(job.service, source, min(job.spec.timeout, 60.0))
     except (replication.QueryError, ProbeError) as error:
         raise SyncStepError(str(error)) from None
     counts = found.entries or {}
-    have, there = counts.get(source), counts.get(source.other)
+    have, there = counts.get(source), counts.get(receiver)
     had = state.size.entries if state.size else None
-    if have == 0 or (have is not None and had and have < had * (1 - max_shrink)):
+    most = 1.0 if job.accept_shrink else job.spec.max_shrink
+    if have == 0 or (have is not None and had and have < had * (1 - most)):
         text = "is empty" if have == 0 else f"shrank to {have} of {had} entries"
-        raise SyncRefusedError(Refusal.SHRUNK, f"the {source} {text}; replication copies that to the {source.other}")
+        raise SyncRefusedError(Refusal.SHRUNK, f"the {source} {text}; replication copies that to the {receiver}")
     if found.missing:
         raise SyncStepError(
-            f"the {source.other} has no contextCSN of server {', '.join(found.missing)}: does it replicate?"
+            f"the {receiver} has no contextCSN of server {', '.join(found.missing)}: does it replicate?"
         )
     if found.lag is None:
         raise SyncStepError(f"the {source} keeps no contextCSN: is the overlay syncprov loaded, and may we read it?")
     if found.lag:
-        raise SyncStepError(f"the {source.other} is behind: contextCSN {duration(found.lag)} older than the {source}'s")
+        raise SyncStepError(f"the {receiver} is behind: contextCSN {duration(found.lag)} older than the {source}'s")
     if have != there:
-        raise SyncStepError(f"same contextCSN, but {have} entries on the {source} and {there} on the {source.other}")
+        raise SyncStepError(f"same contextCSN, but {have} entries on the {source} and {there} on the {receiver}")
     equal = replace(
         state,
         equal_at=started,
-        direction=direction,
+        direction=job.direction,
         took=time.monotonic() - began,
         changed=False,
         differed_files=0,
@@ -54,6 +70,6 @@ def compare(
         size=None if have is None else Size(0, 0, have),
         problem=None,
     )
-    if direction is SyncDirection.FORWARD:
+    if job.direction is SyncDirection.FORWARD:
         return equal
     return replace(equal, synced_back=started, synced_back_end=started + equal.took)

@@ -7,7 +7,7 @@ writes to the serving copy.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from check_failover.model import SyncSpec, clean
@@ -50,7 +50,6 @@ class TransferReport:
     touched: int = 0  # files of which only the time differed
     wire: int = 0  # bytes sent and received
     unsteady: bool = False  # a file vanished or was truncated while rsync read it: another pass is needed
-    _left: dict[str, int] = field(default_factory=dict)
 
     @property
     def different(self) -> bool:
@@ -86,20 +85,6 @@ def _number(text: str) -> int:
     return int(re.sub(r"\D", "", text))
 
 
-@dataclass(frozen=True, slots=True)
-class Keeps:
-    """What rsync keeps of a file beside owner, mode and time. ``fake``: as attributes of users, at this end."""
-
-    acls: bool = False
-    xattrs: bool = False
-    fake: bool = False
-
-    def options(self) -> list[str]:
-        """rsync's options."""
-        kept = [(self.acls, "--acls"), (self.xattrs, "--xattrs"), (self.fake, "--fake-super")]
-        return [option for on, option in kept if on]
-
-
 def copy(
     source: Place,
     destination: Place,
@@ -109,7 +94,7 @@ def copy(
     dry: bool = False,
     basis: Sequence[str] = (),
     partial: str | None = None,
-    keeps: Keeps = Keeps(),
+    keeps: Sequence[str] = (),
     report: TransferReport | None = None,
     form: str = "",
     progress: Callable[[str], None] | None = None,
@@ -117,7 +102,7 @@ def copy(
     """Make ``destination`` equal to ``source``; with ``dry`` only report what differs. Raises SyncStepError.
 
     ``basis``: directories at the destination whose equal files are hard-linked. ``report``: the report to
-    fill; ``form``: the format of rsync's lines, instead of ``--itemize-changes``.
+    fill; ``form``: the format of rsync's lines, instead of ``--itemize-changes``. ``keeps``: further options.
     """
     if source.host.target and destination.host.target:
         raise ValueError("rsync has one local end")
@@ -127,7 +112,7 @@ def copy(
     argv += ["--checksum-choice=md5"] if form and checksum else []  # whichever rsync answers
     argv += [f"--link-dest={path}" for path in basis]
     argv += [f"--partial-dir={partial}"] if partial else []
-    argv += keeps.options()
+    argv += keeps
     argv += ["--info=progress2"] if progress and not dry else []
 
     def line(text: str) -> None:

@@ -18,7 +18,7 @@ from check_failover import __version__, syncstate
 from check_failover.checks.plugin import Parser
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.model import Service, State, SyncSpec, Target, clean
-from check_failover.sync import differing, hosts, steps, survey
+from check_failover.sync import hosts, lineage, steps, survey
 from check_failover.sync.controller_access import ControllerAccess, LocalAccess, become_owner, open_access, serve
 from check_failover.sync.guard import SyncRefusedError, ends
 from check_failover.sync.hosts import StoppedError, SyncStepError
@@ -28,11 +28,8 @@ from check_failover.syncstate import Phase, Problem, Refusal, Running, SyncDirec
 
 def parser() -> argparse.ArgumentParser:
     """The command line parser."""
-    p = Parser(
-        prog="failover-sync",
-        allow_abbrev=False,
-        description="Copy a service's data from the serving server to the other one.",
-    )
+    about = "Copy a service's data from the serving server to the other one."
+    p = Parser(prog="failover-sync", allow_abbrev=False, description=about)
     p.add_argument("name", metavar="NAME", help="name of the service in the configuration")
     p.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"configuration (default {DEFAULT_PATH})")
     p.add_argument("--reverse", action="store_true", help="copy the standby's data to the primary, before a fail-back")
@@ -94,7 +91,7 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
     if args.serve_home:
         access = LocalAccess(config, service)
         with contextlib.closing(access):
-            serve(access, sys.stdin.readline, _write)
+            serve(access)
         return State.OK
     if args.merge and (args.take or service.check.type != "ldap" or spec.bind_dn is None):
         why = "set bind_dn and bind_password_file in [service.sync]; for LDAP only, and not with --take"
@@ -164,7 +161,7 @@ def run(job: Job) -> SyncState:
 def _job(args: argparse.Namespace, config: Config, service: Service, spec: SyncSpec, access: ControllerAccess) -> Job:
     reverse = args.take == Target.STANDBY if args.take else args.reverse
     direction = SyncDirection.REVERSE if reverse else SyncDirection.FORWARD
-    servers = [hosts.server(spec, target) for target in (Target.PRIMARY, Target.STANDBY)]
+    servers = [hosts.host(spec, target) for target in Target]
     source, receiver = servers if direction is SyncDirection.FORWARD else servers[::-1]
     return Job(
         service=service,
@@ -195,7 +192,7 @@ def _dry_run(job: Job, as_json: bool) -> int:
 
 
 def _diff(job: Job) -> int:
-    found = differing.differences(job, job.access.acquire())
+    found = lineage.differences(job, job.access.acquire())
     level = State.WARNING if found else State.OK
     print(f"{level.name}: {job.name}: {len(found)} {'entries' if job.service.check.type == 'ldap' else 'files'} differ")
     for one in found:
@@ -205,14 +202,13 @@ def _diff(job: Job) -> int:
 
 def _adopt(service: Service, spec: SyncSpec) -> int:
     done = []
-    for target in (Target.PRIMARY, Target.STANDBY):
-        on = hosts.server(spec, target)
+    for target in Target:
+        on = hosts.host(spec, target)
         if "directory" in hosts.remote(on, "inspect", spec.copy_path):
             hosts.remote(on, "adopt", spec.copy_path)
             done.append(str(on))
-    print(
-        f"OK: {service.name}: {spec.copy_path} " + (f"adopted on {' and '.join(done)}" if done else "needs no adoption")
-    )
+    how = f"adopted on {' and '.join(done)}" if done else "needs no adoption"
+    print(f"OK: {service.name}: {spec.copy_path} {how}")
     return State.OK
 
 
@@ -251,11 +247,6 @@ def _say(text: str) -> None:
 
 def _progress(text: str) -> None:
     print(f"\r{text:<30}\r", end="", file=sys.stderr, flush=True)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -20,16 +20,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from check_failover.model import Target
 from check_failover.sync import lineage
-from check_failover.sync.guard import Standing, SyncRefusedError, check_direction, check_size
+from check_failover.sync.guard import Standing, check_direction, check_size
 from check_failover.sync.hosts import Host, SyncStepError, remote, run
 from check_failover.sync.job import Job, fill, timed
-from check_failover.sync.lease import leased, renewed
 from check_failover.sync.rsync import NO_SPACE, Place, TransferReport, copy
 from check_failover.sync.survey import inspect, nothing, survey
-from check_failover.sync.switching import resume, switch
-from check_failover.syncstate import Phase, Refusal, Size, SyncDirection, SyncState
+from check_failover.sync.switching import leased, renewed, resume, switch
+from check_failover.syncstate import Phase, Size, SyncDirection, SyncState
 
 FULL = 1024  # KiB of free space: a program that needed more has failed for that reason
 MAX_PASSES = 4  # over a source that changes while rsync reads it; if that is not enough, it needs a snapshot
@@ -38,7 +36,9 @@ MAX_PASSES = 4  # over a source that changes while rsync reads it; if that is no
 def sync(job: Job, state: SyncState, started: float) -> SyncState:
     """All steps; returns the new record. Raises SyncRefusedError, SyncStepError; the serving copy stays complete."""
     if job.spec.method == "syncrepl":
-        return watch(job, state, job.access.standing(), started)
+        from check_failover.sync import replicated  # imports ldap3, 20 MiB
+
+        return replicated.watch(job, state, started)
     standing = lineage.standing(job)
     if not job.take:
         check_direction(job.direction, standing)
@@ -49,13 +49,8 @@ def sync(job: Job, state: SyncState, started: float) -> SyncState:
 
 def copied(job: Job, state: SyncState, standing: Standing, started: float, how: str) -> SyncState:
     """The steps of a run that was not refused, under the lease; ``how``: see ``lineage.ways``."""
-    full = (
-        job.full
-        or job.take
-        or job.merge
-        or state.equal_at is None
-        or (standing.since is not None and standing.since > state.equal_at)
-    )
+    full = job.full or job.take or job.merge
+    full = full or state.equal_at is None or (standing.since or 0.0) > state.equal_at
     found = inspect(job)
     pending = [on for on in (job.source, job.receiver) if "pending" in found[on]]
     if pending:
@@ -103,25 +98,6 @@ def copied(job: Job, state: SyncState, standing: Standing, started: float, how: 
     if job.direction is SyncDirection.FORWARD and not job.take:
         return now_equal
     return replace(now_equal, synced_back=began, synced_back_end=job.access.now())
-
-
-def watch(job: Job, state: SyncState, standing: Standing, started: float) -> SyncState:
-    """Compare servers that replicate by themselves, always from the serving server: nothing is copied."""
-    from check_failover.sync import replicated  # imports ldap3, 20 MiB
-
-    shrink = 1.0 if job.accept_shrink else job.spec.max_shrink
-    limit = min(job.spec.timeout, 60.0)
-    away = job.direction is SyncDirection.FORWARD and standing.target is Target.STANDBY
-    if away:
-        job.direction = SyncDirection.REVERSE
-    check_direction(job.direction, standing)
-    try:
-        return replicated.compare(job.service, job.direction, state, started, max_shrink=shrink, limit=limit)
-    except SyncStepError as error:
-        if not away:
-            raise
-        text = f"the standby serves; the primary does not have its changes: {error}"
-        raise SyncRefusedError(Refusal.TARGET_STANDBY, text) from None
 
 
 def export(job: Job, on: Host) -> int | None:
@@ -233,21 +209,13 @@ def cleared(job: Job, useless: bool) -> str:
     return f"; the disk was full ({free} KiB free)" if 0 <= free < FULL else ""
 
 
-def passes(job: Job, origin: Place, destination: Place, basis: Sequence[str] = ()) -> TransferReport:
+def passes(job: Job, origin: Place, to: Place, basis: Sequence[str] = ()) -> TransferReport:
     """Run rsync until a pass finds no difference; with ``checksum`` the last pass compared all contents."""
-    partial = (
-        f"{job.spec.copy_path}.sync/partial" if destination.host.role != "relay" else f"{destination.path}.partial"
-    )
+    partial = f"{to.path}.partial" if to.host.role == "relay" else f"{job.spec.copy_path}.sync/partial"
     for number in range(MAX_PASSES):
+        exact = job.spec.checksum and number > 0
         report = copy(
-            origin,
-            destination,
-            job.spec,
-            checksum=job.spec.checksum and number > 0,
-            basis=basis,
-            partial=partial,
-            keeps=job.keeps,
-            progress=job.progress,
+            origin, to, job.spec, checksum=exact, basis=basis, partial=partial, keeps=job.keeps, progress=job.progress
         )
         job.sent += report.wire
         if number == 0:

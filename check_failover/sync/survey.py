@@ -8,7 +8,7 @@ from pathlib import Path
 from check_failover.sync.guard import SyncRefusedError
 from check_failover.sync.hosts import Host, remote
 from check_failover.sync.job import Job
-from check_failover.sync.rsync import RSYNC, Keeps, Place, copy
+from check_failover.sync.rsync import RSYNC, Place, copy
 from check_failover.sync.unsafe import FORMAT, Survey
 from check_failover.syncstate import Refusal, directory
 
@@ -40,8 +40,8 @@ def inspect(job: Job) -> dict[Host, dict[str, str]]:
     return found
 
 
-def kept(job: Job, found: Mapping[Host, Mapping[str, str]]) -> tuple[Keeps, str]:
-    """What rsync keeps of each file on this way, and a text that names what it cannot keep."""
+def kept(job: Job, found: Mapping[Host, Mapping[str, str]]) -> tuple[list[str], str]:
+    """rsync's options for what it keeps of each file on this way, and a text that names what it cannot keep."""
     ends, relay = dict(found), job.relay
     if relay is not None:
         Path(relay.path).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -51,7 +51,8 @@ def kept(job: Job, found: Mapping[Host, Mapping[str, str]]) -> tuple[Keeps, str]
     fake = relay is not None and not (job.may_chown and lacks["xattrs"])
     names = {"acls": "ACLs", "xattrs": "extended attributes"}
     note = " and ".join(f"{names[what]} (rsync on the {', '.join(on)})" for what, on in lacks.items() if on)
-    return Keeps(not lacks["acls"], not lacks["xattrs"], fake), f"not copied: {note}" if note else ""
+    options = [f"--{what}" for what, on in lacks.items() if not on] + ["--fake-super"] * fake
+    return options, f"not copied: {note}" if note else ""
 
 
 def stores(path: str) -> bool:
@@ -75,15 +76,7 @@ def survey(job: Job, *, contents: bool) -> Survey:
 def listing(job: Job, place: Place, *, contents: bool, named: bool = False) -> Survey:
     """What is in a directory of a server; with ``contents`` rsync reads the files. Raises SyncStepError."""
     report = Survey(roots=(job.spec.source_path, job.spec.copy_path), contents=contents, named=named)
-    copy(
-        place,
-        nothing(job),
-        job.spec,
-        checksum=contents,
-        dry=True,
-        report=report,
-        form=FORMAT,
-    )
+    copy(place, nothing(job), job.spec, checksum=contents, dry=True, report=report, form=FORMAT)
     job.sent += report.wire
     return report
 
