@@ -36,11 +36,7 @@ from check_failover.syncstate import SyncState, duration
 _RESERVE = 0.5  # seconds of -t kept for saying what happened
 SUDO = next((p for p in ("/usr/bin/sudo", "/usr/local/bin/sudo") if Path(p).exists()), "/usr/bin/sudo")
 
-_RANGES = {
-    "files": "files that differ",
-    "lag": "contextCSN lag, in seconds",
-    "entries": "difference of the entries",
-}
+_RANGES = {"files": "files that differ", "lag": "contextCSN lag, in seconds", "entries": "difference of the entries"}
 
 
 def check(argv: Sequence[str]) -> Outcome:

@@ -5,6 +5,7 @@
 both cases the lock is on the controller, and the kernel releases it when the run ends.
 """
 
+import contextlib
 import fcntl
 import grp
 import json
@@ -201,10 +202,13 @@ class RemoteAccess:
         request = {"op": op} | ({} if state is None else {"state": json.loads(syncstate.dump(state))})
         line = hosts.exchange(self._process, json.dumps(request | more).encode() + b"\n", _REPLY_LIMIT)
         if not line:
-            silent = self._process.poll() is None
-            said = hosts.complaint(self._process)
+            why = ""
+            silent, errors = self._process.poll() is None, programs.pipe(self._process.stderr).fileno()
+            os.set_blocking(errors, False)
+            with contextlib.suppress(OSError):
+                why = programs.last_line(os.read(errors, 65536))
             programs.kill(self._process)
-            why = said or (f"none within {_REPLY_LIMIT:.0f} s" if silent else "connection lost")
+            why = why or (f"none within {_REPLY_LIMIT:.0f} s" if silent else "connection lost")
             raise SyncStepError(f"{self._host}: no answer: {why}")
         try:
             reply = json.loads(line)

@@ -170,12 +170,3 @@ def exchange(process: subprocess.Popen[bytes], request: bytes, limit: float) -> 
             answer += piece
         return answer
     return b""
-
-
-def complaint(process: subprocess.Popen[bytes]) -> str:
-    """The last line that a program wrote to stderr so far."""
-    fd = programs.pipe(process.stderr).fileno()
-    os.set_blocking(fd, False)
-    with contextlib.suppress(OSError):
-        return programs.last_line(os.read(fd, 65536))
-    return ""

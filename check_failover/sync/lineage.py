@@ -43,8 +43,7 @@ def ways(job: Job, standing: Standing, state: SyncState) -> str:
     job.looked = job.access.now()
     if job.service.writes == "none":
         return ""
-    if not job.take:
-        check_reached(job.direction, standing.reached, job.looked)
+    unreached(job, standing)
     receiver = ends(job.direction)[1]
     return reach.text(reach.since(standing.reached, receiver, state.equal_at or 0.0), job.looked)
 
