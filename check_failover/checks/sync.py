@@ -17,18 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from check_failover import programs, syncstate
-from check_failover.checks.plugin import (
-    CheckError,
-    Outcome,
-    Perf,
-    deadline,
-    judge,
-    parser,
-    run,
-    threshold,
-    together,
-    worst,
-)
+from check_failover.checks import plugin
+from check_failover.checks.plugin import CheckError, Outcome, Perf, judge, threshold, worst
 from check_failover.config import DEFAULT_PATH, Config, load
 from check_failover.model import Service, State, Target
 from check_failover.syncstate import SyncState, duration
@@ -40,7 +30,7 @@ _RANGES = {"files": "files that differ", "lag": "contextCSN lag, in seconds", "e
 
 
 def check(argv: Sequence[str]) -> Outcome:
-    made = parser("check_failover_sync", __doc__, timeout=30.0)
+    made = plugin.parser("check_failover_sync", __doc__, timeout=30.0)
     made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
     made.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help="default: %(default)s")
     made.add_argument("--differences", action="store_true", help="compare the files as well (a dry run of rsync)")
@@ -51,7 +41,7 @@ def check(argv: Sequence[str]) -> Outcome:
     made.add_argument("--no-ldap", action="store_true", help="do not ask the LDAP servers")
     arguments = made.parse_args(argv)
     end = time.monotonic() + arguments.timeout
-    deadline(arguments.timeout + _RESERVE, "comparison")
+    plugin.deadline(arguments.timeout + _RESERVE, "comparison")
     config = load(arguments.config)
     service = config.service(arguments.service)
     if service.sync is None:
@@ -62,7 +52,7 @@ def check(argv: Sequence[str]) -> Outcome:
         parts.append(directories(service, record, arguments, end))
     if arguments.differences and service.sync.method == "rsync":
         parts.append(differences(config, service, arguments, end))
-    return together(parts)
+    return plugin.together(parts)
 
 
 def age(record: SyncState, service: Service, arguments: argparse.Namespace) -> Outcome:
@@ -102,9 +92,8 @@ def directories(service: Service, record: SyncState, arguments: argparse.Namespa
         # while the standby serves, another check reports a primary that is down
         known = serving is Target.STANDBY and error.target is Target.PRIMARY
         return Outcome(State.OK if known else State.CRITICAL, f"the {error}")
-    lag_ranges = (arguments.warning_lag or f"{warn:.0f}", arguments.critical_lag or f"{crit:.0f}")
-    if serving is Target.STANDBY:
-        lag_ranges = ("", "")
+    ranges = (arguments.warning_lag or f"{warn:.0f}", arguments.critical_lag or f"{crit:.0f}")
+    lag_ranges = ranges if serving is Target.PRIMARY else ("", "")
     counts = found.entries or {}
     perf = [] if found.lag is None else [Perf("csn_lag", found.lag, "s", *lag_ranges, "0")]
     perf += [Perf(f"entries_{target}", count, minimum="0") for target, count in sorted(counts.items())]
@@ -161,7 +150,7 @@ def _as_owner(config: Config) -> list[str]:
 
 
 def main() -> None:
-    run(check)
+    plugin.run(check)
 
 
 if __name__ == "__main__":

@@ -202,13 +202,12 @@ class RemoteAccess:
         request = {"op": op} | ({} if state is None else {"state": json.loads(syncstate.dump(state))})
         line = hosts.exchange(self._process, json.dumps(request | more).encode() + b"\n", _REPLY_LIMIT)
         if not line:
-            why = ""
             silent, errors = self._process.poll() is None, programs.pipe(self._process.stderr).fileno()
+            why = f"none within {_REPLY_LIMIT:.0f} s" if silent else "connection lost"
             os.set_blocking(errors, False)
             with contextlib.suppress(OSError):
-                why = programs.last_line(os.read(errors, 65536))
+                why = programs.last_line(os.read(errors, 65536)) or why
             programs.kill(self._process)
-            why = why or (f"none within {_REPLY_LIMIT:.0f} s" if silent else "connection lost")
             raise SyncStepError(f"{self._host}: no answer: {why}")
         try:
             reply = json.loads(line)
