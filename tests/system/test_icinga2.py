@@ -46,7 +46,9 @@ def test_away_restarted_and_back(make_site: MakeSite, make_load: MakeLoad) -> No
         site.start(name)
     assert site.status()["target"] == site.status()["kernel"] == "standby"
     site.core.submit("ldap fail-back", 0, "too early")
-    site.core.wait("ldap fail-back", 3, text="not ready to fail back")
+    site.poll(lambda: site.journal("fail-back"), 15.0, "the order reached the redirector")
+    assert site.journal("fail-back")[-1]["reason"] == "primary-failed"
+    site.core.wait("ldap fail-back", 3, text="primary-failed")
     assert site.status()["target"] == "standby"
     site.heal("crash")
     site.core.wait("ldap fail-back", 1, 20.0, text="ready to fail back")
