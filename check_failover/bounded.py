@@ -103,6 +103,11 @@ def trust(ca_file: str | None, pair: tuple[str, str] | None = None) -> ssl.SSLCo
     return context
 
 
+def is_address(host: str) -> bool:
+    """Whether this is an address, which needs no name server, and not a name."""
+    return re.fullmatch(r"[0-9.]+|.*:.*", host) is not None
+
+
 def lookup(host: str, limit: float) -> list[str]:
     """The addresses of a host. Raises OSError; TimeoutError after ``limit`` seconds.
 
@@ -117,7 +122,7 @@ def lookup(host: str, limit: float) -> list[str]:
         except (OSError, UnicodeError) as error:
             found.append(error)
 
-    if re.fullmatch(r"[0-9.]+|.*:.*", host):  # an address needs no name server
+    if is_address(host):
         ask()
     else:
         thread = threading.Thread(target=ask, name="lookup", daemon=True)

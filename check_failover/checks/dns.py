@@ -10,7 +10,6 @@ ignores it and waits on.
 """
 
 import socket
-import struct
 import time
 from collections.abc import Mapping
 
@@ -40,11 +39,8 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     rcode = _rcode(options)
     expect = _expected(query, options)
     try:
-        if options.get("transport", "udp") == "udp":
-            reply = _over_udp(server, query.to_wire(), Budget(timeout, MAX_ANSWER))
-        else:
-            reply = _over_tcp(server, query.to_wire(), Budget(timeout, MAX_ANSWER))
-        text = _judge(query, reply, rcode, expect)
+        ask = _over_udp if options.get("transport", "udp") == "udp" else _over_tcp
+        text = _judge(query, ask(server, query.to_wire(), Budget(timeout, MAX_ANSWER)), rcode, expect)
     except _WrongError as error:
         return Probe(False, time.monotonic() - began, clean(str(error))[:MAX_TEXT])
     except OSError as error:
@@ -111,20 +107,13 @@ def _over_udp(server: Endpoint, query: bytes, budget: Budget) -> bytes:
 
 def _over_tcp(server: Endpoint, query: bytes, budget: Budget) -> bytes:
     """RFC 7766: two bytes of length before each message."""
-    with connect(server.address, server.port, budget) as sock:
-        sock.sendall(struct.pack("!H", len(query)) + query)
-        (length,) = struct.unpack("!H", _exactly(sock, 2))
-        return _exactly(sock, length)
-
-
-def _exactly(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        chunk = sock.recv(count - len(data))
-        if not chunk:
-            raise _WrongError("closed the connection without a whole answer")
-        data += chunk
-    return data
+    with connect(server.address, server.port, budget) as sock, sock.makefile("rb") as stream:
+        sock.sendall(len(query).to_bytes(2) + query)
+        length = stream.read(2)
+        reply = stream.read(int.from_bytes(length))
+    if len(length) < 2 or len(reply) < int.from_bytes(length):
+        raise _WrongError("closed the connection without a whole answer")
+    return reply
 
 
 def _judge(query: dns.message.Message, wire: bytes, rcode: dns.rcode.Rcode, expect: dns.rdata.Rdata | None) -> str:
@@ -171,8 +160,4 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    probing.main("check_failover_dns", __doc__, probe, OPTIONS, kind="dns", default_port=53, needed=("name",))
-
-
-if __name__ == "__main__":
-    main()
+    probing.main("dns", __doc__, probe, OPTIONS, default_port=53, needed=("name",))

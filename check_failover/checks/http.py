@@ -85,14 +85,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     "status": {"type": _statuses, "metavar": "LIST", "help": "statuses that pass, e.g. 200,401 (200 to 399)"},
     "expect": {"metavar": "TEXT", "help": "text that the body must contain"},
     "tls": {"action": "store_const", "const": True, "help": "HTTPS, verified"},
-    "ca_file": {"metavar": "FILE", "help": "CA certificates that sign the server's certificate"},
+    **tls.OPTIONS,
     "server_name": {"metavar": "NAME", "help": "the site's name: Host, SNI, and the name in the certificate"},
 }
 
 
 def main() -> None:
-    probing.main("check_failover_http", __doc__, probe, OPTIONS, kind="http", default_port=80, tls_port=443)
-
-
-if __name__ == "__main__":
-    main()
+    probing.main("http", __doc__, probe, OPTIONS, default_port=80, tls_port=443)

@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ldap3
 from ldap3.core.exceptions import LDAPException, LDAPInvalidDnError, LDAPInvalidFilterError, LDAPSocketOpenError
@@ -129,17 +129,18 @@ def connected(server: Endpoint, options: Mapping[str, object], budget: Budget) -
         if not connection.bind(read_server_info=False):
             raise FailedError(f"bind: {result_text(connection)}")
         yield connection
-    finally:
-        _close(connection)
+    finally:  # without an unbind, whose send could block; closing is enough (RFC 4511, 5.3)
+        if connection.socket is not None:
+            connection.socket.close()
 
 
 def _search(connection: ldap3.Connection, options: Mapping[str, object]) -> str:
-    attribute, value = options.get("attribute"), options.get("value")
+    attribute, value = str(options.get("attribute") or ""), options.get("value")
     connection.search(
         str(options["base"]),
         str(options.get("filter", DEFAULT_FILTER)),
         search_scope=_SCOPES[str(options.get("scope", "base"))],
-        attributes=[str(attribute)] if attribute else [ldap3.NO_ATTRIBUTES],
+        attributes=[attribute] if attribute else [ldap3.NO_ATTRIBUTES],
         size_limit=0 if attribute else 1,
     )
     entries = [row for row in connection.response or () if row.get("type") == "searchResEntry"]
@@ -148,25 +149,13 @@ def _search(connection: ldap3.Connection, options: Mapping[str, object]) -> str:
         raise FailedError(f"search: {result_text(connection)}")
     if not entries:
         raise FailedError(f"search: no entry at {options['base']!r}")
-    if attribute:
-        _check_attribute(entries, str(attribute), None if value is None else str(value))
-    return "bind and search answered"
-
-
-def _check_attribute(entries: list[dict[str, Any]], attribute: str, value: str | None) -> None:
-    found = [
-        v for row in entries for k, vs in row["raw_attributes"].items() if k.lower() == attribute.lower() for v in vs
-    ]
-    if not found:
+    attributes = [item for row in entries for item in row["raw_attributes"].items()]
+    found = [one for name, values in attributes if name.lower() == attribute.lower() for one in values]
+    if attribute and not found:
         raise FailedError(f"no entry has the attribute {attribute}")
-    if value is not None and value.encode() not in found:
-        raise FailedError(f"{attribute} is {found[0].decode('utf-8', 'replace')[:40]!r}, expected {value!r}")
-
-
-def _close(connection: ldap3.Connection) -> None:
-    """Close without an unbind, whose send could block; closing is enough (RFC 4511, 5.3)."""
-    if connection.socket is not None:
-        connection.socket.close()
+    if attribute and value is not None and str(value).encode() not in found:
+        raise FailedError(f"{attribute} is {found[0].decode('utf-8', 'replace')[:40]!r}, expected {str(value)!r}")
+    return "bind and search answered"
 
 
 def result_text(connection: ldap3.Connection) -> str:
@@ -212,8 +201,4 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    probing.main("check_failover_ldap", __doc__, probe, OPTIONS, kind="ldap", default_port=389, needed=("base",))
-
-
-if __name__ == "__main__":
-    main()
+    probing.main("ldap", __doc__, probe, OPTIONS, default_port=389, needed=("base",))

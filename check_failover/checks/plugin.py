@@ -123,10 +123,8 @@ def threshold(text: str) -> str:
 
 def judge(value: float | None, warning: str | None, critical: str | None) -> State:
     """The state of a value against two ranges; OK without a value or without ranges."""
-    if value is None or (warning is None and critical is None):
-        return State.OK
     for state, text in ((State.CRITICAL, critical), (State.WARNING, warning)):
-        if text is not None and _alerts(value, text):
+        if value is not None and text is not None and _alerts(value, text):
             return state
     return State.OK
 
@@ -144,17 +142,17 @@ def socket_of(config: str | None, name: str) -> Path:
     """A daemon's socket: in the config's run_dir, or in the default run_dir without a config. Raises ConfigError."""
     if config is None:
         return Path(HERE["run_dir"], name)
-    from check_failover.config import run_dir
+    from check_failover.config import load, run_dir
 
-    return run_dir(config) / name
-
-
-_SEVERITY = (State.OK, State.UNKNOWN, State.WARNING, State.CRITICAL)
+    path = run_dir(config) / name
+    if not os.access(path, os.F_OK):
+        load(config)  # a mistake in the config may be the reason: name it; otherwise it is not validated, to save time
+    return path
 
 
 def worst(*states: State) -> State:
     """CRITICAL over WARNING over UNKNOWN over OK (guidelines, 2.4)."""
-    return max(states, key=_SEVERITY.index)
+    return max(states, key=(State.OK, State.UNKNOWN, State.WARNING, State.CRITICAL).index)
 
 
 def together(parts: Sequence[Outcome]) -> Outcome:
@@ -208,7 +206,7 @@ def run(check: Callable[[Sequence[str]], Outcome], argv: Sequence[str] | None = 
     words = sys.argv[1:] if argv is None else argv
     try:
         for word in words:
-            if not _is_text(word):
+            if any("\ud800" <= c <= "\udfff" for c in word):  # Python keeps bytes that it could not decode as these
                 raise CheckError(f"{word!r} is no text in the locale's encoding or UTF-8, see --help")
         try:
             outcome = check(words)
@@ -221,11 +219,6 @@ def run(check: Callable[[Sequence[str]], Outcome], argv: Sequence[str] | None = 
     except Exception as error:  # a fault of this program: no traceback to the core, no exit code that causes a flip
         outcome = Outcome(State.UNKNOWN, f"internal error: {type(error).__name__}: {error}")
     present(outcome)
-
-
-def _is_text(word: str) -> bool:
-    """Whether an argument could be decoded: Python keeps other bytes as lone surrogates."""
-    return not any("\ud800" <= c <= "\udfff" for c in word)
 
 
 def deadline(timeout: float, what: str) -> None:

@@ -6,12 +6,12 @@ probes. Options of the command line override the config's.
 """
 
 import argparse
-import ipaddress
 import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from check_failover.bounded import is_address, lookup
 from check_failover.checks import ProbeFunction
 from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, port, run, worst
 from check_failover.model import Endpoint, State
@@ -36,29 +36,28 @@ def command_line(name: str, doc: str | None, add: Mapping[str, Mapping[str, obje
 
 
 def main(
-    name: str,
+    kind: str,
     doc: str | None,
     probe: ProbeFunction,
     add: Mapping[str, Mapping[str, object]],
     *,
-    kind: str,
     default_port: int | None = None,
     tls_port: int | None = None,
     needed: Sequence[str] = (),
 ) -> NoReturn:
-    """Entry point of one check. ``add`` maps each option of the probe (a config key) to its argparse settings;
-    ``tls_port`` is the default with ``--tls``.
+    """Entry point of check_failover_KIND. ``add``: argparse's settings for each option of the probe (a config key);
+    ``tls_port``: the default with ``--tls``.
     """
 
     def check(argv: Sequence[str]) -> Outcome:
-        made = command_line(name, doc, add)
+        made = command_line(f"check_failover_{kind}", doc, add)
         arguments = made.parse_args(argv)
         end = time.monotonic() + arguments.timeout - _RESERVE
         deadline(arguments.timeout, "server")
         usual_port = tls_port if tls_port and arguments.tls else default_port
         server, options, timeout = _what(made, arguments, kind, usual_port, end)
         options |= {key: value for key in add if (value := getattr(arguments, key)) is not None}
-        if "server_name" in add and _is_name(arguments.hostname):
+        if "server_name" in add and arguments.hostname and not is_address(arguments.hostname):  # a certificate's name
             options.setdefault("server_name", arguments.hostname)
         for key in needed:
             if key not in options:
@@ -100,20 +99,7 @@ def _from_config(arguments: argparse.Namespace, kind: str) -> tuple[Endpoint, di
     return server, dict(service.check.options), max(service.check.timeout, arguments.timeout - _RESERVE)
 
 
-def _is_name(host: str | None) -> bool:
-    """Whether ``-H`` gave a name; then the server's certificate must carry it."""
-    if host is None:
-        return False
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return True
-    return False
-
-
 def _resolve(host: str, end: float) -> str:
-    from check_failover.bounded import lookup
-
     try:
         return lookup(host, max(0.1, end - time.monotonic()))[0]
     except OSError as error:

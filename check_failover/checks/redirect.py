@@ -25,9 +25,9 @@ def check(argv: Sequence[str]) -> Outcome:
     try:
         reply = control.ask(path, {"verb": "status"}, timeout=arguments.timeout)
     except ControlError as error:
-        if isinstance(error, DeniedError) or not isinstance(error, UnreachableError):
-            raise CheckError(str(error)) from None
-        return Outcome(State.CRITICAL, f"failover-redirector is away: {error}")
+        if isinstance(error, UnreachableError) and not isinstance(error, DeniedError):
+            return Outcome(State.CRITICAL, f"failover-redirector is away: {error}")
+        raise CheckError(str(error)) from None
     known = service_statuses(reply)
     if arguments.service not in known:
         raise CheckError(f"no service {arguments.service!r}; the redirector has: {', '.join(sorted(known)) or 'none'}")
@@ -48,7 +48,3 @@ def judge(status: ServiceStatus) -> Outcome:
 
 def main() -> None:
     run(check)
-
-
-if __name__ == "__main__":
-    main()

@@ -54,8 +54,4 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    probing.main("check_failover_tcp", __doc__, probe, OPTIONS, kind="tcp")
-
-
-if __name__ == "__main__":
-    main()
+    probing.main("tcp", __doc__, probe, OPTIONS)

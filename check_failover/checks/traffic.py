@@ -8,24 +8,12 @@ are CRITICAL. ``-w`` and ``-c`` are ranges for the reply gap's p99 in seconds; `
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from check_failover import control
-from check_failover.checks.plugin import (
-    CheckError,
-    Outcome,
-    Perf,
-    deadline,
-    judge,
-    number,
-    parser,
-    run,
-    seconds,
-    socket_of,
-    threshold,
-    worst,
-)
+from check_failover.checks import plugin
+from check_failover.checks.plugin import CheckError, Outcome, Perf, judge, number, seconds, socket_of, threshold, worst
 from check_failover.control import ControlError
 from check_failover.model import State
 from check_failover.records import Activity, service_statuses
@@ -35,7 +23,7 @@ MIN_PACKETS = 3  # packets that demand an answer; with fewer, no answer is no ev
 
 
 def check(argv: Sequence[str]) -> Outcome:
-    made = parser("check_failover_traffic", __doc__)
+    made = plugin.parser("check_failover_traffic", __doc__)
     made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
     made.add_argument("--config", metavar="FILE", help="read the sockets' place from here")
     made.add_argument("--interval", type=seconds, default=1.0, help="seconds between two readings of the counters (1)")
@@ -43,18 +31,18 @@ def check(argv: Sequence[str]) -> Outcome:
     made.add_argument("--critical-errors", type=threshold, metavar="RANGE", help="CRITICAL: error share, percent")
     made.add_argument("--counters", action="store_true", help="use the NAT's counters even when the sniffer runs")
     arguments = made.parse_args(argv)
-    deadline(arguments.timeout, "failover-sniffer and failover-redirector")
+    plugin.deadline(arguments.timeout, "failover-sniffer and failover-redirector")
     why = "not asked"
     if not arguments.counters:
         try:
-            return from_sniffer(_service(socket_of(arguments.config, "sniffer.sock"), arguments), arguments)
+            status = _service("sniffer", arguments, lambda reply: reply.get("services", {}))
+            return from_sniffer(status, arguments)
         except ControlError as error:
             why = str(error)
-    path = socket_of(arguments.config, "redirector.sock")
     try:
-        first = _activity(path, arguments)
+        first = _activity(arguments)
         time.sleep(arguments.interval)
-        second = _activity(path, arguments)
+        second = _activity(arguments)
     except ControlError as error:
         raise CheckError(f"neither the sniffer ({why}) nor the redirector can be asked: {error}") from None
     return from_counters(first, second, arguments.interval)
@@ -109,29 +97,21 @@ def from_counters(first: Activity, second: Activity, interval: float) -> Outcome
     return Outcome(State.OK, rates if asked else f"no traffic in {number(interval)} s (NAT's counters)", perf)
 
 
-def _service(path: object, arguments: argparse.Namespace) -> Mapping[str, Any]:
-    reply = control.ask(str(path), {"verb": "status"}, timeout=arguments.timeout / 2)
-    found: Mapping[str, Any] = _named(reply.get("services", {}), arguments)
-    return found
-
-
-def _named(known: Mapping[str, T], arguments: argparse.Namespace) -> T:
+def _service(daemon: str, arguments: argparse.Namespace, read: Callable[[Mapping[str, Any]], Mapping[str, T]]) -> T:
+    """The service in a daemon's status. Raises ControlError, CheckError."""
+    path = socket_of(arguments.config, f"{daemon}.sock")
+    known = read(control.ask(path, {"verb": "status"}, timeout=arguments.timeout / 2))
     if arguments.service not in known:
         raise CheckError(f"no service {arguments.service!r}; configured are: {', '.join(sorted(known)) or 'none'}")
     return known[arguments.service]
 
 
-def _activity(path: object, arguments: argparse.Namespace) -> Activity:
-    reply = control.ask(str(path), {"verb": "status"}, timeout=arguments.timeout / 2)
-    found = _named(service_statuses(reply), arguments)
+def _activity(arguments: argparse.Namespace) -> Activity:
+    found = _service("redirector", arguments, service_statuses)
     if found.activity is None:
         raise CheckError(f"the redirector cannot read the counters: {found.problem or 'no reason given'}")
     return found.activity
 
 
 def main() -> None:
-    run(check)
-
-
-if __name__ == "__main__":
-    main()
+    plugin.run(check)

@@ -44,8 +44,4 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 
 def main() -> None:
-    probing.main("check_failover_udp", __doc__, probe, OPTIONS, kind="udp", needed=("send",))
-
-
-if __name__ == "__main__":
-    main()
+    probing.main("udp", __doc__, probe, OPTIONS, needed=("send",))

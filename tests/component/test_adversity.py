@@ -29,7 +29,7 @@ def disk(controller: Controller) -> Iterator[SmallDisk]:
 
 def check(controller: Controller) -> str:
     """What the core is told: exit code and first line of check_failover_redirect."""
-    argv = [sys.executable, "-m", "check_failover.checks.redirect", "--service", "tcp4"]
+    argv = [sys.executable, "-m", "check_failover.checks.entry", "redirect", "--service", "tcp4"]
     done = subprocess.run(
         [*argv, "--socket", str(controller.socket)], capture_output=True, text=True, cwd=ROOT, check=False, timeout=30
     )

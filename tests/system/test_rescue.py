@@ -160,8 +160,8 @@ def test_nothing_is_rescued_to_where_nothing_may_go(lab: Lab) -> None:
     time.sleep(1.1)  # it asks again after a second
     assert lab.ask(ON) == f"standby {CLIENT}"
     counted = lab.rescued()
-    argv = [sys.executable, "-m", "check_failover.checks.traffic", "--config", str(lab.site.config), "--service", "on"]
-    said = lab.house.run("controller", *argv, check=False)
+    argv = [sys.executable, "-m", "check_failover.checks.entry", "traffic", "--config", str(lab.site.config)]
+    said = lab.house.run("controller", *argv, "--service", "on", check=False)
     assert f", {counted} rescued" in said
     assert f"rescued={counted}c" in said
     lab.echo["standby", ON].stop()

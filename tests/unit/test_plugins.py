@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LC_")} | {"LC_ALL": "C", "PYTHONPATH": "."}
     return subprocess.run(
-        python_argv(f"check_failover.checks.{name}", *argv),
+        python_argv("check_failover.checks.entry", name, *argv),
         capture_output=True,
         text=True,
         encoding="utf-8",
