@@ -72,6 +72,16 @@ def clients_filter(service: Service, sample: int = 0, port: int = 0, *, leaving:
     return assemble([*program, "no", (RET, 0, 0, 0)])
 
 
+def _match(load: int, at: int, value: int, otherwise: str) -> list[Instruction | str]:
+    """Load the field at ``at``; jump to ``otherwise`` if it is not ``value``."""
+    return [(load, 0, 0, at), (JEQ, 0, otherwise, value)]
+
+
+def _no_fragment(base: int, no: str) -> list[Instruction | str]:
+    """Drop a later fragment of IPv4, which has no ports; X = the header's length."""
+    return [(LDH, 0, 0, base + 6), (JSET, no, 0, 0x1FFF), (LDX_MSH, 0, 0, base)]
+
+
 def _keep(sample: Sample, load: Instruction, *demand: Instruction | str) -> list[Instruction | str]:
     """Accept all, or one of 2**bits connections by the bits from 4 on of the client's port, which meet ``demand``."""
     bits, port = sample
@@ -95,62 +105,47 @@ def _demand(proto: int, base: int, *no_options: Instruction) -> list[Instruction
 
 def _v4(service: Service, proto: int, base: int, no: str, sample: Sample) -> list[Instruction | str]:
     address = int.from_bytes(service.address.packed, "big")
-    port, tag = service.address.port, str(base)
+    port, source = service.address.port, f"source{base}"
     return [
-        (LDB, 0, 0, base + 9),
-        (JEQ, 0, no, proto),
-        (LDH, 0, 0, base + 6),
-        (JSET, no, 0, 0x1FFF),
-        (LDX_MSH, 0, 0, base),
-        (LDW, 0, 0, base + 16),
-        (JEQ, 0, f"source{tag}", address),
-        (LDXH, 0, 0, base + 2),
-        (JEQ, 0, f"source{tag}", port),
+        *_match(LDB, base + 9, proto, no),
+        *_no_fragment(base, no),
+        *_match(LDW, base + 16, address, source),
+        *_match(LDXH, base + 2, port, source),
         *_keep(sample, (LDXH, 0, 0, base), *_demand(proto, base, (LDH, 0, 0, base + 2), (JEQ, no, 0, 40))),
-        f"source{tag}",
-        (LDW, 0, 0, base + 12),
-        (JEQ, 0, no, address),
-        (LDXH, 0, 0, base),
-        (JEQ, 0, no, port),
+        source,
+        *_match(LDW, base + 12, address, no),
+        *_match(LDXH, base, port, no),
         *_keep(sample, (LDXH, 0, 0, base + 2)),
     ]
 
 
 def _v6(service: Service, proto: int, base: int, no: str, sample: Sample) -> list[Instruction | str]:
-    packed, port, tag = service.address.packed, service.address.port, str(base)
+    packed, port, source = service.address.packed, service.address.port, f"source{base}"
     words = [int.from_bytes(packed[i : i + 4], "big") for i in range(0, 16, 4)]
-    rows = [*_extensions(proto, base, no), f"ports{tag}"]
+    rows = [*_extensions(proto, base, no), f"ports{base}"]
     for i, word in enumerate(words):
-        rows += [(LDW, 0, 0, base + 24 + 4 * i), (JEQ, 0, f"source{tag}", word)]
-    rows += [(LDXH, 0, 0, base + 42), (JEQ, 0, f"source{tag}", port)]
-    rows += [*_keep(sample, (LDXH, 0, 0, base + 40), *_demand(proto, base + 40)), f"source{tag}"]
+        rows += _match(LDW, base + 24 + 4 * i, word, source)
+    rows += _match(LDXH, base + 42, port, source)
+    rows += [*_keep(sample, (LDXH, 0, 0, base + 40), *_demand(proto, base + 40)), source]
     for i, word in enumerate(words):
-        rows += [(LDW, 0, 0, base + 8 + 4 * i), (JEQ, 0, no, word)]
-    rows += [(LDXH, 0, 0, base + 40), (JEQ, 0, no, port), *_keep(sample, (LDXH, 0, 0, base + 42))]
-    return rows
+        rows += _match(LDW, base + 8 + 4 * i, word, no)
+    return [*rows, *_match(LDXH, base + 40, port, no), *_keep(sample, (LDXH, 0, 0, base + 42))]
 
 
 def _extensions(proto: int, base: int, no: str) -> list[Instruction | str]:
     """X = bytes of extension headers before ``proto``. Only the first fragment of a packet has ports."""
     rows: list[Instruction | str] = [(LDX_IMM, 0, 0, 0), (LDB, 0, 0, base + 6)]  # A: the next header's type
     for number in range(_EXTENSIONS):
-        extension, tag = f"extension{base}.{number}", str(base)
+        extension = f"extension{base}.{number}"
         rows += [
-            (JEQ, f"ports{tag}", 0, proto),
-            (JEQ, extension, 0, _HOP_BY_HOP),
-            (JEQ, extension, 0, _ROUTING),
-            (JEQ, extension, 0, _DESTINATION),
+            (JEQ, f"ports{base}", 0, proto),
+            *((JEQ, extension, 0, kind) for kind in (_HOP_BY_HOP, _ROUTING, _DESTINATION)),
             (JEQ, 0, no, _FRAGMENT),
             (LDXH, 0, 0, base + 42),
             (JSET, no, 0, 0xFFF8),
             extension,
-            (LDXB, 0, 0, base + 41),
-            (LSH, 0, 0, 3),
-            (ADD, 0, 0, 8),
-            (ADD_X, 0, 0, 0),
-            (ST, 0, 0, 0),
-            (LDXB, 0, 0, base + 40),
-            (LDX_MEM, 0, 0, 0),
+            *((LDXB, 0, 0, base + 41), (LSH, 0, 0, 3), (ADD, 0, 0, 8), (ADD_X, 0, 0, 0), (ST, 0, 0, 0)),
+            *((LDXB, 0, 0, base + 40), (LDX_MEM, 0, 0, 0)),
         ]
     return [*rows, (JEQ, 0, no, proto)]
 
@@ -162,43 +157,33 @@ def faults_filter(sample: int = 0, port: int = 0) -> bytes:
     connections and are dropped. ``sample`` and ``port`` as in ``clients_filter``.
     """
     no, some = "no", (sample, port)
+    flags: list[Instruction | str] = [(LDXB, 0, 0, 14 + 13), (AND, 0, 0, 0x17), (JEQ, 0, no, 0x14)]
+    refusal = [*_match(LDXW, 14 + 4, 0, no), *flags, *_keep(some, (LDXH, 0, 0, 14 + 2))]  # behind an IP header
     return assemble(
         [
             (LDB, 0, 0, PACKET_TYPE),
             (JEQ, no, 0, _OUTGOING),
-            (LDH, 0, 0, 12),
-            (JEQ, 0, "six", _IPV4),
+            *_match(LDH, 12, _IPV4, "six"),
             (LDB, 0, 0, 23),
             (JEQ, "tcp4", 0, _TCP),
             (JEQ, 0, no, _ICMP),
             (LDX_MSH, 0, 0, 14),
-            (LDXB, 0, 0, 14),
-            (JEQ, 0, no, 3),
+            *_match(LDXB, 14, 3, no),
             *_keep(some, (LDXH, 0, 0, 14 + 8 + 20)),
             "tcp4",
-            (LDH, 0, 0, 20),
-            (JSET, no, 0, 0x1FFF),
-            (LDX_MSH, 0, 0, 14),
-            *_refusal(14, no),
-            *_keep(some, (LDXH, 0, 0, 14 + 2)),
+            *_no_fragment(14, no),
+            *refusal,
             "six",
             (JEQ, 0, no, _IPV6),
             (LDX_IMM, 0, 0, 40),
             (LDB, 0, 0, 20),
             (JEQ, "tcp6", 0, _TCP),
             (JEQ, 0, no, _ICMP6),
-            (LDB, 0, 0, 54),
-            (JEQ, 0, no, 1),
+            *_match(LDB, 54, 1, no),
             *_keep(some, (LDXH, 0, 0, 14 + 8 + 40)),
             "tcp6",
-            *_refusal(14, no),
-            *_keep(some, (LDXH, 0, 0, 14 + 2)),
+            *refusal,
             no,
             (RET, 0, 0, 0),
         ]
     )
-
-
-def _refusal(base: int, no: str) -> list[Instruction | str]:
-    """Match a refusal behind an IP header of X bytes."""
-    return [(LDXW, 0, 0, base + 4), (JEQ, 0, no, 0), (LDXB, 0, 0, base + 13), (AND, 0, 0, 0x17), (JEQ, 0, no, 0x14)]
