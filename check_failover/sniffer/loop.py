@@ -143,7 +143,7 @@ class Loop:
         """Feed the captured frames to the monitors; returns whether there were any."""
         rows = self._taps.read()
         for name, keeps in self._taps.narrowed():
-            self.monitors[name].traffic.narrowed(keeps)
+            self.monitors[name].traffic.flows.narrowed(keeps)
         for whose, packet, frame in rows:
             # A packet of the faults tap goes to every monitor: each one recognises its own by the addresses.
             for name in self.monitors if whose is None else (whose,):
@@ -170,7 +170,7 @@ class Loop:
             seen = {name: count for name, count in self._captured.items() if self._taps.share(name) == 1}
             self.link.compare_counters(seen)
             for name, monitor in self.monitors.items():
-                if monitor.traffic.knows_elsewhere():
+                if monitor.traffic.flows.knows_elsewhere():
                     self.link.ask_elsewhere(name)
 
     def _status(self) -> str:

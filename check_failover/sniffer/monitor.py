@@ -215,7 +215,7 @@ class ServiceMonitor:
         if investigation is None:
             return
         failed_at = self._failed_at if self.condition is Condition.FAILED else None
-        counts = traffic_evidence(self.traffic.since, investigation.suspicion, failed_at)
+        counts = traffic_evidence(self.traffic.detect.since, investigation.suspicion, failed_at)
         verdict = investigation.verdict(*counts, expired=expired)
         if verdict is None:
             return
@@ -271,7 +271,7 @@ class ServiceMonitor:
         was = self.condition
         why = f"{suspicion.detector}: {suspicion.text}"
         self._actions.note(f"{self.service.name}: refuted, {why}: {self.target} passes its probe")
-        self.traffic.refuted(suspicion.detector, now)
+        self.traffic.detect.refuted(suspicion.detector, now)
         self._verdict = None
         self.condition = Condition.OK
         self._next_investigation = now + MIN_INTERVAL

@@ -55,7 +55,7 @@ class Rescue:
 
     def refused(self, monitor: ServiceMonitor, reset: Packet) -> None:
         """Rescue a refused connection at once."""
-        first = monitor.traffic.first_packet(reset.dst, reset.dport)
+        first = monitor.traffic.flows.first_packet(reset.dst, reset.dport)
         if first is not None and reset.ack == (first[1].seq + 1) & 0xFFFFFFFF and self._allowed(monitor, reset.now):
             self._submit(monitor, reset.now, [[first]])
 
@@ -69,7 +69,7 @@ class Rescue:
         if not self._nftables:
             return
         sent = 0
-        for frame, packet in monitor.traffic.unanswered(now):
+        for frame, packet in monitor.traffic.flows.unanswered(now):
             try:
                 sent += self._sender.send(frame, packet, MARK_REPLAY)
             except SendError as error:
@@ -127,10 +127,10 @@ class Rescue:
 
     def _send(self, monitor: ServiceMonitor, first: First) -> None:
         """Send to the standby, unless a flip already did or the server has answered (loop's thread)."""
-        waiting = [(frame, packet) for frame, packet in first if monitor.traffic.waits(packet)]
+        waiting = [(frame, packet) for frame, packet in first if monitor.traffic.flows.waits(packet)]
         if not waiting or monitor.target is not Target.PRIMARY:
             return
-        monitor.traffic.sent_to_standby(waiting[0][1])
+        monitor.traffic.flows.sent_to_standby(waiting[0][1])
         try:
             if sum(self._sender.send(frame, packet, MARK_RESCUE) for frame, packet in waiting):
                 monitor.traffic.rescued += 1

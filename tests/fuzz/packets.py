@@ -139,16 +139,16 @@ class Target:
     def clock(self, traffic: TrafficMonitor) -> None:
         """What the loop does besides: the moments, the rescue, faults of the capture, a flip."""
         traffic.tick(self.now)
-        waiting = list(traffic.unanswered(self.now))
+        waiting = list(traffic.flows.unanswered(self.now))
         if waiting and self.random.random() < 0.3:
-            traffic.sent_to_standby(self.random.choice(waiting)[1])
+            traffic.flows.sent_to_standby(self.random.choice(waiting)[1])
         chance = self.random.random()
         if chance < 0.002:
             traffic.lost(self.now, 3)
         elif chance < 0.004:
             traffic.flipped(self.now)
         if chance < 0.1:
-            asked, answered = traffic.since(self.now - 5)
+            asked, answered = traffic.detect.since(self.now - 5)
             assert 0 <= answered <= asked
             traffic.stats(self.now)
 

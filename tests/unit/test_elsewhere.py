@@ -47,13 +47,13 @@ def test_a_listed_flow_is_no_evidence() -> None:
     other, ours = old(stage, 40000), old(stage, 41000)
     for number in range(1, 6):
         other.serve(made.search(number), made.result(number))
-    assert stage.traffic.since(0.0) == (0, 0)
+    assert stage.traffic.detect.since(0.0) == (0, 0)
     ours.serve(made.search(1), made.result(1))
-    assert stage.traffic.since(0.0) == (1, 1)
+    assert stage.traffic.detect.since(0.0) == (1, 1)
     other.ask(made.search(9))
     stage.wait(5.0)
     assert stage.found == []
-    assert stage.traffic.since(0.0) == (1, 1)
+    assert stage.traffic.detect.since(0.0) == (1, 1)
 
 
 def test_answers_counted_before_the_list_came_are_taken_back() -> None:
@@ -62,9 +62,9 @@ def test_answers_counted_before_the_list_came_are_taken_back() -> None:
     other = old(stage, 40000)
     other.serve(made.search(1), made.result(1))
     other.ask(made.search(2))
-    assert stage.traffic.since(0.0) == (2, 1)
+    assert stage.traffic.detect.since(0.0) == (2, 1)
     listed(stage, 40000)
-    assert stage.traffic.since(0.0) == (0, 0)
+    assert stage.traffic.detect.since(0.0) == (0, 0)
     stage.wait(5.0)
     assert stage.found == []
 
@@ -75,9 +75,9 @@ def test_a_list_without_news_takes_nothing_back() -> None:
     listed(stage, 40000)
     ours = Talk(stage, 41000).connect()
     ours.serve(made.search(1), made.result(1))
-    before = stage.traffic.since(0.0)
+    before = stage.traffic.detect.since(0.0)
     listed(stage, 40000)
-    assert stage.traffic.since(0.0) == before == (1, 1)
+    assert stage.traffic.detect.since(0.0) == before == (1, 1)
 
 
 @pytest.mark.parametrize("how", ["sampled out", "evicted"])
@@ -86,38 +86,38 @@ def test_a_flow_that_the_table_forgot_stays_elsewhere(how: str) -> None:
     stage = Stage()
     talk = Talk(stage, 40000).connect()
     if how == "sampled out":
-        stage.traffic.narrowed(lambda _port: False)
+        stage.traffic.flows.narrowed(lambda _port: False)
     else:
         for number in range(MAX_FLOWS):
             Talk(stage, number % 60000 + 1024, f"10.1.{number // 60000}.1").syn()
     stage.traffic.flipped(stage.now)
     listed(stage, 40000)
-    stage.traffic.narrowed(lambda _port: True)
+    stage.traffic.flows.narrowed(lambda _port: True)
     talk.serve(made.search(1), made.result(1))
-    assert stage.traffic.since(0.0) == (0, 0)
+    assert stage.traffic.detect.since(0.0) == (0, 0)
 
 
 def test_a_listed_flow_survives_the_sampling() -> None:
     """What is known of a flow elsewhere does not depend on whether its port is captured now."""
     stage = Stage()
     listed(stage, 40000)
-    stage.traffic.narrowed(lambda _port: False)
+    stage.traffic.flows.narrowed(lambda _port: False)
     stage.traffic.lost(stage.now, 3)
-    stage.traffic.narrowed(lambda _port: True)
+    stage.traffic.flows.narrowed(lambda _port: True)
     old(stage, 40000).serve(made.search(1), made.result(1))
-    assert stage.traffic.since(0.0) == (0, 0)
+    assert stage.traffic.detect.since(0.0) == (0, 0)
 
 
 def test_the_list_shrinks() -> None:
     """A flow that conntrack no longer has elsewhere is the target's when it speaks again; then nothing is asked."""
     stage = Stage()
     listed(stage, 40000, 40001)
-    assert stage.traffic.knows_elsewhere()
+    assert stage.traffic.flows.knows_elsewhere()
     listed(stage, 40001)
     old(stage, 40000).serve(made.search(1), made.result(1))
-    assert stage.traffic.since(0.0) == (1, 1)
+    assert stage.traffic.detect.since(0.0) == (1, 1)
     listed(stage)
-    assert not stage.traffic.knows_elsewhere()
+    assert not stage.traffic.flows.knows_elsewhere()
 
 
 def test_a_port_that_is_used_again_is_the_targets() -> None:
@@ -139,7 +139,7 @@ def test_a_new_connection_that_conntrack_has_elsewhere_is_no_evidence() -> None:
     talk = Talk(stage, 40000).connect()
     listed(stage, 40000)
     talk.serve(made.search(1), made.result(1))
-    assert stage.traffic.since(0.0) == (0, 0)
+    assert stage.traffic.detect.since(0.0) == (0, 0)
 
 
 def test_a_rescued_connection_stays_with_the_standby() -> None:
@@ -148,15 +148,15 @@ def test_a_rescued_connection_stays_with_the_standby() -> None:
     talk = Talk(stage, 40000)
     talk.syn()
     stage.wait(0.1)
-    [(_, packet)] = stage.traffic.unanswered(stage.now)
-    stage.traffic.sent_to_standby(packet)
+    [(_, packet)] = stage.traffic.flows.unanswered(stage.now)
+    stage.traffic.flows.sent_to_standby(packet)
     listed(stage)
     talk.accept()
     talk.serve(made.search(1), made.result(1))
-    assert stage.traffic.since(stage.now - 0.05)[1] == 0
+    assert stage.traffic.detect.since(stage.now - 0.05)[1] == 0
     stage.wait(10.0)
     listed(stage)
-    assert not stage.traffic.knows_elsewhere()
+    assert not stage.traffic.flows.knows_elsewhere()
 
 
 def test_an_incomplete_list_leaves_old_flows_unknown() -> None:
@@ -165,20 +165,20 @@ def test_an_incomplete_list_leaves_old_flows_unknown() -> None:
     before = old(stage, 40000)
     before.serve(made.search(1), made.result(1))
     listed(stage, complete=False)
-    assert stage.traffic.knows_elsewhere()
+    assert stage.traffic.flows.knows_elsewhere()
     before.serve(made.search(2), made.result(2))
     old(stage, 40001).ask(made.search(1))
     stage.wait(2.0)
-    assert (stage.traffic.since(0.0), stage.found) == ((0, 0), [])
+    assert (stage.traffic.detect.since(0.0), stage.found) == ((0, 0), [])
     Talk(stage, 40002).connect().serve(made.search(1), made.result(1))
-    assert stage.traffic.since(0.0) == (1, 1)
+    assert stage.traffic.detect.since(0.0) == (1, 1)
     victim = Talk(stage, 40003)
     victim.syn()
     victim.refused()
     assert REFUSED in stage.detectors()
     listed(stage)
     before.serve(made.search(3), made.result(3))
-    assert stage.traffic.since(0.0)[1] == 2
+    assert stage.traffic.detect.since(0.0)[1] == 2
 
 
 def test_a_listed_datagram_client_is_no_evidence() -> None:
@@ -187,14 +187,14 @@ def test_a_listed_datagram_client_is_no_evidence() -> None:
     listed(stage, 5353)
     datagram(stage, 5353, made.dns(1))
     datagram_back(stage, 5353, made.dns(1, response=True))
-    assert stage.traffic.since(0.0) == (0, 0)
+    assert stage.traffic.detect.since(0.0) == (0, 0)
     stage.wait(UDP_ELSEWHERE + 1.0)
     datagram(stage, 5353, made.dns(2))
     datagram_back(stage, 5353, made.dns(2, response=True))
-    assert stage.traffic.since(0.0) == (1, 1)
+    assert stage.traffic.detect.since(0.0) == (1, 1)
     listed(stage, complete=False)
     datagram(stage, 5354, made.dns(3))
-    assert stage.traffic.since(0.0) == (0, 0)
+    assert stage.traffic.detect.since(0.0) == (0, 0)
 
 
 def test_the_other_servers_traffic_does_not_hide_the_targets_silence() -> None:
@@ -296,7 +296,7 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
 def known(loop: Loop) -> dict[FlowKey, object]:
     loop.call(lambda: None)
     loop._drain_wake()
-    return dict(loop.monitors["ldap"].traffic._flows._elsewhere)
+    return dict(loop.monitors["ldap"].traffic.flows._elsewhere)
 
 
 def test_the_sniffer_asks_at_its_start_and_after_a_drain(loop: Loop, tmp_path: Path) -> None:

@@ -460,7 +460,7 @@ class TestFlipped:
         scene.monitor.flipped(STANDBY, scene.now)
         assert (scene.monitor.condition, scene.monitor.target) == (Condition.OK, STANDBY)
         assert scene.monitor.last_facts() is None
-        assert scene.traffic.since(0.0) == (0, 0)
+        assert scene.traffic.detect.since(0.0) == (0, 0)
         sent_facts = len(scene.sent_facts)
         scene.wait(5.0)
         assert len(scene.sent_facts) == sent_facts

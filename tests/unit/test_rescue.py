@@ -115,9 +115,9 @@ def test_each_is_tried_once(desk: Desk) -> None:
     scene.wait(0.1)
     assert desk.look(scene, 1) == [50000]
     assert desk.calls == []
-    assert scene.traffic.waits(next(packet for _, packet in scene.traffic.unanswered(scene.now)))
+    assert scene.traffic.flows.waits(next(packet for _, packet in scene.traffic.flows.unanswered(scene.now)))
     talk.accept()
-    assert list(scene.traffic.unanswered(scene.now)) == []
+    assert list(scene.traffic.flows.unanswered(scene.now)) == []
 
 
 def test_a_server_that_speaks_to_others_is_waited_for(desk: Desk) -> None:
@@ -141,8 +141,8 @@ def test_both_questions_of_one_port_go_together(desk: Desk) -> None:
     scene.wait(0.03)
     assert len(desk.look(scene, 1)) == 1
     desk.act(1)
-    assert list(scene.traffic.unanswered(scene.now)) == []
-    assert scene.traffic.since(0.0) == (2, 0)
+    assert list(scene.traffic.flows.unanswered(scene.now)) == []
+    assert scene.traffic.detect.since(0.0) == (2, 0)
 
 
 def test_what_was_answered_on_the_way_stays(desk: Desk) -> None:

@@ -191,7 +191,7 @@ def test_silence_is_looked_at_once() -> None:
     """One probe; the next one after somebody has spoken and fallen silent again."""
     quiet, scale = Quiet(), Scale()
     quiet.traffic(0.0)
-    quiet.probed()
+    quiet.probed = True
     assert quiet.due(scale) is None
     quiet.traffic(500.0)
     assert quiet.due(scale) is not None

@@ -36,7 +36,7 @@ class TestUnansweredSyn:
         Talk(stage).syn()
         stage.wait(2.0)
         assert 0.1 <= stage.first(SYN_UNANSWERED).now - 1000.0 <= 0.5
-        assert stage.traffic.since(1000.0) == (1, 0)
+        assert stage.traffic.detect.since(1000.0) == (1, 0)
 
     def test_any_packet_from_the_server_since_is_a_sign_of_life(self) -> None:
         """An ACK to somebody else: one lost SYN."""
@@ -70,7 +70,7 @@ class TestUnansweredSyn:
         stage.wait(0.09)
         begun = stage.now
         talk.syn()
-        assert stage.traffic.since(1000.0)[0] == 1
+        assert stage.traffic.detect.since(1000.0)[0] == 1
         talk.accept()
         stage.found.clear()
         stage.wait(5.0)
@@ -87,7 +87,7 @@ class TestUnansweredSyn:
         talk.ask(made.unbind(1))
         stage.wait(10.0)
         assert stage.found == []
-        assert stage.traffic.since(0.0) == (0, 0)
+        assert stage.traffic.detect.since(0.0) == (0, 0)
 
     def test_an_answer_with_another_number_is_none(self) -> None:
         """4-tuple and ISN: a SYN-ACK for a connection of the past does not answer this one."""
@@ -96,7 +96,7 @@ class TestUnansweredSyn:
         talk.syn()
         stage.feed(talk.down(SYN | ACK, 5)._replace(ack=77))
         stage.wait(0.5)
-        assert stage.traffic.since(1000.0) == (1, 0)
+        assert stage.traffic.detect.since(1000.0) == (1, 0)
 
     def test_a_rescued_connection_stays_a_witness(self) -> None:
         """The other server got the SYN after 100 ms: that this one did not answer is still suspicious."""
@@ -104,14 +104,14 @@ class TestUnansweredSyn:
         for number in range(3):
             Talk(stage, 40000 + number).syn()
         stage.wait(0.1)
-        waiting = list(stage.traffic.unanswered(stage.now))
+        waiting = list(stage.traffic.flows.unanswered(stage.now))
         assert len(waiting) == 3
         for _, packet in waiting:
-            stage.traffic.sent_to_standby(packet)
-        assert list(stage.traffic.unanswered(stage.now)) == []
+            stage.traffic.flows.sent_to_standby(packet)
+        assert list(stage.traffic.flows.unanswered(stage.now)) == []
         stage.wait(0.5)
         assert stage.detectors()[0] is SYN_UNANSWERED
-        assert stage.traffic.since(1000.0) == (3, 0)
+        assert stage.traffic.detect.since(1000.0) == (3, 0)
 
     def test_the_answer_of_the_other_server_is_no_sign_of_life(self) -> None:
         """A rescued connection lives on the standby; nothing of it says anything about the primary."""
@@ -119,13 +119,13 @@ class TestUnansweredSyn:
         talk = Talk(stage)
         talk.syn()
         stage.wait(0.1)
-        [(_, packet)] = stage.traffic.unanswered(stage.now)
-        stage.traffic.sent_to_standby(packet)
+        [(_, packet)] = stage.traffic.flows.unanswered(stage.now)
+        stage.traffic.flows.sent_to_standby(packet)
         talk.accept()
         talk.serve(made.search(1), made.result(1))
         stage.wait(0.5)
         assert stage.detectors()[0] is SYN_UNANSWERED
-        assert stage.traffic.silent_for(stage.now) > 0.5
+        assert stage.now - stage.traffic.detect.server_seen > 0.5
 
 
 class TestRefused:
@@ -141,7 +141,7 @@ class TestRefused:
         assert stage.detectors() == [REFUSED]
         assert stage.found[0].now == stage.now
         assert stage.found[0].since == 1000.0
-        assert stage.traffic.first_packet(packed("198.51.100.7"), 40000) is not None
+        assert stage.traffic.flows.first_packet(packed("198.51.100.7"), 40000) is not None
 
     def test_a_rst_that_the_client_gets_ends_it(self) -> None:
         """Suspicious at once, asked in vain, and nothing is left to wait for."""
@@ -151,8 +151,8 @@ class TestRefused:
         talk.refused(None)
         stage.wait(20.0)
         assert stage.detectors() == [REFUSED]
-        assert stage.traffic.since(1000.0) == (1, 0)
-        assert list(stage.traffic.unanswered(stage.now)) == []
+        assert stage.traffic.detect.since(1000.0) == (1, 0)
+        assert list(stage.traffic.flows.unanswered(stage.now)) == []
 
     def test_behind_source_nat_the_number_tells_whose_it_is(self) -> None:
         """The RST goes to the controller's address; the ISN is the client's."""
@@ -220,7 +220,7 @@ class TestRefused:
         """They have no threshold that could double: only the pause between two."""
         stage = Stage()
         for number in range(5):
-            stage.traffic.refuted(REFUSED, stage.now)
+            stage.traffic.detect.refuted(REFUSED, stage.now)
             talk = Talk(stage, 40000 + number)
             talk.syn()
             talk.refused()

@@ -78,7 +78,7 @@ class TestHonestTrouble:
                 stage.feed(talk.down(0x14, 0)._replace(sport=port))
         stage.wait(30.0)
         assert stage.found == []
-        assert stage.traffic.since(0.0) == (0, 0)
+        assert stage.traffic.detect.since(0.0) == (0, 0)
 
     def test_a_half_open_scan_without_a_reset(self) -> None:
         """The SYN-ACKs go unanswered: the scanner's business."""
@@ -176,7 +176,7 @@ class TestHonestTrouble:
             stage.wait(0.05)
         stage.wait(10.0)
         assert stage.found == []
-        assert stage.traffic.since(1000.0) == (50, 50)
+        assert stage.traffic.detect.since(1000.0) == (50, 50)
 
     def test_a_half_closed_client_that_is_not_answered_counts(self) -> None:
         """It still waits."""
@@ -223,7 +223,7 @@ class TestHonestTrouble:
         talk.answer(made.result(2))
         stage.wait(10.0)
         assert stage.found == []
-        assert stage.traffic.since(1000.0) == (31, 31)
+        assert stage.traffic.detect.since(1000.0) == (31, 31)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_five_percent_loss(self, seed: int) -> None:
@@ -244,7 +244,7 @@ class TestHonestTrouble:
             talk.serve(made.search(number), made.entry(number) + made.result(number))
         stage.wait(5.0)
         assert stage.found == []
-        assert stage.traffic.since(1000.0) == (19, 19)
+        assert stage.traffic.detect.since(1000.0) == (19, 19)
         talk.ask(made.search(99))
         stage.wait(1.0)
         assert stage.detectors()[0] is UNANSWERED
@@ -278,7 +278,7 @@ class TestRefutation:
 
         for expected in (0.1, 0.2, 0.4):
             assert waited() == pytest.approx(expected, rel=0.1)
-            stage.traffic.refuted(detector, stage.now)
+            stage.traffic.detect.refuted(detector, stage.now)
         repeatedly(stage, 900.0, 30.0, lambda n: talk.serve(made.search(800 + n), made.result(800 + n)))
         assert waited() == pytest.approx(0.1, rel=0.1)
 
@@ -287,7 +287,7 @@ class TestRefutation:
         stage = Stage()
         learn(stage)
         for _ in range(5):
-            stage.traffic.refuted(UNANSWERED, stage.now)
+            stage.traffic.detect.refuted(UNANSWERED, stage.now)
         begun = stage.now
         talk = Talk(stage)
         talk.syn()
@@ -307,7 +307,7 @@ class TestRefutation:
             stage.wait(2.0)
             for _ in stage.found:
                 probes += 1
-                stage.traffic.refuted(UNANSWERED, stage.now)
+                stage.traffic.detect.refuted(UNANSWERED, stage.now)
                 break
             talk.answer(made.result(number))
         assert probes < 10

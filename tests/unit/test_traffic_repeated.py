@@ -188,7 +188,7 @@ class TestSilence:
 
             repeatedly(stage, 8 * 3600.0, 45.0, keep_alive)
             assert stage.found == []
-            assert stage.traffic.since(0.0) == (0, 0)
+            assert stage.traffic.detect.since(0.0) == (0, 0)
 
     def test_no_traffic_ever_is_no_silence(self) -> None:
         """A service that nobody has used since the start."""

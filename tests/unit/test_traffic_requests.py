@@ -58,7 +58,7 @@ class TestUnansweredRequest:
             repeatedly(stage, slow, slow / 40, lambda n: busy.serve(made.search(1000 + n), made.result(1000 + n)))
             reports.answer(made.result(number + 1))
         busy.serve(made.search(2000), made.result(2000))
-        assert stage.traffic._detect.reply_times["search"].wait() > 3 * slow
+        assert stage.traffic.detect.reply_times["search"].wait() > 3 * slow
         assert stage.found == []
         begun = stage.now
         repeatedly(stage, 0.3, 0.01, lambda n: Talk(stage, 42000 + n).connect().ask(made.search(1)))
@@ -89,7 +89,7 @@ class TestUnansweredRequest:
             talk.ask(made.search(9))
         stage.wait(0.2)
         assert stage.first(UNANSWERED).text == "12 of 12 requests without reply for 0.10 s"
-        assert stage.traffic.since(begun) == (12, 0)
+        assert stage.traffic.detect.since(begun) == (12, 0)
 
     @pytest.mark.parametrize(
         ("service", "request_", "wait"),
@@ -122,8 +122,8 @@ class TestUnansweredRequest:
         stage.wait(0.01)
         datagram_back(stage, 5353, made.dns(1, response=True))
         datagram_back(stage, 5354, made.dns(1, response=True))
-        assert stage.traffic.since(1000.0) == (3, 2)
-        assert [packet.payload for _, packet in stage.traffic.unanswered(stage.now)] == [made.dns(2)]
+        assert stage.traffic.detect.since(1000.0) == (3, 2)
+        assert [packet.payload for _, packet in stage.traffic.flows.unanswered(stage.now)] == [made.dns(2)]
         datagram_back(stage, 5353, made.dns(2, response=True))
         stage.wait(30.0)
         assert stage.found == []
@@ -136,7 +136,7 @@ class TestUnansweredRequest:
         stage = dns_stage()
         datagram(stage, 5353, made.dns(1))
         datagram(stage, 5353, made.dns(2))
-        assert [packet.payload for _, packet in stage.traffic.unanswered(stage.now)] == [made.dns(1), made.dns(2)]
+        assert [packet.payload for _, packet in stage.traffic.flows.unanswered(stage.now)] == [made.dns(1), made.dns(2)]
 
     def test_rescued_datagrams_stay_witnesses(self) -> None:
         """Each was sent to the standby after 100 ms and answered there; the primary is dead all the same."""
@@ -145,15 +145,15 @@ class TestUnansweredRequest:
         def client(number: int) -> None:
             datagram(stage, 6000 + number, made.dns(number))
             stage.wait(0.1)
-            for _, packet in list(stage.traffic.unanswered(stage.now)):
-                stage.traffic.sent_to_standby(packet)
+            for _, packet in list(stage.traffic.flows.unanswered(stage.now)):
+                stage.traffic.flows.sent_to_standby(packet)
             datagram_back(stage, 6000 + number, made.dns(number, response=True))
 
         repeatedly(stage, 2.0, 0.05, client)
         assert UNANSWERED in stage.detectors()
         assert stage.first(UNANSWERED).now - 1000.0 == pytest.approx(0.3)
-        assert stage.traffic.silent_for(stage.now) > 1.9
-        assert stage.traffic.since(1000.0)[1] == 0
+        assert stage.now - stage.traffic.detect.server_seen > 1.9
+        assert stage.traffic.detect.since(1000.0)[1] == 0
 
     def test_bytes_on_the_connection_are_progress(self) -> None:
         """A search of many entries takes its time; it hangs when no byte comes any more."""
@@ -207,7 +207,7 @@ class TestUnansweredRequest:
         stage.wait(0.01)
         talk.server_closes() if how == "closes" else talk.server_resets()
         assert stage.detectors() == [UNANSWERED]
-        assert stage.traffic.since(begun) == (1, 0)
+        assert stage.traffic.detect.since(begun) == (1, 0)
         stage.wait(30.0)
         assert len(stage.found) == 1
 
@@ -238,7 +238,7 @@ class TestUnansweredRequest:
             stage.wait(0.5)
         stage.wait(20.0)
         assert stage.found == []
-        asked, answered = stage.traffic.since(1000.0)
+        asked, answered = stage.traffic.detect.since(1000.0)
         assert (asked, answered) == (40, 40)
 
 
@@ -282,7 +282,7 @@ class TestErrors:
         talk = Talk(stage).connect()
         talk.serve(request_, reply)
         assert stage.detectors() == [ERRORS]
-        assert stage.traffic.since(1000.0) == (1, 0)
+        assert stage.traffic.detect.since(1000.0) == (1, 0)
 
     def test_binds_that_succeed_do_not_excuse_searches_that_fail(self) -> None:
         """Of an error share only the operations that err count, from the first victim on."""
@@ -294,10 +294,10 @@ class TestErrors:
             talk.serve(made.search(number + 1), made.result(number + 1, 80))
         suspicion = stage.first(ERRORS)
         assert suspicion.since == pytest.approx(suspicion.now - 0.002)
-        assert stage.traffic.since(suspicion.since, UNANSWERED) == (19, 9)
-        assert stage.traffic.since(suspicion.since, ERRORS) == (10, 0)
+        assert stage.traffic.detect.since(suspicion.since, UNANSWERED) == (19, 9)
+        assert stage.traffic.detect.since(suspicion.since, ERRORS) == (10, 0)
         talk.serve(made.search(90), made.result(90))
-        assert stage.traffic.since(suspicion.since, ERRORS) == (11, 1)
+        assert stage.traffic.detect.since(suspicion.since, ERRORS) == (11, 1)
 
     def test_honest_refusals_are_answers(self) -> None:
         """A wrong password, a missing entry, a missing name, a missing page."""

@@ -27,7 +27,7 @@ class TestWhatOthersTell:
         stage.wait(0.3)
         stage.found.clear()
         stage.traffic.flipped(stage.now)
-        assert stage.traffic.since(0.0) == (0, 0)
+        assert stage.traffic.detect.since(0.0) == (0, 0)
         for talk in stranded:
             talk.ask(made.search(2))
             talk.server_resets()  # the controller's own, for stranded connections
@@ -69,8 +69,8 @@ class TestWhatOthersTell:
         stage.traffic.lost(stage.now, 17)
         stage.wait(20.0)
         assert stage.found == []
-        assert stage.traffic.since(0.0) == (0, 0)
-        assert list(stage.traffic.unanswered(stage.now)) == []
+        assert stage.traffic.detect.since(0.0) == (0, 0)
+        assert list(stage.traffic.flows.unanswered(stage.now)) == []
         assert stage.traffic.stats(stage.now).drops == 17
 
     def test_dropped_packets_take_the_witness_of_a_rescue_away(self) -> None:
@@ -78,12 +78,12 @@ class TestWhatOthersTell:
         stage = Stage()
         Talk(stage).syn()
         stage.wait(0.1)
-        [(_, packet)] = stage.traffic.unanswered(stage.now)
-        stage.traffic.sent_to_standby(packet)
+        [(_, packet)] = stage.traffic.flows.unanswered(stage.now)
+        stage.traffic.flows.sent_to_standby(packet)
         stage.traffic.lost(stage.now, 1)
         stage.wait(20.0)
         assert stage.found == []
-        assert stage.traffic.since(0.0) == (0, 0)
+        assert stage.traffic.detect.since(0.0) == (0, 0)
 
     def test_after_dropped_packets_it_goes_on(self) -> None:
         """Connections are taken up where they are."""
@@ -92,7 +92,7 @@ class TestWhatOthersTell:
         talk.ask(made.search(1), seen=False)
         stage.traffic.lost(stage.now, 1)
         talk.serve(made.search(2), made.result(2))
-        assert stage.traffic.since(0.0) == (1, 1)
+        assert stage.traffic.detect.since(0.0) == (1, 1)
         talk.ask(made.search(3))
         stage.wait(1.0)
         assert stage.detectors()[0] is UNANSWERED
@@ -108,10 +108,10 @@ class TestWhatOthersTell:
         answered = Talk(stage, 40005)
         answered.syn()
         answered.accept()
-        waiting = [packet.sport for _, packet in stage.traffic.unanswered(stage.now)]
+        waiting = [packet.sport for _, packet in stage.traffic.flows.unanswered(stage.now)]
         assert waiting == [40001, 40002, 40003]
         stage.wait(2.85)
-        assert [packet.sport for _, packet in stage.traffic.unanswered(stage.now)] == [40003]
+        assert [packet.sport for _, packet in stage.traffic.flows.unanswered(stage.now)] == [40003]
 
     def test_replies_that_came_are_useful_and_errors_are_not(self) -> None:
         """The numbers for the veto."""
@@ -122,8 +122,8 @@ class TestWhatOthersTell:
         talk.serve(made.search(2), made.result(2))
         talk.serve(made.search(3), made.result(3, 52))
         talk.ask(made.search(4))
-        assert stage.traffic.since(begun) == (3, 1)
-        assert stage.traffic.since(0.0) == (4, 2)
+        assert stage.traffic.detect.since(begun) == (3, 1)
+        assert stage.traffic.detect.since(0.0) == (4, 2)
 
     def test_statistics(self) -> None:
         """For the traffic check."""
@@ -156,7 +156,7 @@ class TestWhatOthersTell:
             talk = Talk(stage, number % 60000 + 1024, f"10.1.{number // 60000}.1")
             talk.syn()
             talk.accept()
-        assert len(stage.traffic._flows) == MAX_FLOWS
+        assert len(stage.traffic.flows) == MAX_FLOWS
         stage = Stage()
         for number in range(100):
             talk = Talk(stage, 30000 + number).connect()
@@ -164,7 +164,7 @@ class TestWhatOthersTell:
             talk.ask(made.unbind(2))
             talk.close()
         stage.wait(1.0)
-        assert (len(stage.traffic._flows), len(stage.traffic._detect._heap), len(stage.traffic._flows._frames)) == (
+        assert (len(stage.traffic.flows), len(stage.traffic.detect._heap), len(stage.traffic.flows.frames)) == (
             0,
             0,
             0,
@@ -172,23 +172,23 @@ class TestWhatOthersTell:
         stage = Stage()
         for number in range(MAX_FRAMES + 100):
             Talk(stage, number + 1024).syn()
-        assert len(stage.traffic._flows._frames) == MAX_FRAMES
+        assert len(stage.traffic.flows.frames) == MAX_FRAMES
         stage = dns_stage()
         for number in range(100):
             datagram(stage, 30000 + number, made.dns(number))
             datagram_back(stage, 30000 + number, made.dns(number, response=True))
-        assert len(stage.traffic._flows) == 0
+        assert len(stage.traffic.flows) == 0
         for number in range(100):
             datagram(stage, 30000 + number, made.dns(number))
         repeatedly(stage, 60.0, 1.0, lambda _number: None)
-        assert (len(stage.traffic._flows), len(stage.traffic._detect._heap)) == (0, 0)
+        assert (len(stage.traffic.flows), len(stage.traffic.detect._heap)) == (0, 0)
 
     def test_ipv6(self) -> None:
         """The same for a service with an IPv6 address."""
         stage = Stage(made.service(address="2001:db8::10"))
         talk = Talk(stage, 40000, "2001:db8::7").connect()
         talk.serve(made.search(1), made.result(1))
-        assert stage.traffic.since(1000.0) == (1, 1)
+        assert stage.traffic.detect.since(1000.0) == (1, 1)
         victim = Talk(stage, 41000, "2001:db8::8")
         victim.syn()
         victim.refused("2001:db8::11")

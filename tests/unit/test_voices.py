@@ -122,7 +122,7 @@ def test_a_client_that_never_ends_its_requests_is_one_voice() -> None:
 
     begun = office.now
     office.go_on(3.0, act)
-    asked, answered = office.traffic.since(begun)
+    asked, answered = office.traffic.detect.since(begun)
     assert answered >= 0.8 * asked
 
 
@@ -148,7 +148,7 @@ def test_forged_datagrams_do_not_void_the_veto() -> None:
         stage.wait(0.005)
         datagram_back(stage, 5353, made.dns(number, response=True))
     stage.wait(0.001)
-    asked, answered = stage.traffic.since(1000.1)
+    asked, answered = stage.traffic.detect.since(1000.1)
     assert asked == answered > 270
 
 
@@ -161,7 +161,7 @@ def test_several_connections_are_looked_at_whatever_was_refuted() -> None:
             talk.acknowledge()
             office.traffic.tick(office.now)
             office.wait(0.3)
-            office.traffic.refuted(UNANSWERED, office.now)
+            office.traffic.detect.refuted(UNANSWERED, office.now)
             talk.answer(made.result(next(office.number) - 1))
     office.probes.clear()
     begun = office.hang_now()
@@ -226,7 +226,7 @@ def test_a_client_that_reads_no_replies_hides_no_hang() -> None:
         talk.answer(made.result(number + 1))
     for _ in range(40):
         office.clients[0].serve(made.search(9), made.result(9))
-    assert office.traffic._detect.reply_times["search"].wait() > 60.0
+    assert office.traffic.detect.reply_times["search"].wait() > 60.0
     begun = office.hang_now()
     office.go_on(3.0)
     assert office.probed(Target.PRIMARY)[-1] > begun
@@ -298,4 +298,4 @@ def test_loss_on_the_way_to_the_server_counts_as_before() -> None:
             talk.acknowledge()
     stage.wait(0.2)
     talks[0].acknowledge()
-    assert stage.traffic.since(begun) == (20, 5)
+    assert stage.traffic.detect.since(begun) == (20, 5)

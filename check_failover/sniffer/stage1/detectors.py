@@ -20,7 +20,7 @@ several connections wait longer than usual, a probe goes out every five seconds 
 
 import heapq
 from collections import defaultdict, deque
-from itertools import islice, takewhile
+from itertools import count, islice, takewhile
 
 from check_failover.model import Detector, Suspicion
 from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, Request
@@ -53,8 +53,8 @@ class Detectors:
 
     def __init__(self, name: str, flows: FlowTable) -> None:
         self._name, self._flows = name, flows
-        self._heap: list[tuple[float, int, FlowKey, Request]] = []
-        self._count = 0
+        self._heap: list[tuple[float, int, Request]] = []
+        self._count = count()
         self.recent: deque[Request] = deque(maxlen=MAX_RECENT)
         self.reply_times: dict[str, ReplyTimes] = defaultdict(ReplyTimes)
         self.round_trip = RoundTrip()
@@ -67,13 +67,13 @@ class Detectors:
 
     # ------------------------------------------------------------ open requests
 
-    def opened(self, key: FlowKey, request: Request, now: float) -> None:
+    def opened(self, request: Request, now: float) -> None:
         """A client sent a request that expects a reply."""
         self.recent.append(request)
         times = self.reply_times[request.operation]
         times.asked(now)
         fixed = request.key == "syn" or request.operation == "encrypted"
-        self._push(now + (self.patience(request) if fixed else times.usual()), key, request)
+        self._push(now + (self.patience(request) if fixed else times.usual()), request)
 
     def progress(self, flow: Flow) -> None:
         """The server sent payload on this connection, at least a part of a reply.
@@ -113,9 +113,8 @@ class Detectors:
         """Of the last replies, in the operation that has most."""
         return max((errors.share for errors in (*self._errors.values(), *self._provokers.values())), default=0.0)
 
-    def _push(self, due: float, key: FlowKey, request: Request) -> None:
-        self._count += 1
-        heapq.heappush(self._heap, (due, self._count, key, request))
+    def _push(self, due: float, request: Request) -> None:
+        heapq.heappush(self._heap, (due, next(self._count), request))
 
     def patience(self, request: Request, now: float = 0.0) -> float:
         """Seconds that a healthy server may take to answer this request, as learned so far."""
@@ -156,8 +155,8 @@ class Detectors:
         excused: Request | None = None  # overdue, and waits longer because suspicions were refuted
         suspicion = None
         while self._heap and self._heap[0][0] <= now:
-            _, _, key, request = heapq.heappop(self._heap)
-            flow = self._flows.get(key)
+            *_, request = heapq.heappop(self._heap)
+            flow = self._flows.get(request.flow)
             is_open = flow is not None and flow.open.get(request.key) is request
             if not is_open and not request.sent_to_standby:
                 continue
@@ -168,14 +167,14 @@ class Detectors:
             if due > now:
                 if request.key != "syn" and max(request.asked, progress) + self.patience(request, now) <= now:
                     excused = request
-                self._push(min(due, later), key, request)
+                self._push(min(due, later), request)
                 continue
             if age < RECENT:
-                self._push(later, key, request)
+                self._push(later, request)
             elif flow is not None and is_open:  # the client has given up long ago
                 del flow.open[request.key]
                 if not flow.open and datagrams:
-                    self._flows.drop(key)
+                    self._flows.drop(request.flow)
             if request.key == "syn":
                 suspicion = self._unanswered_syn(request, now) or suspicion
             elif youngest is None or request.asked > youngest.asked:
@@ -237,7 +236,7 @@ class Detectors:
         due = self.quiet.due(self._silence)
         if due is None or self.quiet.last is None or now < due:
             return None
-        self.quiet.probed()
+        self.quiet.probed = True
         return self._raise((Detector.SILENCE,), b"", now, f"no traffic for {now - self.quiet.last:.0f} s")
 
     def repeated(self, key: FlowKey, now: float) -> Suspicion | None:
@@ -299,7 +298,7 @@ class Detectors:
         # what only one client asks may be its own fault
         erring = [of for of in erring if len({client(request.flow[0]) for request in of}) > 1] or erring
         counts = [weigh(of) for of in erring] or [weigh(since)]
-        return min(counts, key=lambda count: count[1] / max(1, count[0]))
+        return min(counts, key=lambda pair: pair[1] / max(1, pair[0]))
 
     def _evidence(self, at: float) -> list[Request]:
         """The requests since ``at`` that the server has.

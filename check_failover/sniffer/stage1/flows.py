@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from check_failover.sniffer.stage1.dialects.messages import ALL, ANY, GIVEN_UP, Dialect, Reply
@@ -15,20 +16,22 @@ _WORD = 1 << 32
 FlowKey = tuple[bytes, int]  # the client's address and port
 
 
+@dataclass(slots=True, eq=False)
 class Request:
     """One request of a client. ``answered``: None: open; True: usefully; False: with an error, or not at all.
 
     ``end``: the sequence number behind its segment; None: a datagram or a SYN.
     """
 
-    __slots__ = ("answered", "asked", "counts", "end", "flow", "key", "operation", "provoked", "sent_to_standby")
-
-    def __init__(self, flow: FlowKey, key: Hashable, operation: str, asked: float, end: int | None) -> None:
-        self.flow, self.key, self.operation, self.asked, self.end = flow, key, operation, asked, end
-        self.answered: bool | None = None
-        self.counts = True  # False: no evidence either way (an answered SYN, an abandoned request)
-        self.provoked = False  # the error may be the client's doing
-        self.sent_to_standby = False  # the other server got it, because this one did not answer
+    flow: FlowKey
+    key: Hashable
+    operation: str
+    asked: float
+    end: int | None
+    answered: bool | None = None
+    counts: bool = True  # False: no evidence either way (an answered SYN, an abandoned request)
+    provoked: bool = False  # the error may be the client's doing
+    sent_to_standby: bool = False  # the other server got it, because this one did not answer
 
 
 class Segment(NamedTuple):
@@ -45,14 +48,12 @@ _LATE = Segment(b"", 0, False, False, True)
 _REPEATED = Segment(b"", 0, False, True, False)
 
 
+@dataclass(slots=True, eq=False)
 class StreamDirection:
     """One direction of a TCP stream: returns new bytes, detects retransmissions and holes (RFC 9293, 3.4)."""
 
-    __slots__ = ("_holes", "next")
-
-    def __init__(self) -> None:
-        self.next: int | None = None
-        self._holes: list[tuple[int, int]] = []
+    next: int | None = None
+    _holes: list[tuple[int, int]] = field(default_factory=list)
 
     def forget(self) -> None:
         """Forget the position: continue at the next segment's sequence number."""
@@ -96,6 +97,7 @@ class StreamDirection:
         return found
 
 
+@dataclass(slots=True, eq=False)
 class Flow:
     """The state of one connection, or of one UDP port of a client.
 
@@ -111,35 +113,18 @@ class Flow:
     any          RST, reuse of the port, ``MAX_FLOWS`` reached          dropped
     """
 
-    __slots__ = (
-        "acked",
-        "began",
-        "client",
-        "client_fin",
-        "client_seen",
-        "dialect",
-        "key",
-        "last_payload",
-        "open",
-        "server",
-        "syn",
-        "syn_repeated",
-    )
-
-    def __init__(self, key: FlowKey, dialect: Dialect) -> None:
-        self.key = key
-        self.dialect = dialect
-        self.client, self.server = StreamDirection(), StreamDirection()
-        self.open: OrderedDict[Hashable, Request] = OrderedDict()
-        self.syn: tuple[int, float] | None = None  # ISN and time of an unanswered SYN
-        self.began: float | None = None  # when its SYN was captured; None: the capture did not see its beginning
-        self.syn_repeated = False  # the SYN was retransmitted: it gives no round-trip sample (Karn; RFC 6298, 3)
-        self.acked: int | None = None  # the server's last acknowledgement number
-        self.last_payload = 0.0  # when the server last sent payload here
-        self.client_seen: float | None = (
-            None  # when the client last sent a packet, or got data: its ACKs are not captured
-        )
-        self.client_fin = False  # the client's FIN was seen
+    key: FlowKey
+    dialect: Dialect
+    client: StreamDirection = field(default_factory=StreamDirection)
+    server: StreamDirection = field(default_factory=StreamDirection)
+    open: OrderedDict[Hashable, Request] = field(default_factory=OrderedDict)
+    syn: tuple[int, float] | None = None  # ISN and time of an unanswered SYN
+    began: float | None = None  # when its SYN was captured; None: the capture did not see its beginning
+    syn_repeated: bool = False  # the SYN was retransmitted: it gives no round-trip sample (Karn; RFC 6298, 3)
+    acked: int | None = None  # the server's last acknowledgement number
+    last_payload: float = 0.0  # when the server last sent payload here
+    client_seen: float | None = None  # when the client last sent a packet, or got data: its ACKs are not captured
+    client_fin: bool = False  # the client's FIN was seen
 
     def acknowledged(self, seq: int, length: int) -> bool:
         """Whether the server has these bytes: a client that repeats them lost the ACK; the server is not at fault."""
@@ -191,8 +176,6 @@ class Flow:
 class StalledFlows:
     """Flows whose client retransmits data, without an acknowledgement or any packet from the server since."""
 
-    __slots__ = ("_last", "_runs")
-
     def __init__(self) -> None:
         self._last: OrderedDict[FlowKey, float] = OrderedDict()  # the last retransmission
         self._runs: dict[FlowKey, list[float]] = {}  # the last two
@@ -208,10 +191,6 @@ class StalledFlows:
         """The server sent a packet on this flow, or the connection is over."""
         if self._last.pop(key, None) is not None:
             del self._runs[key]
-
-    def clear(self) -> None:
-        self._last.clear()
-        self._runs.clear()
 
     def two_since(self, key: FlowKey, moment: float) -> bool:
         """Whether there were two retransmissions after ``moment`` and within the window."""

@@ -27,56 +27,47 @@ class Elsewhere:
     sent_on: tuple[float, int] | None = None  # time and ISN of a first packet that was sent to the standby
 
 
-class FlowTable:
-    """``dialect`` makes the dialect object of a new flow."""
+class FlowTable(OrderedDict[FlowKey, Flow]):
+    """``dialect`` makes the dialect object of a new flow. ``frames``: the unanswered first packets."""
 
     def __init__(self, dialect: Callable[[], Dialect]) -> None:
+        super().__init__()
         self._dialect = dialect
-        self._flows: OrderedDict[FlowKey, Flow] = OrderedDict()
-        self._frames: OrderedDict[tuple[bytes, int, object], tuple[bytes, Packet]] = OrderedDict()
+        self.frames: OrderedDict[tuple[bytes, int, object], tuple[bytes, Packet]] = OrderedDict()
         self._elsewhere: OrderedDict[FlowKey, Elsewhere] = OrderedDict()
         self._complete = True  # False: a flow whose beginning was not captured may use either server
         self._connecting: OrderedDict[int, FlowKey] = OrderedDict()  # by the number that acknowledges the SYN
         self.stalled = StalledFlows()
 
-    def __len__(self) -> int:
-        return len(self._flows)
-
-    def __contains__(self, key: FlowKey) -> bool:
-        return key in self._flows
-
-    def get(self, key: FlowKey) -> Flow | None:
-        return self._flows.get(key)
-
     def at(self, key: FlowKey) -> Flow:
         """The flow with this key; makes it when it is missing."""
-        flow = self._flows.get(key)
+        flow = self.get(key)
         if flow is None:
-            if len(self._flows) >= MAX_FLOWS:
-                self.drop(next(iter(self._flows)))
-            flow = self._flows[key] = Flow(key, self._dialect())
+            if len(self) >= MAX_FLOWS:
+                self.drop(next(iter(self)))
+            flow = self[key] = Flow(key, self._dialect())
         else:
-            self._flows.move_to_end(key)
+            self.move_to_end(key)
         return flow
 
     def drop(self, key: FlowKey) -> None:
         """Forget a flow; its open requests count neither as asked nor as answered."""
         self.stalled.progress(key)
-        flow = self._flows.pop(key, None)
+        flow = self.pop(key, None)
         if flow is not None:
             for request in flow.open.values():
                 request.counts = False
-                self._frames.pop((*key, request.key), None)
+                self.frames.pop((*key, request.key), None)
 
     def narrowed(self, kept: Callable[[int], bool]) -> None:
         """Drop the flows from client ports that ``kept`` rejects: the filter no longer captures them."""
-        for key in [key for key in self._flows if not kept(key[1])]:
+        for key in [key for key in self if not kept(key[1])]:
             self.drop(key)
 
     def active(self, now: float) -> int:
         """The number of flows with data within the window; the newest are last in the table."""
         count = 0
-        for flow in reversed(self._flows.values()):
+        for flow in reversed(self.values()):
             if flow.client_seen is not None:
                 if flow.client_seen < now - WINDOW:
                     break
@@ -92,40 +83,36 @@ class FlowTable:
 
     def by_syn(self, ack: int) -> Flow | None:
         """The flow whose unanswered SYN ``ack`` acknowledges; needed where source NAT hides the client."""
-        flow = self._flows.get(self._connecting.get(ack, (b"", 0)))
+        flow = self.get(self._connecting.get(ack, (b"", 0)))
         return flow if flow is not None and flow.syn and ack == (flow.syn[0] + 1) & 0xFFFFFFFF else None
 
     # ------------------------------------------------------------ first packets
 
     def keep(self, frame_key: tuple[bytes, int, object], frame: bytes, p: Packet) -> None:
         """Keep a first packet. ``frame_key``: client address, client port, the request's key."""
-        self._frames[frame_key] = (frame, p)
-        if len(self._frames) > MAX_FRAMES:
-            self._frames.popitem(last=False)
-
-    def answered(self, frame_key: tuple[bytes, int, object]) -> None:
-        """The server answered this first packet: stop keeping it."""
-        self._frames.pop(frame_key, None)
+        self.frames[frame_key] = (frame, p)
+        if len(self.frames) > MAX_FRAMES:
+            self.frames.popitem(last=False)
 
     def unanswered(self, now: float) -> Iterator[tuple[bytes, Packet]]:
         """The kept first packets without an answer, oldest first: these can be replayed."""
-        for frame_key, (frame, p) in list(self._frames.items()):
-            flow = self._flows.get((p.src, p.sport))
+        for frame_key, (frame, p) in list(self.frames.items()):
+            flow = self.get((p.src, p.sport))
             if now - p.now > REPLAY_AGE or flow is None or frame_key[2] not in flow.open:
-                del self._frames[frame_key]
+                del self.frames[frame_key]
                 continue
             yield frame, p
 
     def first_packet(self, client: bytes, port: int) -> tuple[bytes, Packet] | None:
         """The kept SYN of a client's connection, while it has no answer."""
-        flow = self._flows.get((client, port))
-        return self._frames.get((client, port, "syn")) if flow is not None and flow.syn is not None else None
+        flow = self.get((client, port))
+        return self.frames.get((client, port, "syn")) if flow is not None and flow.syn is not None else None
 
     def waits(self, p: Packet) -> bool:
         """Whether this kept first packet still has no answer."""
         key = (p.src, p.sport)
-        flow = self._flows.get(key)
-        return flow is not None and any(self._frames.get((*key, asked), (b"", None))[1] is p for asked in flow.open)
+        flow = self.get(key)
+        return flow is not None and any(self.frames.get((*key, asked), (b"", None))[1] is p for asked in flow.open)
 
     # ------------------------------------------------------------ the other server
 
@@ -136,11 +123,11 @@ class FlowTable:
         never raise a suspicion.
         """
         key = (p.src, p.sport)
-        flow = self._flows.get(key)
+        flow = self.get(key)
         if flow is not None:
             for request in flow.open.values():
                 request.answered, request.sent_to_standby = False, True
-                self._frames.pop((*key, request.key), None)
+                self.frames.pop((*key, request.key), None)
             flow.open.clear()
         self.drop(key)
         self._elsewhere[key] = Elsewhere(p.now, (p.now, p.seq))
@@ -161,14 +148,14 @@ class FlowTable:
             if mark.sent_on is not None and mark.sent_on[0] > asked - SENT_ON:
                 self._elsewhere[key] = mark
         for key in others:
-            flow = self._flows.get(key)
+            flow = self.get(key)
             if flow is not None and flow.began is not None and flow.began >= asked:
                 continue  # the port was used again since
             mistaken = mistaken or key not in before
             mark = self._elsewhere[key] = before.get(key) or Elsewhere(asked)
             mark.seen = max(mark.seen, asked)
             self.drop(key)
-        for key in [] if complete else [key for key, flow in self._flows.items() if flow.began is None]:
+        for key in [] if complete else [key for key, flow in self.items() if flow.began is None]:
             self.drop(key)
         return mistaken
 
@@ -201,28 +188,28 @@ class FlowTable:
     def _unknown(self, key: FlowKey) -> bool:
         if self._complete:
             return False
-        flow = self._flows.get(key)
+        flow = self.get(key)
         return flow is None or flow.began is None
 
     def flipped(self, proto: int, now: float) -> None:
         """Another server serves now: the open connections stay with the old one."""
         self._elsewhere.clear()
         if proto == TCP:
-            for key, flow in self._flows.items():
+            for key, flow in self.items():
                 if flow.syn is None:
                     self._elsewhere[key] = Elsewhere(now)
-        self._flows.clear()
-        self._frames.clear()
-        self.stalled.clear()
+        self.clear()
+        self.frames.clear()
+        self.stalled = StalledFlows()
 
     def lost(self) -> None:
         """The capture lost packets of unknown flows: no open request is evidence, and every stream may have a hole."""
-        for flow in self._flows.values():
+        for flow in self.values():
             flow.give_up(ALL)
             flow.syn = None
             flow.dialect.resync(from_client=True)
             flow.dialect.resync(from_client=False)
             flow.client.forget()
             flow.server.forget()
-        self._frames.clear()
-        self.stalled.clear()
+        self.frames.clear()
+        self.stalled = StalledFlows()

@@ -1,6 +1,7 @@
 """Learned thresholds: how long a service usually takes, and from when on silence is worth a probe. Pure."""
 
 from collections import deque
+from dataclasses import dataclass, field
 
 KNOWN = 100  # replies of an operation until its p99 counts
 UNKNOWN_WAIT = 0.3  # seconds until then
@@ -20,33 +21,24 @@ SILENCE, SILENCE_GAPS = 60.0, 10.0  # seconds, usual gaps
 _BURST = 1.0  # seconds: shorter gaps belong to one burst of traffic
 
 
+@dataclass(slots=True, eq=False)
 class ReplyTimes:
     """Reply times of one operation: p50 and p99 over the last 512."""
 
-    __slots__ = ("_p50", "_p99", "_ring", "count", "run_began", "unanswered_run")
-
-    def __init__(self) -> None:
-        self._ring: deque[float] = deque(maxlen=_RING)
-        self.count = 0
-        self.unanswered_run = 0  # requests since the server last sent payload for one of them
-        self.run_began = 0.0
-        self._p50 = self._p99 = 0.0
+    _ring: deque[float] = field(default_factory=lambda: deque(maxlen=_RING))
+    count: int = 0
+    unanswered_run: int = 0  # requests since the server last sent payload for one of them
+    run_began: float = 0.0
+    p50: float | None = None  # None: no reply yet
+    p99: float | None = None
 
     def add(self, seconds: float) -> None:
         self._ring.append(seconds)
         self.count += 1
         if self.count % _REFRESH == 0 or self.count in (1, 8, KNOWN):
             ordered = sorted(self._ring)
-            self._p50 = ordered[(len(ordered) - 1) // 2]
-            self._p99 = ordered[(len(ordered) * 99 - 1) // 100]  # nearest rank: of 100, the second largest
-
-    @property
-    def p50(self) -> float | None:
-        return self._p50 if self.count else None
-
-    @property
-    def p99(self) -> float | None:
-        return self._p99 if self.count else None
+            self.p50 = ordered[(len(ordered) - 1) // 2]
+            self.p99 = ordered[(len(ordered) * 99 - 1) // 100]  # nearest rank: of 100, the second largest
 
     def asked(self, now: float) -> None:
         """A request: it may be the first of a run without a reply."""
@@ -56,7 +48,7 @@ class ReplyTimes:
 
     def usual(self) -> float:
         """Seconds within which most replies come: max(100 ms, 4 * p50), 300 ms until 100 replies are known."""
-        return UNKNOWN_WAIT if self.count < KNOWN else max(MIN_WAIT, TIMES_P99 * self._p50)
+        return UNKNOWN_WAIT if self.count < KNOWN or self.p50 is None else max(MIN_WAIT, TIMES_P99 * self.p50)
 
     def wait(self, now: float = 0.0) -> float:
         """Seconds without a reply that raise a suspicion: max(100 ms, 4 * p99), 300 ms until 100 replies are known.
@@ -65,20 +57,18 @@ class ReplyTimes:
         slow queries, or one that reads no replies, lifts p99 to seconds. This must not hide a server that answers none.
         """
         usual = self.usual()
-        if self.count < KNOWN or self.unanswered_run >= MANY:
+        if self.count < KNOWN or self.p99 is None or self.unanswered_run >= MANY:
             return usual  # the maximum of a few replies is no estimate: one slow reply would hide a fault
         several = self.unanswered_run >= SEVERAL and now - self.run_began >= usual
-        return usual if several else max(MIN_WAIT, TIMES_P99 * self._p99)
+        return usual if several else max(MIN_WAIT, TIMES_P99 * self.p99)
 
 
+@dataclass(slots=True, eq=False)
 class RoundTrip:
     """SRTT and RTTVAR of the handshakes (RFC 6298, section 2)."""
 
-    __slots__ = ("_rttvar", "_srtt")
-
-    def __init__(self) -> None:
-        self._srtt: float | None = None
-        self._rttvar = 0.0
+    _srtt: float | None = None
+    _rttvar: float = 0.0
 
     def add(self, seconds: float) -> None:
         if self._srtt is None:
@@ -94,13 +84,12 @@ class RoundTrip:
         return min(SYN_MAX, max(SYN_MIN, self._srtt + 4 * self._rttvar))
 
 
+@dataclass(slots=True, eq=False)
 class Scale:
     """A factor on a detector's threshold. Each refuted suspicion doubles it; it halves again in two minutes."""
 
-    __slots__ = ("_at", "_value")
-
-    def __init__(self) -> None:
-        self._value, self._at = 1.0, 0.0
+    _value: float = 1.0
+    _at: float = 0.0
 
     def double(self, now: float, least: float = 1.0) -> None:
         self._value = min(_MAX_SCALE, 2 * max(least, self.now(now)))
@@ -112,16 +101,14 @@ class Scale:
         return max(1.0, self._value * float(0.5 ** (max(0.0, now - self._at) / _DECAY)))
 
 
+@dataclass(slots=True, eq=False)
 class Errors:
     """The last 100 replies. The first error raises a suspicion, and so does an error share of a fifth."""
 
-    __slots__ = ("_asked_at", "_last", "_sum", "at")
-
-    def __init__(self) -> None:
-        self._last: deque[bool] = deque(maxlen=ERRORS)
-        self._sum = 0
-        self._asked_at = float("-inf")  # of the last suspicion of a first error
-        self.at = float("-inf")  # of the last reply
+    _last: deque[bool] = field(default_factory=lambda: deque(maxlen=ERRORS))
+    _sum: int = 0
+    _asked_at: float = float("-inf")  # of the last suspicion of a first error
+    at: float = float("-inf")  # of the last reply
 
     def add(self, error: bool, now: float = 0.0) -> None:
         self.at = now
@@ -144,28 +131,23 @@ class Errors:
         return self._sum / len(self._last) if self._last else 0.0
 
 
+@dataclass(slots=True, eq=False)
 class Quiet:
     """Silence without demand: one probe after max(60 s, 10 * the usual gap), and none again until the next packet."""
 
-    __slots__ = ("_probed", "_usual", "last")
-
-    def __init__(self) -> None:
-        self.last: float | None = None  # time of the last packet
-        self._usual = 0.0
-        self._probed = False
+    last: float | None = None  # time of the last packet
+    probed: bool = False  # since that packet
+    _usual: float = 0.0
 
     def traffic(self, now: float) -> None:
         gap = 0.0 if self.last is None else min(now - self.last, 4 * max(self._usual, SILENCE / SILENCE_GAPS))
         if gap >= _BURST:  # the gap is capped above: one long night must not become the usual gap
             self._usual = gap if not self._usual else 0.95 * self._usual + 0.05 * gap
         self.last = now
-        self._probed = False
+        self.probed = False
 
     def due(self, scale: Scale) -> float | None:
         """When the silence is due for a probe; None: no probe."""
-        if self.last is None or self._probed:
+        if self.last is None or self.probed:
             return None
         return self.last + max(SILENCE, SILENCE_GAPS * self._usual) * scale.now(self.last)
-
-    def probed(self) -> None:
-        self._probed = True
