@@ -17,7 +17,7 @@ from check_failover import __version__
 from check_failover.handlers.arguments import ANSWERED, UsageError, drill_id, one_line, parse
 from check_failover.places import HERE, REDIRECTOR_SOCKET
 from check_failover.sms.spool import Spool, SpoolError, Text, key_of
-from check_failover.sms.text import fit, plain, shorten
+from check_failover.sms.text import fit, plain
 
 USAGE = f"""\
 failover_sms: notification command for Nagios and Icinga; sends a text through the gateway of check_failover's config.
@@ -78,7 +78,7 @@ def compose(options: Mapping[str, str], now: float) -> list[Text]:
         raise UsageError("--number is missing or empty (does the contact have a pager?)")
     if not options["text"] and not options["host"]:
         raise UsageError("--text, or --host with --type, --state and --output, is missing")
-    text = shorten(plain(options["text"])) if options["text"] else notification(options)
+    text = fit("", plain(options["text"])) if options["text"] else notification(options)
     event, window = _event(options, text)
     return [
         Text(key=key_of(*event, number) if event else key_of(), number=number, text=text, at=now, window=window)

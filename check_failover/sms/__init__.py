@@ -6,7 +6,8 @@ raises ``GatewayError``; the sender (``flush``) keeps that text in the ``spool``
 """
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
+from functools import partial
+from pkgutil import resolve_name
 from typing import Any, Protocol, cast
 
 
@@ -33,17 +34,13 @@ class Gateway(Protocol):
         """Test the gateway without sending a text; returns one line for a person. Raises GatewayError."""
 
 
-def _made(module: str, name: str) -> Callable[[Mapping[str, Any]], Gateway]:
+def _made(name: str, options: Mapping[str, Any]) -> Gateway:
     """Imports the module when a gateway is made: requests weighs 20 MiB."""
-
-    def make(options: Mapping[str, Any]) -> Gateway:
-        return cast("Gateway", getattr(import_module(f"{__name__}.{module}"), name)(options))
-
-    return make
+    return cast("Gateway", resolve_name(f"{__name__}.{name}")(options))
 
 
 GATEWAYS: dict[str, Callable[[Mapping[str, Any]], Gateway]] = {
-    "kannel": _made("kannel", "Kannel"),
-    "smstools": _made("smstools", "Smstools"),
-    "gammu": _made("gammu", "Gammu"),
+    "kannel": partial(_made, "kannel:Kannel"),
+    "smstools": partial(_made, "smstools:Smstools"),
+    "gammu": partial(_made, "gammu:Gammu"),
 }

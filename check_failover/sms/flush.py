@@ -170,11 +170,13 @@ class SmsSender:
             token = receipts.token() if receipts else ""
             tried = replace(tried, attempts=tried.attempts + 1)
             try:
-                _hand(gateway, text, receipts.url(token) if receipts else "")
-            except GatewayError as error:
-                tried = replace(tried, problem=str(error))
-                self.spool.log(number=text.number, text=text.text, gateway=name, problem=str(error), key=text.key)
-                if not error.permanent:
+                gateway.send(text.text, text.number, receipts.url(token) if receipts else "")
+            except Exception as error:  # after a fault of ours too the other gateway and texts must have their turn
+                known = isinstance(error, GatewayError)
+                problem = str(error) if known else f"internal error: {type(error).__name__}: {error}"
+                tried = replace(tried, problem=problem)
+                self.spool.log(number=text.number, text=text.text, gateway=name, problem=problem, key=text.key)
+                if not (isinstance(error, GatewayError) and error.permanent):
                     down.add(name)
                     continue
                 refused += 1
@@ -243,16 +245,6 @@ class SmsSender:
             print(f"failover_sms: sent, but still in the {source}: {error}", file=sys.stderr)
         else:
             self._gone.discard(text.key)
-
-
-def _hand(gateway: Gateway, text: Text, receipt_url: str) -> None:
-    """Raises GatewayError, also for a fault of ours: the other gateway and the other texts must have their turn."""
-    try:
-        gateway.send(text.text, text.number, receipt_url)
-    except GatewayError:
-        raise
-    except Exception as error:
-        raise GatewayError(f"internal error: {type(error).__name__}: {error}") from None
 
 
 def sender(config: configuration.Config) -> SmsSender:

@@ -164,11 +164,15 @@ class Spool:
     def prune(self, now: float) -> None:
         """Remove old files of sent and failed texts, and incomplete files of killed handlers."""
         with contextlib.suppress(OSError):
-            for folder, kept in ((SENT, SENT_KEPT), (FAILED, FAILED_KEPT)):
-                for path in self._files(folder):
-                    _remove_older(path, now - kept)
-            for path in self.directory.glob("*/.new-*"):
-                _remove_older(path, now - HALF_KEPT)
+            for pattern, kept in (
+                (f"{SENT}/*.json", SENT_KEPT),
+                (f"{FAILED}/*.json", FAILED_KEPT),
+                ("*/.new-*", HALF_KEPT),
+            ):
+                for path in self.directory.glob(pattern):
+                    with contextlib.suppress(OSError):  # gone, or no file: it keeps no other
+                        if path.stat().st_mtime < now - kept:
+                            path.unlink()
 
     def log(self, **entry: object) -> None:
         """Append a line to the log, for people and for reports. A full disk loses the line, but never a text."""
@@ -243,9 +247,3 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _remove_older(path: Path, at: float) -> None:
-    with contextlib.suppress(OSError):  # gone, or no file: it keeps no other
-        if path.stat().st_mtime < at:
-            path.unlink()

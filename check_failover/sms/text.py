@@ -52,8 +52,3 @@ def fit(head: str, body: str, tail: str = "", limit: int = 1) -> str:
         fits = parts(f"{head}{body[:middle].rstrip()}...{tail}") <= limit
         low, high = (middle, high) if fits else (low, middle - 1)
     return f"{head}{body[:low].rstrip()}...{tail}"
-
-
-def shorten(text: str, limit: int = 1) -> str:
-    """The text in at most ``limit`` messages; a cut end is replaced by ``...``."""
-    return fit("", text, "", limit)

@@ -6,7 +6,8 @@ its keys in ``config.schema.json`` (``monitoring``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from functools import partial
+from pkgutil import resolve_name
 from typing import Any, Protocol, cast
 
 from check_failover.model import PassiveResult
@@ -27,18 +28,14 @@ class Transport(Protocol):
         """
 
 
-def _made(module: str, name: str) -> Callable[[Mapping[str, Any]], Transport]:
+def _made(name: str, options: Mapping[str, Any]) -> Transport:
     """Imports the module when a transport is made: requests weighs 20 MiB."""
-
-    def make(options: Mapping[str, Any]) -> Transport:
-        return cast("Transport", getattr(import_module(f"{__name__}.{module}"), name)(options))
-
-    return make
+    return cast("Transport", resolve_name(f"{__name__}.{name}")(options))
 
 
 TRANSPORTS: dict[str, Callable[[Mapping[str, Any]], Transport]] = {
-    "command_file": _made("command_file", "CommandFile"),
-    "nrdp": _made("nrdp", "Nrdp"),
-    "nsca": _made("nsca", "Nsca"),
-    "icinga2": _made("icinga2", "Icinga2"),
+    "command_file": partial(_made, "command_file:CommandFile"),
+    "nrdp": partial(_made, "nrdp:Nrdp"),
+    "nsca": partial(_made, "nsca:Nsca"),
+    "icinga2": partial(_made, "icinga2:Icinga2"),
 }

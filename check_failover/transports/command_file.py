@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from check_failover.model import PassiveResult
 from check_failover.transports import TransportError
+from check_failover.transports.wording import name
 
 PIPE_BUF = 4096  # bytes that one write delivers atomically
 _MEANING = {
@@ -61,7 +62,7 @@ def command(result: PassiveResult) -> bytes:
 
     Long output is cut; the first line and the perfdata stay, because they are the result.
     """
-    head = f"[{int(result.at)}] PROCESS_SERVICE_CHECK_RESULT;{_name(result.host)};{_name(result.service)};"
+    head = f"[{int(result.at)}] PROCESS_SERVICE_CHECK_RESULT;{name(result.host)};{name(result.service)};"
     head += f"{int(result.state)};"
     perfdata = f"|{_clean(result.perfdata)}" if result.perfdata else ""
     fixed = (head + _clean(result.text) + perfdata).encode()
@@ -75,11 +76,6 @@ def _clean(text: str) -> str:
     """Escape newline and backslash for Nagios; replace other control characters, which would damage the command."""
     escaped = text.replace("\\", "\\\\").replace("\n", "\\n")
     return "".join(c if c.isprintable() else " " for c in escaped)
-
-
-def _name(text: str) -> str:
-    """An object name without ``;``, which would shift the fields."""
-    return text.replace(";", ":").replace("\n", " ")
 
 
 def _cut(data: bytes, size: int) -> bytes:

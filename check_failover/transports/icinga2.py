@@ -115,18 +115,14 @@ class Icinga2:
         accept = {"Accept": "application/json", **(headers or {})}
         for again in (True, False):
             try:
-                return self._clients[url].request(
-                    "POST", url + path, json=body, headers=accept, auth=self._credentials()
-                )
+                user = None if self._username is None else (str(self._username), secret(self._password_file))
+                return self._clients[url].request("POST", url + path, json=body, headers=accept, auth=user)
             except OSError as error:
                 raise TransportError(str(error)) from None
             except HttpError as error:
                 if not (again and error.lost):
                     raise TransportError(f"Icinga API {url}: {error}") from None
         raise AssertionError("the second attempt returns or raises")
-
-    def _credentials(self) -> tuple[str, str] | None:
-        return None if self._username is None else (str(self._username), secret(self._password_file))
 
 
 def _body(result: PassiveResult, ttl: float) -> dict[str, Any]:
@@ -162,6 +158,5 @@ def _check(where: str, answer: Answer) -> None:
         raise _UnknownServiceError(f"{where}: no such service there, or the API user's filter hides it")
     if answer.status in (UNAUTHORIZED, FORBIDDEN):
         raise TransportError(f"{where}: {status}: check the API user and its permission actions/process-check-result")
-    taken = answer.status == row.get("code") == OK and "ignoring" not in status.lower()
-    if not taken:
+    if not answer.status == row.get("code") == OK or "ignoring" in status.lower():
         raise TransportError(f"{where}: not taken: {clean(str(row.get('code', answer.status)))} {status}")

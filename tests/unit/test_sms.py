@@ -20,7 +20,7 @@ from check_failover.sms import GatewayError
 from check_failover.sms.flush import SendPlan, SmsSender
 from check_failover.sms.receipts import Receipts
 from check_failover.sms.spool import AWAITED, FAILED, QUEUE, SENT, Spool, SpoolError, Text, key_of
-from check_failover.sms.text import fit, is_gsm, parts, plain, shorten, units
+from check_failover.sms.text import fit, is_gsm, parts, plain, units
 from tests.lab.netns import poll
 
 OPTIONS = sms.OPTIONS | {
@@ -62,7 +62,7 @@ def test_what_fits(text: str, gsm: bool, length: int, count: int) -> None:
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_shorten_fills_its_parts(text: str, limit: int) -> None:
     """What is cut fits, ends in dots and wastes nothing: one more character would not fit."""
-    short = shorten(text, limit)
+    short = fit("", text, limit=limit)
     assert short.endswith("...")
     assert parts(short) <= limit < parts(text[: len(short) - 3 + 1] + "...")
 
