@@ -21,6 +21,7 @@ from typing import Any
 
 from check_failover import control, syncstate
 from check_failover.syncstate import SyncState
+from tests.chaos.data.pair import Second
 from tests.chaos.data.sequence import SERVERS
 from tests.lab import faults
 from tests.lab.daemon import Housed
@@ -167,13 +168,14 @@ class Shelf(Housed):
 class Run:
     """A failover-sync that was started."""
 
-    def __init__(self, ground: Ground, *options: str) -> None:
+    def __init__(self, ground: Ground, *options: str, other: bool = False) -> None:
         site = ground.site
-        argv = python_argv("check_failover.sync.run", "--config", str(site.config), *options, site.kind)
-        self.options, self._out = options, site.directory / "run.out"
+        who, config = ("other", ground.second.config) if other else ("controller", site.config)
+        argv = python_argv("check_failover.sync.run", "--config", str(config), *options, site.kind)
+        self.who, self.options, self._out = who, options, site.directory / "run.out"
         with self._out.open("w") as out:
             self.process = subprocess.Popen(
-                site.house.argv("controller", *argv), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                site.house.argv(who, *argv), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 env=environment(), cwd=ROOT, start_new_session=True,
             )  # fmt: skip
         self._out = self._out.rename(site.directory / f"run-{self.process.pid}.out")
@@ -206,6 +208,7 @@ class Ground:
         try:
             self._parts.enter_context(self.site)
             self._build()
+            self.second = Second(self.site, self.kind)
         except BaseException:
             self._parts.close()
             raise
@@ -215,6 +218,7 @@ class Ground:
         self.end_clients()
         if self.run is not None:
             end(self.run.process)
+        self.second.end()
         if self.kind == "ldap":
             for who in self.server:
                 self.server[who].stop()
@@ -257,8 +261,9 @@ class Ground:
         have = [str(source / name) for name in names if os.path.lexists(source / name)]
         subprocess.run(["/bin/cp", "-a", *have, str(to)], check=True)
 
-    def reset(self) -> None:
+    def reset(self, *, pair: bool) -> None:
         """Everything as at the start: in step, the primary serves, nothing was reached since."""
+        self.second.configure(pair=pair)
         for who in SERVERS:
             self.server[who].stop()
         self.site.kill("redirector")
@@ -274,6 +279,8 @@ class Ground:
         poll(lambda: all(self.server[who].has() is not None for who in SERVERS), 20.0, "both servers serve")
         poll(lambda: self.status()["target"] == "primary", 10.0, "the primary serves")
         poll(self._probed, 20.0, "the standby was probed", every=0.1)
+        if pair:
+            self.second.begin()
         self.begin_clients()
 
     def _probed(self) -> bool:
@@ -337,9 +344,9 @@ class Ground:
     def record(self) -> SyncState:
         return syncstate.own(self.site.directory / "state", self.kind)
 
-    def start(self, *options: str) -> Run:
+    def start(self, *options: str, other: bool = False) -> Run:
         self.join(0.0)
-        self.run = Run(self, *options)
+        self.run = Run(self, *options, other=other)
         return self.run
 
     def join(self, patience: float) -> bool:
@@ -350,7 +357,7 @@ class Ground:
         if not run.over(patience):
             return False
         assert "Traceback" not in run.said, run.said
-        self.tell(f"run {' '.join(run.options)} exit {run.process.returncode}: {run.said}")
+        self.tell(f"run at {run.who} {' '.join(run.options)} exit {run.process.returncode}: {run.said}")
         self.named |= set(KEPT.findall(run.said))
         self.run = None
         return True

@@ -4,7 +4,8 @@
     python -m tests.chaos.data.run [--rounds N] [--seed N]
     python -m tests.chaos.data.run --seed 7 --events "drain +0.5; sync; crash standby"
 
-Seeds from 10001 on are rounds with files, those below with LDAP. A round that fails prints its seed, its sequence and
+Seeds from 10001 on are rounds with files, those below with LDAP; those divisible by 3 have a pair of controllers,
+which can be split. A round that fails prints its seed, its sequence and
 what happened; the others go on, on a fresh site, and the exit code is 1 then. What must be true stands in ``model``.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 from check_failover.syncstate import DIVIDED
 from tests.chaos.data.ground import PATIENCE, Ground, Run
 from tests.chaos.data.model import OTHER, Found, decided, judge, numbers
+from tests.chaos.data.pair import HEARD
 from tests.chaos.data.sequence import Event, Round, generate
 from tests.lab.netns import poll
 
@@ -42,14 +44,15 @@ class Runner:
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
         self._faults: set[tuple[str, str]] = set()
-        self._held = self._late = False
+        self._held = self._late = self._split = False
         self.times = ""  # seconds of the last round: start, events, mending, end
 
     def round(self, this: Round) -> None:
         """Do it; raises ChaosError."""
         ground = self.ground
         began = time.monotonic()
-        ground.reset()
+        ground.reset(pair=this.pair)
+        self._split = False
         self._faults.clear()
         try:
             reset = time.monotonic()
@@ -58,9 +61,9 @@ class Runner:
                 self._do(event)
                 time.sleep(event.pause)
             done = time.monotonic()
-            self._well()
+            self._well(this.pair)
             well = time.monotonic()
-            self._end(this.seed)
+            self._end(this)
             moments = (began, reset, done, well, time.monotonic())
             self.times = " + ".join(f"{later - one:.1f}" for one, later in pairwise(moments))
         except Exception as error:
@@ -85,6 +88,12 @@ class Runner:
             ground.late(on=self._late)
         elif kind == "wait for run":
             ground.join(FOREGROUND)
+        elif kind in ("split", "split over"):
+            self._part(what, split=kind == "split")
+        elif kind in ("other sync", "other reverse"):
+            self._run(kind.partition(" ")[2], what, other=True)
+        elif kind == "other order":
+            ground.tell(f"other: {what}: {ground.second.order(what)}")
         elif kind.split(" ")[0] in ("sync", "reverse", "take"):
             self._run(kind, what)
         else:
@@ -92,7 +101,17 @@ class Runner:
             verb, cut = kind.split(" ")[0], kind == "drain and cut"
             ground.order(verb, **({"deadline": 1.0} if cut else {}), **({"reason": "chaos"} if verb == "hold" else {}))
 
-    def _run(self, kind: str, what: str) -> None:
+    def _part(self, what: str, *, split: bool) -> None:
+        """The two controllers lose each other, or find each other again."""
+        self._split, second = split, self.ground.second
+        if split:
+            second.split()
+            if what == "noted":
+                poll(second.noted, HEARD, "both controllers note the silence", every=0.1)
+        else:
+            second.join()
+
+    def _run(self, kind: str, what: str, *, other: bool = False) -> None:
         ground = self.ground
         if not ground.join(FOREGROUND):
             ground.tell("an earlier run goes on")
@@ -100,7 +119,7 @@ class Runner:
         options = ["--reverse"] if kind.startswith("reverse") else []
         if kind.startswith("take"):  # the server whose clients are asleep: the one that serves, as a person would
             options = ["--take", what if kind == "take" else ground.status()["target"], "--yes"]
-        run = ground.start(*options)
+        run = ground.start(*options, other=other)
         if kind.endswith("killed"):
             _, phase, _, side = what.split(" ")
             ground.kill_run(run, phase, side)
@@ -115,7 +134,7 @@ class Runner:
 
     # ------------------------------------------------------------ the end
 
-    def _well(self) -> None:
+    def _well(self, pair: bool) -> None:
         """Clients stop, all is mended, and what still ran has ended."""
         ground = self.ground
         ground.end_clients()
@@ -129,6 +148,8 @@ class Runner:
         if self._held:
             ground.order("release")
         self._held = self._late = False
+        if pair:
+            self._part("", split=False)
         if not ground.join(HUNG):
             raise AssertionError(f"a run did not end: {ground.record().running}")
         ground.on()
@@ -136,13 +157,13 @@ class Runner:
         if any(one["end"] is not None and one["end"] > time.time() for one in ground.status()["reached"]):
             ground.leases_end()
 
-    def _end(self, seed: int) -> None:
+    def _end(self, this: Round) -> None:
         ground = self.ground
         acknowledged = ground.acknowledged()
         found = self._found(self._settle(), acknowledged)
         problems = judge(found)
         if not problems and found.code:
-            takes = found.serving if seed % 3 else OTHER[found.serving]
+            takes = found.serving if this.seed % (2 if this.pair else 3) else OTHER[found.serving]
             run = self._sync("--take", takes, "--yes")
             found = self._found(run, acknowledged)
             problems = decided(found)

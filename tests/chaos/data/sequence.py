@@ -1,7 +1,7 @@
 """Rounds of data: a seed, and the sequence of events that it stands for. Pure.
 
 Each round begins with both servers in step and the redirect at the primary, so that it can be run again alone. Seeds
-from 10001 on are rounds with files, those below with LDAP.
+from 10001 on are rounds with files, those below with LDAP; those divisible by 3 have a second controller.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Scene:
     """What a sequence has brought about, as far as it chooses the next event by it."""
 
     faults: frozenset[tuple[str, str]] = frozenset()  # kind, server
-    marks: frozenset[str] = frozenset()  # held, late, asleep, running (a sync in the background)
+    marks: frozenset[str] = frozenset()  # pair, split, held, late, asleep, running (a sync in the background)
     away: bool = False  # the standby may serve
     back: bool = False  # a reverse run may have brought the data back
 
@@ -70,13 +70,22 @@ class Round:
     def kind(self) -> str:
         return "files" if self.seed >= FILES else "ldap"
 
+    @property
+    def pair(self) -> bool:
+        return self.seed % 3 == 0
+
+    @property
+    def scene(self) -> Scene:
+        """Before the first event."""
+        return Scene(marks=frozenset({"pair"} if self.pair else ()))
+
     def __str__(self) -> str:
         return "; ".join(map(str, self.events))
 
 
 def generate(seed: int, most: int = 7) -> Round:
     """The round of that seed: up to ``most`` events."""
-    dice, scene, events = random.Random(seed), Scene(), []
+    dice, scene, events = random.Random(seed), Round(seed, ()).scene, []
     for _ in range(dice.randint(2, most)):
         found = {
             Event(name, what): kind.weight(scene, what) for name, kind in sorted(KINDS.items()) for what in kind.whats
@@ -147,7 +156,29 @@ def _killed(kind: str) -> Kind:
     return Kind(whats, weight, lambda scene, _what: scene)
 
 
+def _split(scene: Scene, _what: str) -> int:
+    return 25 * ("pair" in scene.marks and "split" not in scene.marks)
+
+
+def _other(kind: str, whats: tuple[str, ...]) -> Kind:
+    """What a person or the timer does at the second controller."""
+
+    def weight(scene: Scene, _what: str) -> int:
+        return (20 if "split" in scene.marks else 5) * ("pair" in scene.marks) // len(whats)
+
+    def effect(scene: Scene, what: str) -> Scene:
+        if kind == "other order" and "split" not in scene.marks:
+            return replace(scene, away=what != "fail-back")
+        return replace(scene, marks=scene.marks | {"running"}) if what == "in background" else scene
+
+    return Kind(whats, weight, effect)
+
+
 KINDS: dict[str, Kind] = {
+    "split": Kind(("", "noted"), _split, lambda scene, _what: replace(scene, marks=scene.marks | {"split"})),
+    "split over": _mark("split", on=False, weight=8),
+    **{f"other {kind}": _other(f"other {kind}", ("", "in background")) for kind in SYNCS},
+    "other order": _other("other order", ("drain", "fail-over", "fail-back")),
     "write": Kind(("",), lambda _scene, _what: 4, lambda scene, _what: scene),
     "clients sleep": _mark("asleep", on=True, weight=10),  # with their connections open
     "clients wake": _mark("asleep", on=False, weight=8),
