@@ -241,9 +241,9 @@ def test_a_cut_leaves_nobody_dead(controller: Controller, service: str) -> None:
         SHAPES[service][5],
         {"facts": {"standby_ok": True}, "manual": True, "by": "test"},
     )
+    assert controller.flip(service)["flipped"]
+    session = Session(controller, service)
     with sniffer(controller):
-        assert controller.flip(service)["flipped"]
-        session = Session(controller, service)
         assert controller.say("fail-back", service, **manual, deadline=3600)["flipped"]
         restart(controller)
         assert elements(controller, "dead", service) == set()
