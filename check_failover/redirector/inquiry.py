@@ -16,6 +16,7 @@ RECENT = 1.0  # seconds from the verdict to the order; usually below 0.1
 log = logging.getLogger(__name__)
 STATUS_TIMEOUT = 0.5  # seconds, where a person waits for a status and nothing is decided
 ORDER_TIMEOUT = 0.4  # seconds, where an order has facts of its own
+LATE_TIMEOUT = 3.0  # seconds, where these facts are late
 SILENT_FOR = 3.0  # seconds for which no further status asks a sniffer that hangs: one of fifty services asks it often
 _silent_until = float("-inf")
 
@@ -58,11 +59,12 @@ def with_missing_facts(
         unknown = facts.detector is None and not (facts.probes or facts.blind)
         measured = None if facts.evidence is None else facts.evidence / 1000
         before = measured is not None and since is not None and measured < since
-        there = bool(_sniffer(controller, service, ORDER_TIMEOUT))
-        late = there and measured is not None and abs(time.time() - measured) > RECENT
+        late = measured is not None and abs(time.time() - measured) > RECENT
+        # Late facts may move clients off a server that is well again, so a slow sniffer is waited for.
+        there = bool(_sniffer(controller, service, LATE_TIMEOUT if late else ORDER_TIMEOUT))
         if unknown or before or there:
             facts = _ask_for_facts(controller, service, facts)
-        if late and facts.server is Target.PRIMARY:
+        if late and there and facts.server is Target.PRIMARY:
             facts = replace(facts, standby_ok=None)
     if facts.standby_ok is None:
         facts = replace(facts, standby_ok=probe(controller, service, Target.STANDBY))
