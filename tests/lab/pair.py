@@ -139,12 +139,11 @@ class Half:
         """Start all programs at once, as at a boot; they must wait for one another themselves."""
         run = self.directory / "run"
         run.mkdir(exist_ok=True)
-        for left_over in run.iterdir():
-            left_over.unlink()
+        for left_over in (*run.iterdir(), *self.directory.glob("*.pid"), self.directory / "conntrackd.lock"):
+            left_over.unlink(missing_ok=True)
         for link in ("cl0", "sv0"):
             self._ip("link", "set", link, "up")
         if self.conntrackd:
-            (self.directory / "conntrackd.lock").unlink(missing_ok=True)
             self._start("conntrackd", "/usr/sbin/conntrackd", "-C", str(self.directory / "conntrackd.conf"))
             poll((self.directory / "conntrackd.ctl").exists, 10.0, f"{self.who}: conntrackd")
         keepalived = [KEEPALIVED, "--dont-fork", "--log-console", "--vrrp", "--use-file", "keepalived.conf"]
@@ -159,9 +158,10 @@ class Half:
         """Cut the power: the machine sends nothing more, and its rules and addresses are gone."""
         for link in ("cl0", "sv0"):
             self._ip("link", "set", link, "down")
-        for pid in self.house.pids(self.who):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        while pids := self.house.pids(self.who):  # again and again: keepalived starts scripts
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         for process in self.processes.values():
             process.kill()
             process.wait()

@@ -80,7 +80,7 @@ def test_the_active_one_dies_in_a_fail_over(pair: Pair, heard: bool) -> None:
     follower.send_signal(signal.SIGCONT)
     client.served_by("standby", pair.right)
     assert pair.right.active()
-    assert pair.right.status()["target"] == "standby"
+    poll(lambda: pair.right.status()["target"] == "standby", 10.0, "right has moved: until then it rescues the clients")
 
     pair.serve("primary")
     poll(lambda: pair.right.say("fail-back")["flipped"], 30.0, "a person fails back", every=0.5)
