@@ -59,7 +59,6 @@ def flipped_within(site: Site, fault: str, seconds: float) -> None:
         ("strays", 2.0, "hang", 4.0),
         ("forged", 2.0, "hang", 4.0),
         ("provoke", 50.0, "apperror", 6.0),
-        ("acks", 20_000.0, "hang", 4.0),
     ],
 )
 def test_it_hides_no_fault(site: Site, attack: Attack, kind: str, rate: float, fault: str, seconds: float) -> None:

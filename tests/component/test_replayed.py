@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from check_failover import control
-from tests.component.test_redirector import NFT, ROOT, SHAPES, Controller
+from tests.component.test_redirector import FACTS, NFT, ROOT, SHAPES, Controller
 from tests.lab.netns import House, poll, python_argv
 
 pytestmark = pytest.mark.component
@@ -66,7 +66,7 @@ def test_what_is_under_way_is_sent_on(tmp_path: Path, monkeypatch: pytest.Monkey
         poll(under_way, 10.0, "all four are under way", every=0.01)
         for service in SERVICES:
             controller.say("release", service)
-            assert controller.flip(service)["flipped"]
+            assert controller.say("fail-over", service, facts=FACTS, manual=True, by="test")["flipped"]
         for service in SERVICES:
             answer = tmp_path / f"{service}.log"
             poll(lambda answer=answer: "standby" in answer.read_text(), 10.0, f"{service} is served")  # type: ignore[misc]
