@@ -6,7 +6,10 @@ recomputed before such a packet is sent again. scapy would do it in 25 ms, this 
 Source: RFC 1071, 791, 9293 (3.1), 768, 8200 (8.1).
 """
 
+import random
 import struct
+
+from check_failover.model import Endpoint
 
 _TCP, _UDP = 6, 17
 _CHECKSUM_AT = {_TCP: 16, _UDP: 6}
@@ -20,6 +23,13 @@ def checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
+
+
+def bare_ack(source: Endpoint, destination: Endpoint) -> bytes:
+    """A TCP segment that has the ACK flag, random numbers and nothing else (RFC 9293, section 3.1)."""
+    numbers = random.getrandbits(32), random.getrandbits(32)
+    segment = struct.pack("!HHIIBBHHH", source.port, destination.port, *numbers, 5 << 4, 0x10, 1024, 0, 0)
+    return _with_checksum(source.packed + destination.packed, _TCP, bytearray(segment))
 
 
 def finish(packet: bytes) -> bytes | None:
@@ -38,9 +48,14 @@ def finish(packet: bytes) -> bytes | None:
     at = _CHECKSUM_AT.get(proto)
     if at is None or len(packet) < total or len(segment) < at + 2:
         return None
+    return packet[:header] + _with_checksum(addresses, proto, segment)
+
+
+def _with_checksum(addresses: bytes, proto: int, segment: bytearray) -> bytes:
+    at = _CHECKSUM_AT[proto]
     segment[at : at + 2] = b"\0\0"
     value = checksum(addresses + struct.pack("!IBBH", len(segment), 0, 0, proto) + segment)
     if proto == _UDP and value == 0:
         value = 0xFFFF  # 0 would mean "no checksum" (RFC 768)
     segment[at : at + 2] = struct.pack("!H", value)
-    return packet[:header] + bytes(segment)
+    return bytes(segment)

@@ -1,4 +1,9 @@
-"""Running drains: ended, and where necessary cut, when they are over (``drain.ending``)."""
+"""Running drains.
+
+A drain is planned work: new connections go to the new target, open ones finish on the old server. It ends when no open
+connection is left. The redirector cuts the rest, as in a fail-over, at the drain's deadline or when the old server
+fails, because the connections would be stranded then.
+"""
 
 import logging
 import threading
@@ -9,13 +14,21 @@ from check_failover import reach
 from check_failover.model import Service, Why
 from check_failover.records import Drain, JournalEntry
 from check_failover.redirector import Redirect, RedirectError
-from check_failover.redirector.drain import ending
 from check_failover.redirector.order import Order
 from check_failover.redirector.repair import Repair
 from check_failover.redirector.state import StateError
 from check_failover.redirector.store import StateStore
 
 log = logging.getLogger(__name__)
+
+
+def ending(drain: Drain, left: int, *, old_failed: bool, now: float) -> str | None:
+    """Why the drain is over; None while it goes on. ``now``: the wall clock; ``left``: number of open connections."""
+    if left == 0:
+        return f"no connection is left on the {drain.old}"
+    if drain.deadline is not None and now >= drain.deadline:
+        return "the deadline is over"
+    return f"the {drain.old} fails its probes" if old_failed else None
 
 
 class Drains:

@@ -8,7 +8,7 @@ notification command report here, and the redirector only records that.
 import ipaddress
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from check_failover.control import Message
 from check_failover.listening import RequestRefusedError
@@ -21,18 +21,6 @@ from check_failover.redirector.steering import Steering
 
 LONGEST = 600.0  # seconds
 PARTS = ("handler", "notification")  # the programs that the core runs in a drill
-
-
-@dataclass(slots=True)
-class DrillRecord:
-    """A drill in progress. ``parts``: the programs that the core has run so far."""
-
-    id: str
-    client: str | None  # None: this redirect cannot redirect a single client, the drill tests the rest
-    by: str
-    until: float  # Unix time
-    known: frozenset[tuple[Target, int]]  # the client's earlier connections, which prove nothing
-    parts: dict[str, DrillPart] = field(default_factory=dict)
 
 
 class Drills:
@@ -48,7 +36,8 @@ class Drills:
     def __init__(self, redirect: Redirect, steering: Steering) -> None:
         self._redirect, self._steering = redirect, steering
         self._lock = threading.Lock()
-        self.running: dict[str, DrillRecord] = {}  # service -> its drill
+        self.running: dict[str, DrillStatus] = {}  # service -> its drill
+        self._known: dict[str, frozenset[tuple[Target, int]]] = {}  # its client's earlier connections prove nothing
 
     def begin(self, service: Service, message: Message, by: str) -> Message:
         """Send the client to the standby. Raises RequestRefusedError, RedirectError, StateError."""
@@ -69,7 +58,8 @@ class Drills:
                 self._steering.reaching.drill(service.name, seconds)
                 self._redirect.send_to_standby(service, client, seconds)
             entry = self._steering.note(service.name, "drill", by, text)
-            self.running[service.name] = DrillRecord(entry.id, client, by, time.time() + seconds, known)
+            self._known[service.name] = known
+            self.running[service.name] = DrillStatus(entry.id, client, by, time.time() + seconds, {})
         return {"id": entry.id, "client": client, "in_use": any(target is Target.PRIMARY for target, _ in known)}
 
     def report(self, service: Service, message: Message, peer: Peer) -> Message:
@@ -80,7 +70,8 @@ class Drills:
             if drill is None or drill.id != said or part not in PARTS:
                 raise RequestRefusedError("drilled: no such drill goes on (a late result of an older one?)")
             problem = message.get("problem")
-            drill.parts[str(part)] = DrillPart(time.time(), peer.uid, str(problem) if problem else None)
+            heard = DrillPart(time.time(), peer.uid, str(problem) if problem else None)
+            self.running[service.name] = replace(drill, parts={**drill.parts, str(part): heard})
         return {"text": f"drill {drill.id}: heard; a drill moves nothing"}
 
     def end(self, service: Service, message: Message, by: str) -> Message:
@@ -92,7 +83,7 @@ class Drills:
                 raise RequestRefusedError("drill-end: no such drill goes on")
             self._forget(service, drill)
             text = f"drill {drill.id} failed: {failed}"[:500] if failed else f"drill {drill.id} passed"
-            self._steering.note(service.name, "drill-end", by, text, parts=dict(drill.parts))
+            self._steering.note(service.name, "drill-end", by, text, parts=drill.parts)
         return {"text": text}
 
     def advance(self, service: Service) -> None:
@@ -102,7 +93,7 @@ class Drills:
             if drill is not None and time.time() > drill.until:
                 self._forget(service, drill)
                 text = f"drill {drill.id}: its time is over and no program ended it"
-                self._steering.note(service.name, "drill-end", "redirector", text, parts=dict(drill.parts))
+                self._steering.note(service.name, "drill-end", "redirector", text, parts=drill.parts)
 
     def status(self, service: Service) -> DrillStatus | None:
         """The state of a running drill. Raises RedirectError."""
@@ -110,10 +101,9 @@ class Drills:
         if drill is None:
             return None
         now = frozenset() if drill.client is None else self._redirect.answered(service, drill.client)
-        served = any(target is Target.STANDBY for target, _ in now - drill.known)
-        return DrillStatus(drill.id, drill.client, drill.by, drill.until, dict(drill.parts), served)
+        return replace(drill, served=any(target is Target.STANDBY for target, _ in now - self._known[service.name]))
 
-    def _forget(self, service: Service, drill: DrillRecord) -> None:
+    def _forget(self, service: Service, drill: DrillStatus) -> None:
         del self.running[service.name]
         if drill.client is not None:
             self._redirect.send_to_standby(service, None, 0.0)

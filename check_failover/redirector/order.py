@@ -82,29 +82,17 @@ def table(order: Order) -> tuple[Row, ...]:
     return TABLES[order.verb]
 
 
-def decided(order: Order, state: ServiceState, age: float | None, now: float) -> Decision:
+def decided(order: Order, known: Situation) -> Decision:
     """The decision by the order's table."""
-    decision = decide(table(order), order.facts, order.service.policy, situation(order, state, age, now))
+    decision = decide(table(order), order.facts, order.service.policy, known)
     return replace(decision, text=f"{decision.text}; {order.note}") if order.note else decision
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """An order, its facts and its decision as one line for the debug log, formatted only if logged."""
-
-    order: Order
-    state: ServiceState
-    age: float | None
-    now: float
-    decision: Decision
-
-    def __str__(self) -> str:
-        order, known = self.order, situation(self.order, self.state, self.age, self.now)
-        facts, here = (
-            [f"{k}={v}" for k, v in asdict(record).items() if v is not None] for record in (order.facts, known)
-        )
-        head = f"{order.service.name}: {order.verb} by {order.by}: {self.decision.reason}: {self.decision.text}"
-        return f"{head}; facts: {' '.join(facts)}; here: {' '.join(here)}"
+def explained(order: Order, known: Situation, decision: Decision) -> str:
+    """An order, its facts and its decision as one line for the debug log."""
+    facts, here = ([f"{k}={v}" for k, v in asdict(record).items() if v is not None] for record in (order.facts, known))
+    head = f"{order.service.name}: {order.verb} by {order.by}: {decision.reason}: {decision.text}"
+    return f"{head}; facts: {' '.join(facts)}; here: {' '.join(here)}"
 
 
 def after(before: ServiceState, order: Order, now: float) -> ServiceState:

@@ -9,17 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from check_failover import syncstate
+from check_failover.decide import RESCUE, Reason, Situation, decide
 from check_failover.model import Facts, Service, Target
 from check_failover.records import JournalEntry
 from check_failover.redirector import Redirect, RedirectError, Wiring, current
 from check_failover.redirector.state import ServiceState, StateError
 from check_failover.redirector.store import StateStore
-from check_failover.redirector.wiring import wiring
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
 SWEEP_AFTER = 0.3  # seconds from the poke to the sweep; clients have answered by then
 SWEEP_AGAIN = 2.0  # seconds to the next attempt after a sweep that failed
+# Refusals with which the sniffer rescues no connection; decide.RESCUE names those that forbid the standby.
+_NO_RESCUE = frozenset({Reason.NO_HEALTHY_SERVER, Reason.STANDBY_UNKNOWN, Reason.BLIND})
+
+
+def wiring(service: Service, state: ServiceState, leaving: Target | None, synced: Facts) -> Wiring:
+    """What the kernel must have: computed from the state, so that no path can forget to switch it back. Pure.
+
+    While nothing is decided, a refusal of a new connection is kept from the client: a flip or the sniffer's rescue
+    serves it in a moment. When an automatic fail-over stands refused, clients hear the truth, unless the standby may
+    still serve single connections. ``leaving``: the server whose connections a flip or a cut is ending just now;
+    ``synced``: the sync's record.
+    """
+    dead = leaving if state.drain is None and leaving is not state.target else None
+    allowed = decide(RESCUE, synced, service.policy, Situation(state.target, state.hold)).flip
+    rescued = service.policy.rescue and state.standing not in _NO_RESCUE and allowed
+    return Wiring(state.target, dead, state.standing is None or rescued)
 
 
 class Repair:

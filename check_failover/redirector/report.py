@@ -31,15 +31,13 @@ class CoreReports:
 
     def attempt(self, service: Service, entry: JournalEntry, status: ServiceStatus) -> None:
         """Report an attempt's outcome, then the state. ``status`` may be more recent than the attempt."""
+        text = outcome(service, entry)
         if entry.flipped and status.target != entry.to:  # another flip followed; its own result comes next
             state = State.WARNING if entry.to == Target.STANDBY else State.OK
-            self._send(service, "redirect", state, outcome(service, entry), status)
-            return
-        if entry.flipped:
-            self.state(service, status, outcome(service, entry))
-            return
-        text = outcome(service, entry)
-        if entry.verb in ("fail-over", "drain"):
+            self._send(service, "redirect", state, text, status)
+        elif entry.flipped:
+            self.state(service, status, text)
+        elif entry.verb in ("fail-over", "drain"):
             state = State.CRITICAL if entry.verb == "fail-over" else State.WARNING
             self._send(service, "redirect", state, text, status)
         else:
@@ -48,9 +46,7 @@ class CoreReports:
 
     def look(self, service: Service, status: ServiceStatus) -> None:
         """Called every few seconds: reports a change, or a heartbeat."""
-        now = _fingerprint(status)
-        at, before = self._last.get(service.name, (float("-inf"), None))
-        if now != before or time.monotonic() - at >= HEARTBEAT:
+        if self.due(service) or _fingerprint(status) != self._last[service.name][1]:
             self.state(service, status)
 
     def due(self, service: Service) -> bool:

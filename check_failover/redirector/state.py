@@ -10,6 +10,8 @@ target.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,30 +78,24 @@ def intend(directory: Path, name: str, state: ServiceState) -> None:
     """Write an intent. Raises StateError; then an earlier intent stays."""
     intent = _intent(directory, name)
     whole = intent.with_suffix(".writing")
-    try:
+    with _writing(directory, name):
         whole.write_bytes(json.dumps(asdict(state)).encode() + b"\n")
         whole.rename(intent)
-    except OSError as error:
-        raise _cannot_write(directory, name, error) from None
 
 
 def withdraw(directory: Path, name: str) -> None:
     """Remove the intent of a failed flip. Raises StateError."""
-    try:
+    with _writing(directory, name):
         _intent(directory, name).unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(directory, name, error) from None
 
 
 def settle(directory: Path, name: str) -> None:
     """Make the intent the durable state. Raises StateError; then the intent stays."""
     path, intent = directory / f"{name}.json", _intent(directory, name)
-    try:
+    with _writing(directory, name):
         _sync(intent, os.O_RDONLY)
         intent.rename(path)
         _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise _cannot_write(directory, name, error) from None
 
 
 def _intent(directory: Path, name: str) -> Path:
@@ -114,8 +110,13 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(directory: Path, name: str, error: OSError) -> StateError:
-    return StateError(f"cannot write the state ({error.strerror}): check space and rights of {directory / name}.json")
+@contextmanager
+def _writing(directory: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        path = directory / f"{name}.json"
+        raise StateError(f"cannot write the state ({error.strerror}): check space and rights of {path}") from None
 
 
 def next_generation(before: int, now: float) -> int:

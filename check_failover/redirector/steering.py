@@ -24,7 +24,7 @@ from check_failover.model import Endpoint, Facts, Hold, Service, Target
 from check_failover.records import Caller, DrillParts, JournalEntry, ServiceStatus
 from check_failover.redirector import Change, Redirect, RedirectError, Wiring, current
 from check_failover.redirector.draining import Drains
-from check_failover.redirector.order import Explained, Order, after, decided
+from check_failover.redirector.order import Order, after, decided, explained, situation
 from check_failover.redirector.reaching import Reaching
 from check_failover.redirector.repair import Event, Repair, quietly
 from check_failover.redirector.state import ServiceState, StateError, disagreement, outranks
@@ -136,9 +136,10 @@ class Steering:
 
     def _decided(self, order: Order) -> Decision:
         state, age = self._store.state[order.service.name], self._store.since_move(order.service.name)
-        now = time.time()
-        decision = decided(order, state, age, now)
-        log.debug("%s", Explained(order, state, age, now, decision))
+        known = situation(order, state, age, time.time())
+        decision = decided(order, known)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s", explained(order, known, decision))
         return decision
 
     def _order(self, order: Order, decision: Decision) -> JournalEntry:

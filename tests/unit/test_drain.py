@@ -6,7 +6,7 @@ import pytest
 
 from check_failover.model import Target
 from check_failover.records import Drain
-from check_failover.redirector.drain import ending
+from check_failover.redirector.draining import ending
 
 AT = 1_000_000.0
 DRAIN = Drain(Target.PRIMARY, AT)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from check_failover.config import Config, Controller
 from check_failover.model import CheckSpec, Endpoint, Service, Target
 from check_failover.places import PLACES
+from check_failover.rawip import bare_ack
 from check_failover.redirector import RedirectError
-from check_failover.redirector.ipfilter.poke import segment
 from check_failover.redirector.ipfilter.rules import (
     TAG_LENGTH,
     Other,
@@ -333,7 +333,7 @@ def test_whose_session_it_is() -> None:
 def test_a_poke_is_a_correct_segment(one: Service, other: Service) -> None:
     """Ports, the bare ACK, and a checksum over the pseudo-header that comes out as zero (RFC 1071)."""
     client = replace(one.primary, port=other.address.port)
-    raw = segment(one.address, client)
+    raw = bare_ack(one.address, client)
     source, destination, _, _, offset, flags = struct.unpack("!HHIIBB", raw[:14])
     assert (source, destination, offset >> 4, flags) == (one.address.port, client.port, 5, 0x10)
     pseudo = one.address.packed + client.packed + struct.pack("!II", len(raw), socket.IPPROTO_TCP) + raw

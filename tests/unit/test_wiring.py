@@ -13,8 +13,8 @@ from check_failover.decide import Reason
 from check_failover.model import Facts, Hold, Target
 from check_failover.records import Drain
 from check_failover.redirector import Wiring
+from check_failover.redirector.repair import wiring
 from check_failover.redirector.state import ServiceState
-from check_failover.redirector.wiring import wiring
 
 P, S = Target.PRIMARY, Target.STANDBY
 SERVICE = load(Path(__file__).parents[1] / "fixtures" / "config" / "good.toml").service("ldap")

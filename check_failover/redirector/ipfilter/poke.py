@@ -6,14 +6,12 @@ the old rule, so that answer goes to the new server, which does not know the con
 connects anew. Raw sockets of the plain kind, so that every system that has IPFilter has them; root only.
 """
 
-import random
 import socket
-import struct
 import time
 from collections.abc import Iterable
 
 from check_failover.model import Endpoint
-from check_failover.rawip import checksum
+from check_failover.rawip import bare_ack
 
 PACE = 10_000  # clients per second: they all connect anew, and one server takes them
 _BATCH = 100
@@ -29,7 +27,7 @@ def poke(pairs: Iterable[tuple[Endpoint, Endpoint]]) -> int:
                 sockets[address.address] = _open(address)
             where = (client.address, 0) if client.family == 4 else (client.address, 0, 0, 0)
             try:
-                sockets[address.address].sendto(segment(address, client), where)
+                sockets[address.address].sendto(bare_ack(address, client), where)
             except OSError:
                 continue  # this client cannot be reached any more: it is not stranded, it is gone
             poked += 1
@@ -50,14 +48,3 @@ def _open(address: Endpoint) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def segment(address: Endpoint, client: Endpoint) -> bytes:
-    """A TCP header: ACK, random numbers, correct checksum (RFC 9293, section 3.1; RFC 8200, section 8.1)."""
-    header = struct.pack(
-        "!HHIIBBHHH",
-        *(address.port, client.port, random.getrandbits(32), random.getrandbits(32)),
-        *(5 << 4, 0x10, 8192, 0, 0),
-    )
-    pseudo = address.packed + client.packed + struct.pack("!II", len(header), socket.IPPROTO_TCP)
-    return header[:16] + struct.pack("!H", checksum(pseudo + header)) + header[18:]

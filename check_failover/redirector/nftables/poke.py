@@ -8,19 +8,17 @@ which the raw chain says ``notrack``: conntrack must not take them for a reply o
 Source: raw(7), ipv6(7).
 """
 
-import random
 import socket
 import struct
 import time
 from collections.abc import Sequence
 
 from check_failover.model import MARK_POKE, Endpoint, Service
-from check_failover.rawip import finish
+from check_failover.rawip import bare_ack
 from check_failover.redirector import RedirectError
 
 BATCH = 200  # clients between two pauses, so that the standby is not stampeded
 PAUSE = 0.005  # seconds
-_ACK = 0x10
 _HOPS = 64
 
 
@@ -36,7 +34,7 @@ class Poker:
         for count, client in enumerate(clients):
             if count and count % BATCH == 0:
                 time.sleep(PAUSE)
-            packet = bare_ack(service.address, client, random.getrandbits(32), random.getrandbits(32))
+            packet = _packet(service.address, client)
             try:
                 self._socket(client.family).sendto(packet, (client.address, 0))
                 sent += 1
@@ -55,13 +53,11 @@ class Poker:
         return self._sockets[family]
 
 
-def bare_ack(source: Endpoint, destination: Endpoint, sequence: int, acknowledged: int) -> bytes:
-    """An IP packet with a TCP segment that has the ACK flag and nothing else."""
-    tcp = struct.pack("!HHIIBBHHH", source.port, destination.port, sequence, acknowledged, 5 << 4, _ACK, 1024, 0, 0)
+def _packet(source: Endpoint, destination: Endpoint) -> bytes:
+    """A bare ACK with its IP header; the kernel fills in the IPv4 header's own checksum (raw(7))."""
+    tcp = bare_ack(source, destination)
     if source.family == 6:
-        header = struct.pack("!IHBB", 6 << 28, len(tcp), 6, _HOPS) + source.packed + destination.packed
+        header = struct.pack("!IHBB", 6 << 28, len(tcp), 6, _HOPS)
     else:
-        header = (
-            struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, _HOPS, 6, 0) + source.packed + destination.packed
-        )
-    return finish(header + tcp) or b""  # the kernel fills in the IPv4 header's own checksum (raw(7))
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, _HOPS, 6, 0)
+    return header + source.packed + destination.packed + tcp
