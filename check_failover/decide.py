@@ -282,6 +282,15 @@ AUTO_FAIL_BACK: tuple[Row, ...] = (
     *FAIL_BACK,
 )
 
+# An order's verb -> its table.
+TABLES = {
+    "fail-over": FAIL_OVER,
+    "drain": DRAIN,
+    "fail-back": FAIL_BACK,
+    "auto-fail-back": AUTO_FAIL_BACK,
+    "rescue": RESCUE,
+}
+
 # The text of a row of the fail-back checklist when its condition is met.
 MET: dict[Reason, str] = {
     Reason.HOLD: "not held",

@@ -83,24 +83,15 @@ def _users(controller: Controller) -> dict[str, str]:
 
 
 def _roles(controller: Controller, peer: Peer) -> set[str]:
-    roles = {role for role, name in _users(controller).items() if peer.uid == _uid(name)}
-    if _gid(controller.operators) in peer.gids:
-        roles.add(_OPERATORS)
+    roles = set()
+    for role, name in _users(controller).items():
+        with contextlib.suppress(KeyError):  # no such user here
+            if peer.uid == pwd.getpwnam(name).pw_uid:
+                roles.add(role)
+    with contextlib.suppress(KeyError):
+        if grp.getgrnam(controller.operators).gr_gid in peer.gids:
+            roles.add(_OPERATORS)
     with contextlib.suppress(OSError):  # no run of failover-sync yet
         if peer.uid == directory(controller.state_dir).stat().st_uid:
             roles.add(_SYNC)
     return roles
-
-
-def _uid(name: str) -> int:
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        return -1
-
-
-def _gid(name: str) -> int:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        return -1

@@ -3,6 +3,7 @@
 A job asks the sniffer, which may hang; the redirector has answered the order before that.
 """
 
+import contextlib
 import logging
 import queue
 import threading
@@ -40,12 +41,9 @@ class Afterwards:
     def close(self) -> None:
         """Finish the waiting jobs, for ``LAST_WORD`` seconds at most. No job may be submitted afterwards."""
         self.closing = True
-        try:
+        with contextlib.suppress(queue.Full):
             self._jobs.put(None, timeout=LAST_WORD)
-        except queue.Full:
-            log.error("%d passive results are lost, the journal has what was done", self._jobs.qsize())
-            return
-        self._thread.join(LAST_WORD)
+            self._thread.join(LAST_WORD)
         if self._thread.is_alive():
             log.error("%d passive results are lost, the journal has what was done", self._jobs.qsize())
 

@@ -7,29 +7,10 @@ from dataclasses import asdict, dataclass, replace
 
 from check_failover import reach
 from check_failover.damping import Damping, decayed, failed_over
-from check_failover.decide import (
-    AUTO_FAIL_BACK,
-    DRAIN,
-    FAIL_BACK,
-    FAIL_OVER,
-    LAST_RESORT,
-    RESCUE,
-    Decision,
-    Row,
-    Situation,
-    decide,
-)
+from check_failover.decide import LAST_RESORT, TABLES, Decision, Situation, decide
 from check_failover.model import Facts, Service, Target
 from check_failover.records import Caller, Drain
 from check_failover.redirector.state import ServiceState, next_generation
-
-TABLES = {
-    "fail-over": FAIL_OVER,
-    "drain": DRAIN,
-    "fail-back": FAIL_BACK,
-    "auto-fail-back": AUTO_FAIL_BACK,
-    "rescue": RESCUE,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +18,7 @@ class Order:
     """An order to flip. ``primary_*`` and ``synced_back`` are facts for the table ``decide.FAIL_BACK``."""
 
     service: Service
-    verb: str  # a key of TABLES
+    verb: str  # a key of ``decide.TABLES``
     by: str
     facts: Facts
     manual: bool = False
@@ -75,16 +56,10 @@ def situation(order: Order, state: ServiceState, age: float | None, now: float) 
     )
 
 
-def table(order: Order) -> tuple[Row, ...]:
-    """The order's table. A fail-over from the standby to the primary has its own one."""
-    if order.verb == "fail-over" and order.facts.server is Target.STANDBY and not order.manual:
-        return LAST_RESORT
-    return TABLES[order.verb]
-
-
 def decided(order: Order, known: Situation) -> Decision:
-    """The decision by the order's table."""
-    decision = decide(table(order), order.facts, order.service.policy, known)
+    """The decision by the order's table. A fail-over from the standby to the primary has its own one."""
+    back = order.verb == "fail-over" and order.facts.server is Target.STANDBY and not order.manual
+    decision = decide(LAST_RESORT if back else TABLES[order.verb], order.facts, order.service.policy, known)
     return replace(decision, text=f"{decision.text}; {order.note}") if order.note else decision
 
 

@@ -67,7 +67,7 @@ class RedirectorRequests:
             timeout = inquiry.STATUS_TIMEOUT
             health = {} if ending else inquiry.health(self._controller, service, Target.PRIMARY, timeout)
             facts = inquiry.synced(self._controller, service, Facts())
-            order = self._with_primary(Order(service, "fail-back", "", facts, manual=True), health.get("ok"), health)
+            order = self._with_primary(Order(service, "fail-back", "", facts, manual=True), health)
         status = self._steering.status(service.name, order)
         state, text = redirect_state(status)
         lines = tuple(detail_lines(service, status, self._report_url))
@@ -171,7 +171,7 @@ class RedirectorRequests:
             raise RequestRefusedError(f"{verb}: only operators and root may order by hand")
         deadline = _deadline(service, message)
         facts = inquiry.synced(self._controller, service, _facts(message))
-        since = self._steering.since(service.name)
+        since = self._steering.states()[service.name].since
         facts = inquiry.with_missing_facts(self._controller, service, verb, facts, manual=manual, since=since)
         note = _words(message.get("note") or "")[:200]
         order = Order(service, verb, by, facts, manual=manual, note=note, peer=Caller(peer.pid, peer.uid))
@@ -181,9 +181,8 @@ class RedirectorRequests:
         order = replace(order, drain=verb == "drain" or facts.standby_ok is not False, deadline=deadline)
         if verb == "drain":
             return order
-        health = inquiry.health(self._controller, service, Target.PRIMARY)
-        order = self._with_primary(order, inquiry.probe(self._controller, service, Target.PRIMARY), health)
-        return replace(order, manual=True)
+        order = self._with_primary(order, inquiry.health(self._controller, service, Target.PRIMARY))
+        return replace(order, manual=True, primary_ok=inquiry.probe(self._controller, service, Target.PRIMARY))
 
     def _with_health(self, order: Order) -> Order:
         """A fail-over with the facts that its table needs about the other server, from the sniffer's probes."""
@@ -191,21 +190,20 @@ class RedirectorRequests:
         if order.manual:
             return order
         if order.facts.server is Target.STANDBY:
-            health = inquiry.health(self._controller, service, Target.PRIMARY)
-            return self._with_primary(order, health.get("ok"), health)
+            return self._with_primary(order, inquiry.health(self._controller, service, Target.PRIMARY))
         damping = self._steering.states()[service.name].damping
         if proof(decayed(damping, time.time(), service.policy.damping_half_life), 1.0) > 0:  # flapping
             health = inquiry.health(self._controller, service, Target.STANDBY)
             return replace(order, standby_good_for=float(health.get("good_for") or 0.0))
         return order
 
-    def _with_primary(self, order: Order, primary_ok: bool | None, health: dict[str, Any]) -> Order:
+    def _with_primary(self, order: Order, health: dict[str, Any]) -> Order:
         """The order with the facts that its checklist needs about the primary."""
-        since, planned = self._steering.since(order.service.name), order.verb != "fail-over"
+        since, planned = self._steering.states()[order.service.name].since, order.verb != "fail-over"
         back, undecided = inquiry.synced_back(self._controller, order.service, since, planned=planned)
         return replace(
             order,
-            primary_ok=primary_ok,
+            primary_ok=health.get("ok"),
             primary_passes=int(health.get("passes") or 0),
             primary_good_for=float(health.get("good_for") or 0.0),
             synced_back=back,
@@ -248,13 +246,10 @@ class RedirectorRequests:
         health = inquiry.health(self._controller, service, Target.PRIMARY)
         facts = inquiry.synced(self._controller, service, Facts())
         why = "automatic: the primary is proven and no item of the checklist is open"
-        order = Order(service, "auto-fail-back", "redirector", facts, drain=True, why=why)
-        order = self._with_primary(order, health.get("ok"), health)
-        order = replace(
-            order,
-            deadline=service.policy.drain_deadline,
-            primary_good_for=min(order.primary_good_for, time.monotonic() - self._started),
-        )
+        deadline = service.policy.drain_deadline
+        order = Order(service, "auto-fail-back", "redirector", facts, drain=True, deadline=deadline, why=why)
+        order = self._with_primary(order, health)
+        order = replace(order, primary_good_for=min(order.primary_good_for, time.monotonic() - self._started))
         if self._steering.refusal(order) is None:
             self._do(replace(order, primary_ok=inquiry.probe(self._controller, service, Target.PRIMARY)))
 

@@ -93,17 +93,18 @@ def settle(directory: Path, name: str) -> None:
     """Make the intent the durable state. Raises StateError; then the intent stays."""
     path, intent = directory / f"{name}.json", _intent(directory, name)
     with _writing(directory, name):
-        _sync(intent, os.O_RDONLY)
+        sync(intent)
         intent.rename(path)
-        _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
+        sync(directory)
 
 
 def _intent(directory: Path, name: str) -> Path:
     return directory / f".{name}.json.new"
 
 
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+def sync(path: Path) -> None:
+    """fsync(2) of a file or a directory. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,13 +3,10 @@
 import time
 from dataclasses import replace
 
-from check_failover.damping import decayed
 from check_failover.decide import FAIL_BACK, checklist
-from check_failover.model import Service
 from check_failover.records import AutoFailBack, ServiceStatus
 from check_failover.redirector import Redirect, RedirectError
 from check_failover.redirector.order import Order, situation
-from check_failover.redirector.state import ServiceState
 from check_failover.redirector.store import StateStore
 
 
@@ -18,8 +15,7 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
     service, state = fail_back.service, store.state[fail_back.service.name]
     wired = redirect.wired((service,)).get(service.name)
     kernel = None if wired is None else wired.target
-    activity = None
-    drain = state.drain
+    activity, drain = None, state.drain
     problem = next(iter(store.problems[service.name].values()), None)
     try:
         activity = redirect.activity(service)
@@ -31,6 +27,9 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
         problem = f"the kernel's rule says {kernel or 'nothing'}, not {state.target}"
     age = store.since_move(service.name)
     asked = situation(fail_back, state, age, time.time())
+    automatic = None
+    if service.policy.auto_fail_back:
+        automatic = AutoFailBack(round(asked.penalty), asked.locked, asked.moved_by_person)
     return ServiceStatus(
         target=state.target,
         kernel=kernel,
@@ -42,7 +41,7 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
         dead=None if wired is None else wired.dead,
         drain=drain,
         downtime=state.downtime,
-        auto_fail_back=_automatic(service, state, time.time()),
+        auto_fail_back=automatic,
         hold_down_left=0.0 if age is None else max(0.0, round(service.policy.hold_down - age, 1)),
         problem=problem,
         activity=activity,
@@ -57,12 +56,3 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
         flip=store.last_flip.get(service.name),
         reached=state.reached,
     )
-
-
-def _automatic(service: Service, state: ServiceState, now: float) -> AutoFailBack | None:
-    """The state of the automatic fail-back; None if it is off."""
-    policy = service.policy
-    if not policy.auto_fail_back:
-        return None
-    penalty = decayed(state.damping, now, policy.damping_half_life)
-    return AutoFailBack(round(penalty), state.damping.locked, state.moved_by_person)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 
 from check_failover import story
 from check_failover.config import Config
@@ -31,7 +32,6 @@ from check_failover.redirector.state import ServiceState, StateError, disagreeme
 from check_failover.redirector.status import status
 from check_failover.redirector.store import StateStore
 
-__all__ = ["Order", "Steering"]
 log = logging.getLogger(__name__)
 
 
@@ -115,10 +115,6 @@ class Steering:
         """The intended targets."""
         return {name: state.target for name, state in self._store.state.items()}
 
-    def since(self, name: str) -> float | None:
-        """Unix time of a service's last flip; None: never."""
-        return self._store.state[name].since
-
     # ------------------------------------------------------------ orders
 
     def order(self, order: Order) -> JournalEntry:
@@ -147,7 +143,13 @@ class Steering:
         entry = self._store.new_entry(name, order.verb, order.by, decision.text, order.facts, order.peer)
         entry = replace(entry, reason=str(decision.reason))
         if decision.flip:
-            entry = self._flip(order, decision, entry)
+            entry = self._execute(
+                order.service, after(self._store.state[name], order, time.time()), decision.text, entry
+            )
+            if entry.flipped:
+                self._pending.pop(name, None)
+            else:
+                self._make_stand(order, "error")
         else:
             entry = replace(entry, line=f"{name}: {story.refusal(entry)}")
             if decision.reason is Reason.ALREADY and order.drain and order.deadline is not None:
@@ -177,16 +179,6 @@ class Steering:
             self._pending.pop(name, None)
             self._store.set_standing(name, refused=reason)
         quietly(lambda: self._repair.rewire(order.service))
-
-    def _flip(self, order: Order, decision: Decision, entry: JournalEntry) -> JournalEntry:
-        name = order.service.name
-        intended = after(self._store.state[name], order, time.time())
-        entry = self._execute(order.service, intended, decision.text, entry)
-        if entry.flipped:
-            self._pending.pop(name, None)
-        else:
-            self._make_stand(order, "error")
-        return entry
 
     def _execute(self, service: Service, intended: ServiceState, why: str, entry: JournalEntry) -> JournalEntry:
         """Flip and repair. ``flipped`` is False if nothing changed; ``error`` is the cause."""
@@ -321,10 +313,7 @@ class Steering:
 
     def forget(self, name: str, client: str, port: int, *, reads: bool) -> bool:
         """Forget one unanswered connection, for a rescue; ``reads``: the client cannot write, nothing is recorded."""
-
-        def forget() -> bool:
-            return self._redirect.forget(self._services[name], client, port)
-
+        forget = partial(self._redirect.forget, self._services[name], client, port)
         return forget() if reads else self.reaching.rescue(name, forget)
 
     def elsewhere(self, name: str) -> tuple[Target, list[Endpoint]]:

@@ -13,7 +13,8 @@ from check_failover.config import Config, Controller
 from check_failover.model import CheckSpec, Endpoint, Facts, Policy, Service, Target
 from check_failover.records import Activity
 from check_failover.redirector import REDIRECTS, RedirectError
-from check_failover.redirector.steering import Order, Steering
+from check_failover.redirector.order import Order
+from check_failover.redirector.steering import Steering
 from tests.fixtures.ipfilter.standin import Kernel, serving
 
 WEB = Service(

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from check_failover.redirector import RedirectError
+from check_failover.redirector.state import sync
 
 BEGIN = b"# BEGIN check_failover: written by failover-redirector at each flip; put your own rules outside\n"
 END = b"# END check_failover\n"
@@ -77,8 +78,4 @@ class BootFile:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(path.parent)

@@ -19,32 +19,21 @@ TIMEOUT = 3.0  # seconds; a call takes milliseconds
 MAX_LISTING = 64 << 20  # bytes
 
 # what the tool prints -> what it means and what to do
-FAULTS: tuple[tuple[str, str], ...] = (
-    (
-        r"open.*: Permission denied",
-        "no permission on the device: run failover-redirector as root, or give its group /dev/ipnat and /dev/ipl "
-        "(devfs.rules)",
-    ),
-    (
-        r"need write permissions",
-        "the device is read-only for us: give the group of failover-redirector mode 660 on /dev/ipnat (devfs.rules)",
-    ),
-    (
-        r"open.*: (No such file or directory|No such device.*|Device not configured)",
-        "IPFilter is not loaded: 'service ipfilter start' (FreeBSD: ipfilter_enable=\"YES\" in rc.conf)",
-    ),
-    (
-        r"ipfitler is disabled|ipfilter is disabled",
-        "IPFilter is switched off, and forgot its NAT rules with that: 'ipf -E', then restart failover-redirector",
-    ),
-    (r"Operation not permitted", "the system forbids changes: is the securelevel 3? (sysctl kern.securelevel)"),
-    (r"version check failed", "tool and kernel module are of different versions: finish the system's upgrade"),
-    (r"illegal option", "this version of the tool is too old for us: set [controller.ipfilter] version = 4"),
-    (
-        r"syntax error|Unknown host|unknown name|Only 0/0 supported",
-        "the tool did not understand the rule: please report it",
-    ),
-)
+FAULTS = {
+    r"open.*: Permission denied": "no permission on the device: run failover-redirector as root, or give its group "
+    "/dev/ipnat and /dev/ipl (devfs.rules)",
+    r"need write permissions": "the device is read-only for us: give the group of failover-redirector mode 660 on "
+    "/dev/ipnat (devfs.rules)",
+    r"open.*: (No such file or directory|No such device.*|Device not configured)": "IPFilter is not loaded: "
+    "'service ipfilter start' (FreeBSD: ipfilter_enable=\"YES\" in rc.conf)",
+    r"ipfitler is disabled|ipfilter is disabled": "IPFilter is switched off, and forgot its NAT rules with that: "
+    "'ipf -E', then restart failover-redirector",
+    r"Operation not permitted": "the system forbids changes: is the securelevel 3? (sysctl kern.securelevel)",
+    r"version check failed": "tool and kernel module are of different versions: finish the system's upgrade",
+    r"illegal option": "this version of the tool is too old for us: set [controller.ipfilter] version = 4",
+    r"syntax error|Unknown host|unknown name|Only 0/0 supported": "the tool did not understand the rule: please "
+    "report it",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +52,7 @@ class Answer:
     def fault(self, about: Rule | None = None) -> RedirectError:
         """The one line for a person; ``about`` is the rule in question."""
         said = " / ".join(line.strip() for line in (self.err or self.out).splitlines()[:2]) or "nothing"
-        advice = next((text for pattern, text in FAULTS if re.search(pattern, self.err)), "see ipnat(8)")
+        advice = next((text for pattern, text in FAULTS.items() if re.search(pattern, self.err)), "see ipnat(8)")
         what = f" [{about}]" if about else ""
         return RedirectError(f"{self.call}: exit {self.exit}, said: {said}{what}: {advice}")
 

@@ -84,11 +84,8 @@ class Netlink:
             if self._socket is not None:
                 self._socket.close()
                 self._socket = None
-            raise RedirectError(f"{self._what}: {error.strerror or error}{_hint(error)}") from None
-
-
-def _hint(error: OSError) -> str:
-    return " (is CAP_NET_ADMIN there?)" if isinstance(error, PermissionError) else ""
+            hint = " (is CAP_NET_ADMIN there?)" if isinstance(error, PermissionError) else ""
+            raise RedirectError(f"{self._what}: {error.strerror or error}{hint}") from None
 
 
 def opened(groups: int = 0) -> socket.socket:
