@@ -102,15 +102,10 @@ def _not_confirmed(f: Facts, _p: Policy, _s: Situation) -> str | None:
         return None  # the core's own attempts (max_check_attempts) confirmed it; a passed probe would contradict them
     if f.probes == 0:
         return f"no probe of the {f.server} was made"
-    needed = 2
-    if f.probes_failed >= needed and (f.probes_failed == f.probes or _lossy(f)):
+    by_chance = f.detector is not None and f.detector.lossy  # one probe may pass so: two thirds failed are enough
+    if f.probes_failed > 1 and (f.probes_failed == f.probes or (by_chance and 3 * f.probes_failed >= 2 * f.probes)):
         return None
     return f"only {f.probes_failed} of {f.probes} probes of the {f.server} failed"
-
-
-def _lossy(f: Facts) -> bool:
-    """Retransmissions and error shares: one probe may pass by chance, two thirds failed are enough."""
-    return f.detector is not None and f.detector.lossy and 3 * f.probes_failed >= 2 * f.probes
 
 
 def _answered(f: Facts, p: Policy, _s: Situation) -> str | None:

@@ -78,15 +78,14 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Fa
     if found.blind:
         return found
     verdict = known.get("facts")
-    if isinstance(verdict, dict):
-        try:
-            known_facts = from_json(Facts, verdict)
-            if known_facts.detector is not None:
-                return synced(
-                    controller, service, replace(known_facts, downtime=facts.downtime, handlers_off=facts.handlers_off)
-                )
-        except RecordError as error:  # another version of it
-            log.warning("%s: the sniffer's facts are not understood: %s", service.name, error)
+    try:
+        said = from_json(Facts, verdict) if isinstance(verdict, dict) else Facts()
+    except RecordError as error:  # another version of it
+        log.warning("%s: the sniffer's facts are not understood: %s", service.name, error)
+        said = Facts()
+    if said.detector is not None:
+        said = replace(said, downtime=facts.downtime, handlers_off=facts.handlers_off)
+        return synced(controller, service, said)
     outcomes = [probe(controller, service, Target.PRIMARY) for _ in range(2)]
     if None in outcomes:
         return found

@@ -28,34 +28,30 @@ class Settings:
     def of(config: Config, platform: str = sys.platform) -> Settings:
         """Raises RedirectError naming the key."""
         controller, table = config.controller, config.controller.ipfilter
+        where, clients, servers = (
+            f"{config.path}: $.controller",
+            controller.client_interfaces,
+            "ipfilter.server_interface",
+        )
+        server = table.get("server_interface")
+        if not clients:
+            raise RedirectError(f"{where}.client_interface: ipfilter's rules need it; name it")
+        for key, name in (*(("client_interface", one) for one in clients), (servers, server)):
+            if name is not None and not valid_interface(name):
+                raise RedirectError(f"{where}.{key}: ipnat does not take {name!r} for an interface; rename it")
+        for service in config.services:
+            if service.source_nat is not None and server is None:
+                raise RedirectError(
+                    f"{where}.{servers}: {service.name} has source_nat, whose rule needs the interface towards the "
+                    "servers; name it"
+                )
         usual = PLACES["freebsd"] | places(platform)
         version = 4 if platform.startswith("sunos") else 5
-        settings = Settings(
+        return Settings(
             ipnat=table.get("ipnat", usual["ipnat"]),
             rules=Path(table.get("rules", usual["ipnat_rules"])),
             modern=table.get("version", version) >= 5,
             timeout=float(table.get("timeout", TIMEOUT)),
-            client_interfaces=controller.client_interfaces,
-            server_interface=table.get("server_interface"),
+            client_interfaces=clients,
+            server_interface=server,
         )
-        settings._check(config)
-        return settings
-
-    def _check(self, config: Config) -> None:
-        if not self.client_interfaces:
-            raise RedirectError(f"{config.path}: $.controller.client_interface: ipfilter's rules need it; name it")
-        for key, names in (
-            ("client_interface", self.client_interfaces),
-            ("ipfilter.server_interface", (self.server_interface,) if self.server_interface else ()),
-        ):
-            for name in names:
-                if not valid_interface(name):
-                    raise RedirectError(
-                        f"{config.path}: $.controller.{key}: ipnat does not take {name!r} for an interface; rename it"
-                    )
-        for service in config.services:
-            if service.source_nat is not None and self.server_interface is None:
-                raise RedirectError(
-                    f"{config.path}: $.controller.ipfilter.server_interface: {service.name} has source_nat, whose rule "
-                    "needs the interface towards the servers; name it"
-                )

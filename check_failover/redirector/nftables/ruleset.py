@@ -36,31 +36,22 @@ _SERVER_SETS = [
     ("set", "dead", "type mark;"),  # just left: what its clients send is answered with a RST
     ("set", "refusing", "type mark;"),  # its refusals of new connections reach the clients
 ]
-_SHARED_CHAINS = [
-    (
-        "stranded",
-        (
-            # A new connection on a port used before: no refusal, the next SYN comes after the sweep.
-            "tcp flags & (syn | ack | rst) == syn drop",
-            "reject with tcp reset",
-        ),
+_SHARED_CHAINS = {
+    "stranded": (
+        # A new connection on a port used before: no refusal, the next SYN comes after the sweep.
+        "tcp flags & (syn | ack | rst) == syn drop",
+        "reject with tcp reset",
     ),
-    (
-        "ending",
-        (
-            f"ct direction reply ct mark set ct mark or {FINISHED:#x}",
-            f"tcp flags & rst != 0 ct mark set ct mark or {FINISHED:#x}",
-        ),
+    "ending": (
+        f"ct direction reply ct mark set ct mark or {FINISHED:#x}",
+        f"tcp flags & rst != 0 ct mark set ct mark or {FINISHED:#x}",
     ),
-    (
-        "resumed",  # not counted: what a server pushes is no request
-        (
-            f"ct direction reply ct mark and {CT_SERVER:#x} @dead goto stranded",
-            f"ct direction original tcp flags & fin != 0 ct mark set ct mark or {FINISHED:#x}",
-            f"tcp flags & rst != 0 ct mark set ct mark or {FINISHED:#x}",
-        ),
+    "resumed": (  # not counted: what a server pushes is no request
+        f"ct direction reply ct mark and {CT_SERVER:#x} @dead goto stranded",
+        f"ct direction original tcp flags & fin != 0 ct mark set ct mark or {FINISHED:#x}",
+        f"tcp flags & rst != 0 ct mark set ct mark or {FINISHED:#x}",
     ),
-]
+}
 _SHARED = "shared"  # stands for a service's name in the signature of what all services share
 
 
@@ -109,10 +100,8 @@ def update(
     """
     changed, services = tuple(changed), tuple(services)
     flushed = "".join(f"flush {kind} {TABLE} {name}\n" for kind, name, _ in _shared_objects())
-    removed = "".join(_remove(name, installed[name]) for name in gone)
-    removed += "".join(
-        _remove(service.name, installed[service.name]) for service in changed if service.name in installed
-    )
+    replaced = [service.name for service in changed if service.name in installed]
+    removed = "".join(_remove(name, installed[name]) for name in (*gone, *replaced))
     names = signatures(changed, marks)
     added = "".join(
         _body(part(service, marks[service.name], None)) + f"  chain {names[service.name]} {{ }}\n"
@@ -143,7 +132,7 @@ def counts(services: Iterable[Service], marks: Mapping[str, int], clients: Seque
     """Chain -> how many rules it has."""
     services = tuple(services)
     found = {name: len(rules) for name, _hook, rules in _base_chains(clients)}
-    found |= {name: len(rules) for name, rules in _SHARED_CHAINS}
+    found |= {name: len(rules) for name, rules in _SHARED_CHAINS.items()}
     for service in services:
         found |= {name: len(rules) for name, rules in part(service, marks[service.name], None).chains}
     return found
@@ -291,7 +280,7 @@ def _base_chains(clients: Sequence[str]) -> list[tuple[str, str, list[str]]]:
 
 def _shared() -> str:
     sets = "".join(f"  {kind} {name} {{ {body} }}\n" for kind, name, body in [*_shared_objects(), *_SERVER_SETS])
-    return sets + "".join(_chain(name, rules) for name, rules in _SHARED_CHAINS)
+    return sets + "".join(_chain(name, rules) for name, rules in _SHARED_CHAINS.items())
 
 
 def _chain(name: str, rules: Iterable[str]) -> str:
