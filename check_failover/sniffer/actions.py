@@ -17,7 +17,6 @@ from check_failover.model import Facts, PassiveResult, Probe, Service, Target
 from check_failover.sniffer.evidence import Evidence
 from check_failover.sniffer.monitor import ServiceMonitor
 from check_failover.sniffer.redirector_link import RedirectorLink
-from check_failover.sniffer.stage1.packet import Packet
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
 
@@ -46,8 +45,8 @@ class ServiceActions:
         except OSError as error:
             raise ControlError(f"{directory}: cannot make: {error.strerror}: check space and rights") from None
         transport = TRANSPORTS[config.monitoring["transport"]](config.monitoring)
-        self._outbox = Outbox(transport, directory / "results.kept", on_failure=lambda: call(lambda: None))
-        self._evidence = Evidence(directory / "evidence")
+        self.outbox = Outbox(transport, directory / "results.kept", on_failure=lambda: call(lambda: None))
+        self.evidence = Evidence(directory / "evidence")
 
     def reload(self, config: Config) -> None:
         """Probe what a new config says; the way to the core stays. Raises ProbeError."""
@@ -83,16 +82,7 @@ class ServiceActions:
         return probe
 
     def report(self, result: PassiveResult) -> None:
-        self._outbox.submit(result)
-
-    def waiting(self) -> int:
-        """The number of results that the core has not accepted yet."""
-        return self._outbox.waiting()
-
-    @property
-    def reachable(self) -> bool:
-        """Whether the core accepted the last result."""
-        return self._outbox.reachable
+        self.outbox.submit(result)
 
     def facts(self, service: Service, facts: Facts) -> None:
         self._link.send_facts(service, facts)
@@ -100,14 +90,10 @@ class ServiceActions:
     def note(self, text: str, level: int = logging.INFO) -> None:
         log.log(level, "%s", text)
 
-    def frame(self, name: str, packet: Packet, frame: bytes) -> None:
-        """Keep the headers of a captured frame in the service's evidence ring."""
-        self._evidence.frame(name, packet, frame)
-
     def keep(self, service: Service, story: dict[str, Any]) -> int | None:
         number = time.time_ns() // 1_000_000
-        frames = self._evidence.snapshot(service.name)
-        self._writer.submit(self._evidence.save, f"{service.name}-{number}", frames, {"evidence": number, **story})
+        frames = self.evidence.snapshot(service.name)
+        self._writer.submit(self.evidence.save, f"{service.name}-{number}", frames, {"evidence": number, **story})
         return number
 
     def sync(self, service: Service, facts: Facts) -> Facts:
@@ -116,4 +102,4 @@ class ServiceActions:
     def close(self) -> None:
         for pool in (self._pool, self._writer):
             pool.shutdown(wait=False, cancel_futures=True)
-        self._outbox.close()
+        self.outbox.close()

@@ -68,7 +68,7 @@ class Loop:
             for monitor in self.monitors.values():
                 monitor.tick(now)
                 self._rescue.overdue(monitor, now)
-                self.link.order_if_core_is_silent(monitor, now, reachable=self.actions.reachable)
+                self.link.order_if_core_is_silent(monitor, now, reachable=self.actions.outbox.reachable)
             if now - self._checked >= CHECK_TAPS_EVERY:
                 self._checked = now
                 self._check_taps(now)
@@ -153,7 +153,7 @@ class Loop:
     def _frame(self, name: str, packet: Packet, frame: bytes) -> None:
         monitor = self.monitors[name]
         self._captured[name] += 1
-        self.actions.frame(name, packet, frame)
+        self.actions.evidence.frame(name, packet, frame)
         monitor.packet(packet, frame)
         if packet.flags & RST:
             self._rescue.refused(monitor, packet)

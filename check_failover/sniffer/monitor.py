@@ -259,7 +259,7 @@ class ServiceMonitor:
 
     def _send_facts(self, verdict: Verdict, now: float) -> None:
         at, before = self._sent_facts
-        fresh = self._facts(verdict)
+        fresh = self._actions.sync(self.service, verdict.facts)
         other_is_proven = self.health[self.target.other].passes >= self.service.policy.fail_back_passes
         vetoed = fresh.replies >= self.service.policy.min_useful * fresh.requests > 0
         news = (replace(fresh, requests=0, replies=0), verdict.other_ok, other_is_proven, vetoed)
@@ -289,9 +289,6 @@ class ServiceMonitor:
 
     # ------------------------------------------------------------ reports
 
-    def _facts(self, verdict: Verdict) -> Facts:
-        return self._actions.sync(self.service, verdict.facts)
-
     def _report(self, now: float) -> None:
         """Submit the passive result "NAME primary": the state of the serving server, or of the primary on standby."""
         self._reported = now
@@ -301,7 +298,8 @@ class ServiceMonitor:
             state, text = State.UNKNOWN, f"blind: {self.blind}"
             perfdata = Facts(blind=True).perfdata()
         elif self.condition is Condition.FAILED and self._verdict is not None:
-            state, text, perfdata = State.CRITICAL, self._verdict.text, self._facts(self._verdict).perfdata()
+            state, text = State.CRITICAL, self._verdict.text
+            perfdata = self._actions.sync(self.service, self._verdict.facts).perfdata()
         elif self._probe_fault is not None:
             state, text = State.UNKNOWN, f"{self._probe_fault}, though there is a suspicion"
         elif self.target is Target.STANDBY:
@@ -328,7 +326,7 @@ class ServiceMonitor:
 
     def last_facts(self) -> Facts | None:
         """The facts of the standing failed verdict, for the sniffer's own order when the core is away; else None."""
-        return None if self._verdict is None or not self._verdict.failed else self._facts(self._verdict)
+        return None if self._verdict is None else self._actions.sync(self.service, self._verdict.facts)
 
     @property
     def failed(self) -> bool:

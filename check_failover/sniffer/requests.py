@@ -44,9 +44,7 @@ class SnifferRequests:
         if not re.fullmatch(r"[\w.-]{1,100}", number) or step not in ("begin", "passed", *DRILL_STEPS):
             raise RequestRefusedError("drill: want id and step")
         results = [(State.OK, f"drill {number} passed")]
-        if (
-            step == "begin"
-        ):  # OK first: after a killed drill the service may still be CRITICAL, and nothing would change
+        if step == "begin":  # OK first: after a killed drill the service may still be CRITICAL: nothing would change
             results = [(State.OK, f"drill {number} begins"), (State.CRITICAL, f"drill {number}: nothing moves")]
         elif step != "passed":
             results = [(State.WARNING, f"drill {number} failed at the step: {step}")]
@@ -54,9 +52,9 @@ class SnifferRequests:
             text = f"{state.name}: {text}"
             self._loop.actions.report(PassiveResult(service.host, f"{service.name} drill", state, text, time.time()))
         end = time.monotonic() + TAKEN_WITHIN
-        while self._loop.actions.waiting() and time.monotonic() < end:
+        while self._loop.actions.outbox.waiting() and time.monotonic() < end:
             time.sleep(0.01)
-        return {"taken": not self._loop.actions.waiting()}
+        return {"taken": not self._loop.actions.outbox.waiting()}
 
     def _status(self) -> Message:
         answer: queue.SimpleQueue[Message] = queue.SimpleQueue()

@@ -77,7 +77,7 @@ def test_an_order_of_our_own_ends_with_its_fault(loop: Loop, tmp_path: Path) -> 
     for target in (Target.PRIMARY, Target.PRIMARY, Target.STANDBY):
         monitor.probed(target, FAILED, now)
     assert monitor.failed
-    poll(lambda: not loop.actions.reachable, 5.0, "nobody takes the result")
+    poll(lambda: not loop.actions.outbox.reachable, 5.0, "nobody takes the result")
     loop.link.order_if_core_is_silent(monitor, now, reachable=False)
     poll(lambda: redirector.verbs() == ["fail-over"], 5.0, "our own order")
     monitor.tick(now + 2.0)
