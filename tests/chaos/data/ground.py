@@ -270,6 +270,9 @@ class Ground:
         for place in self._places():
             self._copy(self._start / place.name, place)
             (place / "journal.jsonl").unlink(missing_ok=True)
+        syncstate.peer_record(self.site.directory / "state", self.kind).unlink(
+            missing_ok=True
+        )  # of a round with a pair
         self.site.house.run("controller", "/usr/sbin/conntrack", "-F")
         for who in SERVERS:
             self.server[who].start()

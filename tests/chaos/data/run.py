@@ -197,7 +197,7 @@ class Runner:
 
     def _where(self, found: Found) -> str:
         """When the writes that are not everywhere were acknowledged, and which directories have them (files)."""
-        short = found.acknowledged - frozenset(found.on["primary"]) & frozenset(found.on["standby"])
+        short = found.acknowledged - (frozenset(found.on["primary"]) & frozenset(found.on["standby"]))
         rows = [one for one in self.ground.writes() if one["number"] in short]
         lines = [f"  {one['at']:.3f} n{one['number']} {'kept' if one['kept'] else 'short'}" for one in rows[:20]]
         for who in OTHER:
