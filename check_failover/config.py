@@ -183,7 +183,6 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
             "uses"
         )
     sync = _sync(where, table["sync"], primary, standby) if "sync" in table else None
-    copied = sync is not None and sync.method == "rsync"
     return Service(
         name=table["name"],
         host=table["host"],
@@ -198,7 +197,7 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         primary_host=table.get("primary_host"),
         test_client=test_client,
         dialect=table.get("dialect"),
-        writes=table.get("writes", "primary" if copied else "replicated"),
+        writes=table.get("writes", "primary" if sync is not None and sync.method != "syncrepl" else "replicated"),
     )
 
 

@@ -270,7 +270,7 @@ class SyncSpec:
     by the receiving server: a symbolic link that failover-sync switches. Both apply in both directions.
     """
 
-    method: str = "rsync"  # rsync | syncrepl (the servers replicate themselves: failover-sync only compares)
+    method: str = "rsync"  # or the servers replicate by themselves, and are compared: syncrepl, postgresql, mariadb
     primary: str = "local"  # user@host for ssh, or "local"
     standby: str = "local"
     controller: str = "local"  # the machine with the daemons' sockets and state
@@ -294,6 +294,12 @@ class SyncSpec:
     keep: int = 2  # copies kept on the receiving server, including the served one
     sync_back: str = "required"  # required | unnecessary: whether a fail-back waits for failover-sync --reverse
     sync_back_valid: float = 900.0  # how long a reverse run stays valid
+    user: str = ""  # at the database servers
+    password_file: str = ""
+    database: str = "postgres"  # PostgreSQL lets nobody in without one
+    tls: bool = False
+    ca_file: str | None = None
+    server_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class Refusal(StrEnum):
     BOTH_SERVED = "both-served"  # clients may have written to both servers
     OTHER_DIRECTION = "other-direction"  # only the receiving server has changed
     STILL_REACHED = "still-reached"  # clients may write to the receiving server now
+    BROKEN = "replication-broken"  # between servers that replicate by themselves
     FAILED = "failed"  # a step failed
 
 
@@ -274,7 +275,7 @@ def judge(state: SyncState, now: float, warn: float, crit: float) -> tuple[State
         return State.OK, "the standby serves: nothing is copied to it"
     if problem is not None:
         known = "never in step" if age is None else f"in step {duration(age)} ago"
-        severe = age is None or age > crit or problem.reason in (Refusal.SHRUNK, *DIVIDED)
+        severe = age is None or age > crit or problem.reason in (Refusal.SHRUNK, Refusal.BROKEN, *DIVIDED)
         return State.CRITICAL if severe else State.WARNING, f"{known}; {problem.text}"
     if age is None:
         return State.CRITICAL, "the standby's data was never in step"

@@ -19,9 +19,10 @@ Where stage 1 can read the protocol, a dialect with the type's name is used by i
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, cast
 
-from check_failover.model import CheckSpec, Endpoint, OneLineError, Probe
+from check_failover.model import CheckSpec, Endpoint, OneLineError, Probe, Target
 
 # check type in the config -> module; imported when first used, because ldap3 and requests weigh 20 MiB each
 PROBES = {
@@ -38,6 +39,14 @@ class ProbeError(OneLineError):
     """The probe could not be made: a fault of the configuration or of this machine. One line."""
 
 
+class QueryError(Exception):
+    """A query failed: ``target`` names the server, the text gives the reason."""
+
+    def __init__(self, target: Target, text: str) -> None:
+        super().__init__(f"{target}: {text}")
+        self.target = target
+
+
 class ProbeFunction(Protocol):
     """``timeout`` in seconds, for the whole probe. Raises ProbeError."""
 
@@ -50,3 +59,15 @@ def probe_function(spec: CheckSpec) -> ProbeFunction:
         return cast("ProbeFunction", importlib.import_module(PROBES[spec.type]).probe)
     except ImportError as error:
         raise ProbeError(f"check type {spec.type!r} needs a Python package: {error}") from None
+
+
+def secret(path: object, what: str) -> str:
+    """The password in a file, without the newline at its end. Raises ProbeError."""
+    try:
+        password = Path(str(path)).read_text("utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ProbeError(f"{path}: cannot read the {what}: {reason}") from None
+    if not password:
+        raise ProbeError(f"{path}: is empty; write the {what} into it")
+    return password

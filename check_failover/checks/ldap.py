@@ -13,7 +13,6 @@ import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Literal
 
 import ldap3
@@ -22,7 +21,7 @@ from ldap3.operation.search import parse_filter
 from ldap3.utils.dn import safe_dn
 
 from check_failover.bounded import Budget, bound, securing
-from check_failover.checks import ProbeError, probing, tls
+from check_failover.checks import ProbeError, probing, secret, tls
 from check_failover.model import Endpoint, Probe, TooMuchError, clean
 
 MAX_ANSWER = 4 << 20  # bytes read: one entry, with all values of one attribute
@@ -106,14 +105,7 @@ def _password(options: Mapping[str, object]) -> str | None:
         if options.get("bind_dn"):
             raise ProbeError("bind_dn without bind_password_file: give the file that holds the password")
         return None
-    try:
-        password = Path(str(path)).read_text("utf-8").rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ProbeError(f"{path}: cannot read the bind password: {reason}") from None
-    if not password:
-        raise ProbeError(f"{path}: is empty; a bind without a password would be anonymous (RFC 4513, 5.1.2)")
-    return password
+    return secret(path, "bind password")  # an empty one would bind anonymously (RFC 4513, 5.1.2)
 
 
 @contextlib.contextmanager

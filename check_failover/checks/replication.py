@@ -18,7 +18,7 @@ from typing import Any
 import ldap3
 
 from check_failover.bounded import Budget
-from check_failover.checks import ProbeError
+from check_failover.checks import ProbeError, QueryError
 from check_failover.checks.ldap import DEFAULT_FILTER, connected, result_text, why
 from check_failover.model import Service, Target
 
@@ -28,14 +28,6 @@ _REFERRALS = "2.16.840.1.113730.3.4.2"  # ManageDsaIT: an entry that is a referr
 _PAGE, _PAGED = 1000, "1.2.840.113556.1.4.319"  # entries at a time (RFC 2696)
 _CSN = re.compile(r"(\d{14})(?:\.(\d{1,6}))?Z#[0-9a-fA-F]+#([0-9a-fA-F]+)#")
 _SIZE_LIMIT, _NO_SUCH_OBJECT = 4, 32
-
-
-class QueryError(Exception):
-    """A query failed: ``target`` names the server, the text gives the reason."""
-
-    def __init__(self, target: Target, text: str) -> None:
-        super().__init__(f"{target}: {text}")
-        self.target = target
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from check_failover import programs, syncstate
-from check_failover.checks import plugin
+from check_failover.checks import QueryError, plugin
 from check_failover.checks.plugin import CheckError, Outcome, Perf, judge, threshold, worst
 from check_failover.config import DEFAULT_PATH, Config, load
 from check_failover.model import Service, State, Target
@@ -88,7 +88,7 @@ def directories(service: Service, record: SyncState, arguments: argparse.Namespa
     serving = Target.STANDBY if record.standby_serves(time.time(), crit) else Target.PRIMARY
     try:
         found = replication.compare(service, serving, end - time.monotonic() - _RESERVE, count=not arguments.no_entries)
-    except replication.QueryError as error:
+    except QueryError as error:
         # while the standby serves, another check reports a primary that is down
         known = serving is Target.STANDBY and error.target is Target.PRIMARY
         return Outcome(State.OK if known else State.CRITICAL, f"the {error}")

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from check_failover.checks import ProbeError, replication
-from check_failover.checks.replication import Entry, QueryError
+from check_failover.checks import ProbeError, QueryError, replication
+from check_failover.checks.replication import Entry
 from check_failover.model import Service, Target
 from check_failover.sync.hosts import SyncStepError
 from check_failover.syncstate import SKEW, SyncState

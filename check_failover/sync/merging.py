@@ -16,7 +16,7 @@ import ldap3
 from ldap3.operation.search import compile_filter, parse_filter
 from pyasn1.codec.ber.encoder import encode
 
-from check_failover.checks import replication
+from check_failover.checks import QueryError, replication
 from check_failover.checks.ldap import result_text
 from check_failover.checks.replication import Entry
 from check_failover.model import Target, clean
@@ -110,7 +110,7 @@ def apply(to: Any, server: Target, change: Change) -> None:  # noqa: ANN401, lda
         to.modify(have.dn, values, controls=[_unchanged(have)])
     if to.result["result"] != 0:
         text = "changed there just now" if to.result["result"] == _ASSERTION_FAILED else result_text(to)
-        raise replication.QueryError(server, f"{clean(dn)}: {text}; run --merge again")
+        raise QueryError(server, f"{clean(dn)}: {text}; run --merge again")
 
 
 def _unchanged(entry: Entry) -> tuple[str, bool, bytes]:

@@ -96,7 +96,8 @@ def _dispatch(args: argparse.Namespace, config: Config, service: Service, spec: 
     if args.merge and (args.take or service.check.type != "ldap" or spec.bind_dn is None):
         why = "set bind_dn and bind_password_file in [service.sync]; for LDAP only, and not with --take"
         raise ConfigError(f"{config.path}: service {service.name!r}: --merge: {why}")
-    if spec.method == "syncrepl" and (args.adopt or args.dry_run or args.merge):
+    copies = args.adopt or args.dry_run or args.merge or (args.diff and spec.method != "syncrepl")
+    if spec.method != "rsync" and copies:
         raise ConfigError(f"{config.path}: service {service.name!r} replicates by itself: nothing to adopt or copy")
     if args.adopt:
         return _adopt(service, spec)

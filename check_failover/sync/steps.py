@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from check_failover.sync import lineage
+from check_failover.sync import lineage, replicated
 from check_failover.sync.guard import Standing, check_direction, check_size
 from check_failover.sync.hosts import Host, SyncStepError, remote, run
 from check_failover.sync.job import Job, fill, timed
@@ -35,9 +35,7 @@ MAX_PASSES = 4  # over a source that changes while rsync reads it; if that is no
 
 def sync(job: Job, state: SyncState, started: float) -> SyncState:
     """All steps; returns the new record. Raises SyncRefusedError, SyncStepError; the serving copy stays complete."""
-    if job.spec.method == "syncrepl":
-        from check_failover.sync import replicated  # imports ldap3, 20 MiB
-
+    if job.spec.method != "rsync":
         return replicated.watch(job, state, started)
     standing = lineage.standing(job)
     if not job.take:

@@ -4,7 +4,7 @@
         ...  # at database.socket
 
 It listens on a socket below its directory and has no accounts: the directory is for one user alone. With ``accounts``
-it has MariaDB's own, root by its socket, and everybody may reach the socket.
+it has MariaDB's own, root by its socket, and everybody may reach the socket. ``more``: options in place of no network.
 """
 
 from __future__ import annotations
@@ -26,9 +26,16 @@ class Mariadb(Program):
     limit, patience, every = 60.0, 15.0, 0.1
 
     def __init__(
-        self, directory: Path, name: str, schemas: Sequence[str] = (), user: str = "nagios", accounts: bool = False
+        self,
+        directory: Path,
+        name: str,
+        schemas: Sequence[str] = (),
+        user: str = "nagios",
+        accounts: bool = False,
+        more: Sequence[str] = ("--skip-networking",),
     ) -> None:
         self.directory, self.name, self.user, self.accounts = directory, name, user, accounts
+        self.more = list(more)
         self.socket, self.log = directory / "socket", directory / self.out
         (directory / "data").mkdir(parents=True)
         tables = "\n".join(Path(schema).read_text() for schema in schemas)
@@ -44,7 +51,7 @@ class Mariadb(Program):
 
     def argv(self) -> list[str]:
         places = {"datadir": "data", "tmpdir": "data", "socket": "socket", "pid-file": "pid", "init-file": "init.sql"}
-        argv = [MARIADBD, "--no-defaults", f"--user={self.user}", "--skip-networking"]
+        argv = [MARIADBD, "--no-defaults", f"--user={self.user}", *self.more]
         argv += [] if self.accounts else ["--skip-grant-tables"]
         argv += [f"--{key}={self.directory / path}" for key, path in places.items()]
         argv += ["--debug-no-sync", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M"]  # it may be lost

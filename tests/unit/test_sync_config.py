@@ -61,6 +61,7 @@ def test_replicating_servers_need_no_path(tmp_path: Path) -> None:
         ("", 'method = "syncrepl"', "replicated"),
         ('writes = "none"', 'from = "/srv/www"', "none"),
         ('writes = "primary"', 'method = "syncrepl"', "primary"),
+        ("", 'method = "mariadb"\nuser = "u"\npassword_file = "/p"', "primary"),
     ],
 )
 def test_where_writes_go(tmp_path: Path, said: str, table: str, writes: str) -> None:
@@ -86,6 +87,8 @@ def test_where_writes_go(tmp_path: Path, said: str, table: str, writes: str) -> 
         ('from = "/a"\nprimary = "local"\nstandby = "local"', "$.service[0].sync: primary and standby are the same"),
         ('from = "/a"\nmax_shrink = 2', "$.service[0].sync.max_shrink: 2 is greater than the maximum of 1 (share of"),
         ('from = "/a"\nkeep = 1', "$.service[0].sync.keep: 1 is less than the minimum of 2 (copies kept"),
+        ('method = "postgresql"\nuser = "u"', "$.service[0].sync: 'password_file' is a required property"),
+        ('method = "mariadb"\npassword_file = "/p"', "$.service[0].sync: 'user' is a required property"),
         ('from = "/a"\nmethod = "ftp"', "$.service[0].sync.method: 'ftp' is not one of"),
         ('from = "/a"\nrsync_path = "sh -c \'x\'"', "$.service[0].sync.rsync_path:"),
     ],

@@ -1,0 +1,166 @@
+"""Two MariaDB servers with replication: what a run records, and what it says of each fault."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from check_failover.syncstate import Refusal, SyncDirection
+from tests.lab.mariadb import Mariadb
+from tests.lab.netns import poll
+from tests.lab.sshd import ADDRESSES
+from tests.lab.syncing import SHM, Syncing, ok, refused, servers_fixture, syncing_fixture  # noqa: F401
+
+pytestmark = pytest.mark.component
+
+PASSWORD = "secret"
+ROLES = f"""
+SET sql_log_bin = 0;
+CREATE USER monitor@'127.%' IDENTIFIED BY '{PASSWORD}'; GRANT REPLICA MONITOR ON *.* TO monitor@'127.%';
+CREATE USER replicator@'127.%' IDENTIFIED BY '{PASSWORD}'; GRANT REPLICATION SLAVE ON *.* TO replicator@'127.%';
+"""
+FOLLOW = (
+    "CHANGE MASTER TO MASTER_HOST='{host}', MASTER_PORT={port}, MASTER_USER='replicator', MASTER_PASSWORD='secret', "
+    "MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos{more}; SET GLOBAL read_only = 1; START SLAVE"
+)
+SYNC = 'method = "mariadb"\nuser = "monitor"\npassword_file = "{secret}"'
+
+
+class Replicas:
+    """The primary, and the standby that follows it."""
+
+    def __init__(self, place: Path, syncing: Syncing) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = sock.getsockname()[1]
+        secret = syncing.place / "secret"
+        secret.write_text(f"{PASSWORD}\n")
+        syncing.configure(SYNC.format(secret=secret), port=str(self.port))
+        self.primary, self.standby = (self._server(place, who, number) for number, who in enumerate(ADDRESSES, 1))
+
+    def _server(self, place: Path, who: str, number: int) -> Mariadb:
+        more = [f"--bind-address={ADDRESSES[who]}", f"--port={self.port}", f"--server-id={number}"]
+        more += ["--log-bin=log", "--log-slave-updates", "--skip-name-resolve"]
+        made = Mariadb(place / who, "example", accounts=True, more=more)
+        (place / who / "init.sql").write_text("")
+        return made
+
+    def begin(self) -> None:
+        """Start both; the standby follows."""
+        for server in (self.primary, self.standby):
+            server.start()
+            assert server.sql(ROLES) == ""
+        assert self.primary.sql("CREATE DATABASE example; CREATE TABLE example.t (n int)") == ""
+        self.follow("standby")
+        poll(lambda: self.rows(self.standby) == "0", 15, "replication")
+
+    def follow(self, who: str, more: str = "") -> None:
+        """Make that server a replica of the other one."""
+        replica, host = (self.standby, "primary") if who == "standby" else (self.primary, "standby")
+        assert replica.sql(FOLLOW.format(host=ADDRESSES[host], port=self.port, more=more)) == ""
+
+    def write(self, server: Mariadb, number: int = 1) -> None:
+        """That many transactions."""
+        assert server.sql("INSERT INTO example.t VALUES (1);" * number) == ""
+
+    def rows(self, server: Mariadb) -> str:
+        """How many it has."""
+        return server.sql("SELECT count(*) FROM example.t")
+
+    def close(self) -> None:
+        """End both."""
+        for server in (self.standby, self.primary):
+            server.stop()
+
+
+@pytest.fixture(name="replicas")
+def replicas_fixture(syncing: Syncing) -> Iterator[Replicas]:
+    """A standby that has all of its primary's data."""
+    with tempfile.TemporaryDirectory(dir=SHM, prefix="cfr") as place:
+        Path(place).chmod(0o711)
+        made = Replicas(Path(place), syncing)
+        try:
+            made.begin()
+            yield made
+        finally:
+            made.close()
+
+
+def age(syncing: Syncing) -> float:
+    """The sync age in the record, in seconds."""
+    found = syncing.state().age(time.time())
+    assert found is not None
+    return found
+
+
+def test_a_replica_in_step_and_behind(syncing: Syncing, replicas: Replicas) -> None:
+    """A delayed replica has fetched all: its data is as old as the server says. An idle primary is no lag."""
+    replicas.write(replicas.primary)
+    ok(syncing.sync())
+    assert replicas.rows(replicas.standby) == "1"
+    assert syncing.state().note == ""
+    assert age(syncing) < 10
+    assert replicas.standby.sql("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY=3600; START SLAVE") == ""
+    began = time.time()
+    replicas.write(replicas.primary, 3)
+    assert "the standby is 3 transactions behind" in ok(syncing.sync())
+    equal_at = syncing.state().equal_at
+    assert equal_at is not None
+    assert equal_at < began + 1  # the server counts whole seconds
+    assert replicas.standby.sql("STOP SLAVE; CHANGE MASTER TO MASTER_DELAY=0; START SLAVE") == ""
+    poll(lambda: replicas.rows(replicas.standby) == "4", 15, "replication")
+    assert replicas.standby.sql("SET GLOBAL read_only = 0") == ""
+    assert "it is not read_only" in ok(syncing.sync())
+
+
+def test_broken_replication_is_critical(syncing: Syncing, replicas: Replicas) -> None:
+    """At once, in the server's own words, whichever thread stopped; and where nothing replicates at all."""
+    ok(syncing.sync())
+    assert replicas.standby.sql("SET sql_log_bin = 0; SET GLOBAL read_only = 0; DROP TABLE example.t") == ""
+    replicas.write(replicas.primary)
+    done = syncing.sync()
+    refused(syncing, done, Refusal.BROKEN, "the standby does not replicate: Slave_SQL_Running No: ")
+    assert "Table 'example.t' doesn't exist" in done.stdout
+    assert done.returncode == 2
+    assert replicas.primary.sql("SET sql_log_bin = 0; DROP USER replicator@'127.%'") == ""
+    assert replicas.standby.sql("STOP SLAVE; START SLAVE") == ""
+    refused(syncing, syncing.sync(), Refusal.BROKEN, "Slave_IO_Running Connecting: error connecting to master")
+    assert replicas.standby.sql("SET GLOBAL read_only = 1; STOP SLAVE; RESET SLAVE ALL") == ""
+    refused(syncing, syncing.sync(), Refusal.BROKEN, "the standby does not replicate: it is no replica")
+    replicas.standby.stop()
+    refused(syncing, syncing.sync(), Refusal.FAILED, "the standby: connection refused")
+
+
+def test_after_a_fail_over(syncing: Syncing, replicas: Replicas) -> None:
+    """Not promoted: critical. The old primary is writable too: a person decides. Made a replica: in step, and the
+    fail-back need not wait; one that has a transaction of its own is both-served again.
+    """
+    ok(syncing.sync())
+    syncing.target, syncing.since = "standby", time.time()
+    refused(syncing, syncing.sync(), Refusal.BROKEN, "the standby serves, but it is read only: promote it")
+    assert replicas.standby.sql("STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = 0") == ""
+    replicas.write(replicas.standby)
+    done = syncing.sync()
+    refused(syncing, done, Refusal.BOTH_SERVED, "the standby serves, and the primary is writable too and no replica")
+    assert done.returncode == 2
+    replicas.follow("primary", ", MASTER_DEMOTE_TO_SLAVE=1")
+    poll(lambda: replicas.rows(replicas.primary) == "1", 15, "replication")
+    ok(syncing.sync())
+    state = syncing.state()
+    assert state.direction is SyncDirection.REVERSE
+    assert state.brought_back(syncing.since, time.time(), 900)
+    replicas.write(replicas.primary)  # root may write to a read-only server
+    refused(syncing, syncing.sync(), Refusal.BOTH_SERVED, "the primary has transactions of its own")
+
+
+def test_what_the_administrator_forgot(syncing: Syncing, replicas: Replicas) -> None:
+    """A wrong password, an account without the privilege: one line with the server's own words."""
+    assert replicas.standby.sql("SET sql_log_bin = 0; REVOKE REPLICA MONITOR ON *.* FROM monitor@'127.%'") == ""
+    refused(syncing, syncing.sync(), Refusal.FAILED, "the standby: 1227: Access denied; you need")
+    (syncing.place / "secret").write_text("wrong\n")
+    refused(syncing, syncing.sync(), Refusal.FAILED, "the primary: 1045: Access denied for user 'monitor'@'127.0.0.1'")

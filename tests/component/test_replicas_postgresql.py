@@ -1,0 +1,172 @@
+"""Two PostgreSQL servers with streaming replication: what a run records, and what it says of each fault."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from check_failover.syncstate import Refusal, SyncDirection
+from tests.lab.netns import poll
+from tests.lab.postgresql import PASSWORD, Postgresql
+from tests.lab.sshd import ADDRESSES
+from tests.lab.syncing import SHM, Syncing, ok, refused, servers_fixture, syncing_fixture  # noqa: F401
+
+pytestmark = pytest.mark.component
+
+ROLES = f"""
+CREATE ROLE monitor LOGIN PASSWORD '{PASSWORD}' IN ROLE pg_monitor;
+CREATE ROLE replicator LOGIN REPLICATION PASSWORD '{PASSWORD}';
+CREATE TABLE t (n int);
+"""
+SYNC = 'method = "postgresql"\nuser = "monitor"\npassword_file = "{secret}"'
+
+
+class Replicas:
+    """The primary, and the standby that follows it."""
+
+    def __init__(self, place: Path, syncing: Syncing) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        self.primary = Postgresql(place / "primary", ADDRESSES["primary"], port)
+        self.standby = Postgresql(place / "standby", ADDRESSES["standby"], port, empty=True)
+        secret = syncing.place / "secret"
+        secret.write_text(f"{PASSWORD}\n")
+        syncing.configure(SYNC.format(secret=secret), port=str(port))
+
+    def begin(self) -> None:
+        """Start both."""
+        self.primary.start()
+        assert self.primary.sql(ROLES) == ""
+        self.standby.replicate(self.primary, "replicator")
+
+    def write(self, server: Postgresql, number: int = 1) -> None:
+        """That many rows."""
+        assert server.sql(f"INSERT INTO t SELECT generate_series(1, {number})") == ""
+
+    def close(self) -> None:
+        """End both."""
+        for server in (self.standby, self.primary):
+            server.stop()
+
+
+@pytest.fixture(name="replicas")
+def replicas_fixture(syncing: Syncing) -> Iterator[Replicas]:
+    """A standby that has all of its primary's data."""
+    with tempfile.TemporaryDirectory(dir=SHM, prefix="cfr") as place:
+        Path(place).chmod(0o711)
+        made = Replicas(Path(place), syncing)
+        try:
+            made.begin()
+            yield made
+        finally:
+            made.close()
+
+
+def age(syncing: Syncing) -> float:
+    """The sync age in the record, in seconds."""
+    found = syncing.state().age(time.time())
+    assert found is not None
+    return found
+
+
+def test_a_standby_in_step(syncing: Syncing, replicas: Replicas) -> None:
+    """With and without writes; an idle primary is no lag, however old its last transaction is."""
+    ok(syncing.sync())
+    first = syncing.state()
+    replicas.write(replicas.primary)
+    ok(syncing.sync())
+    assert replicas.standby.sql("SELECT count(*) FROM t") == "1"
+    time.sleep(2)  # the last transaction ages
+    ok(syncing.sync())
+    state = syncing.state()
+    assert state.note == ""
+    assert state.equal_at is not None
+    assert first.equal_at is not None
+    assert state.equal_at > first.equal_at + 2
+    assert age(syncing) < 10
+
+
+def test_a_paused_replay_is_a_lag(syncing: Syncing, replicas: Replicas) -> None:
+    """The data is as old as the last replayed transaction; the text says why; afterwards it is in step again."""
+    replicas.write(replicas.primary)
+    poll(lambda: replicas.standby.sql("SELECT count(*) FROM t") == "1", 15, "replication")
+    assert replicas.standby.sql("SELECT pg_wal_replay_pause()") == ""
+    began = time.time()
+    replicas.write(replicas.primary, 1000)
+    said = ok(syncing.sync())
+    assert "bytes of WAL behind (replay is paused)" in said
+    state = syncing.state()
+    assert state.equal_at is not None
+    assert state.equal_at <= began
+    assert age(syncing) < 60
+    assert replicas.standby.sql("SELECT pg_wal_replay_resume()") == ""
+    ok(syncing.sync())
+    assert syncing.state().note == ""
+    assert age(syncing) < 10
+
+
+def test_broken_replication_is_critical(syncing: Syncing, replicas: Replicas) -> None:
+    """At once, although the data was in step a moment ago; a server that is down, by its name."""
+    ok(syncing.sync())
+    assert replicas.standby.sql("ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1'") == ""
+    assert replicas.standby.sql("SELECT pg_reload_conf()") == "t"
+    poll(lambda: replicas.standby.sql("SELECT count(*) FROM pg_stat_wal_receiver") == "0", 15, "the end of the stream")
+    done = syncing.sync()
+    refused(syncing, done, Refusal.BROKEN, "the standby does not replicate: no WAL receiver runs")
+    assert done.returncode == 2
+    replicas.standby.stop()
+    refused(syncing, syncing.sync(), Refusal.FAILED, "the standby: connection refused")
+
+
+def test_after_a_fail_over(syncing: Syncing, replicas: Replicas) -> None:
+    """Not promoted: critical. The old primary comes back writable: a person decides. Made a standby: in step, and the
+    fail-back need not wait.
+    """
+    ok(syncing.sync())
+    syncing.target, syncing.since = "standby", time.time()
+    done = syncing.sync()
+    refused(syncing, done, Refusal.BROKEN, "the standby serves, but it is read only: promote it")
+    assert done.returncode == 2
+    replicas.primary.stop()
+    replicas.standby.promote()
+    replicas.write(replicas.standby)
+    refused(syncing, syncing.sync(), Refusal.TARGET_STANDBY, "the standby serves")
+    problem = syncing.state().problem
+    assert problem is not None
+    assert problem.text.endswith("the primary: connection refused")
+    replicas.primary.start()
+    done = syncing.sync()
+    refused(syncing, done, Refusal.BOTH_SERVED, "each server may have writes that the other one lacks: the standby")
+    assert done.returncode == 2
+    assert not syncing.state().brought_back(syncing.since, time.time(), 900)
+    replicas.primary.replicate(replicas.standby, "replicator")
+    ok(syncing.sync())
+    state = syncing.state()
+    assert state.direction is SyncDirection.REVERSE
+    assert state.brought_back(syncing.since, time.time(), 900)
+    assert replicas.primary.sql("SELECT count(*) FROM t") == "1"
+
+
+def test_what_the_administrator_forgot(syncing: Syncing, replicas: Replicas) -> None:
+    """A wrong password, an empty file, another cluster: one line with the server's own words."""
+    secret = syncing.place / "secret"
+    secret.write_text("wrong\n")
+    text = 'the primary: password authentication failed for user "monitor"'
+    refused(syncing, syncing.sync(), Refusal.FAILED, text)
+    secret.write_text("")
+    refused(syncing, syncing.sync(), Refusal.FAILED, f"{secret}: is empty")
+    secret.write_text(PASSWORD)
+    replicas.standby.stop()
+    other = Postgresql(replicas.standby.directory.with_name("other"), ADDRESSES["standby"], replicas.standby.port)
+    try:
+        other.start()
+        assert other.sql(ROLES) == ""
+        refused(syncing, syncing.sync(), Refusal.BOTH_SERVED, "and the standby is writable too")
+    finally:
+        other.stop()
