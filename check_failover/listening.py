@@ -211,7 +211,9 @@ class _Turns:
         with self._changed:
             if looker is None:
                 self._orders += 1
-            elif self._changed.wait_for(lambda: self._free(looker), PATIENCE):
+            elif self._changed.wait_for(
+                lambda: not self._orders and looker not in self._asking and len(self._asking) < QUESTIONS, PATIENCE
+            ):
                 self._asking.add(looker)
             else:
                 raise RequestRefusedError("busy with orders or with this user's other questions: ask again later")
@@ -224,9 +226,6 @@ class _Turns:
                 else:
                     self._asking.remove(looker)
                 self._changed.notify_all()
-
-    def _free(self, looker: int) -> bool:
-        return not self._orders and looker not in self._asking and len(self._asking) < QUESTIONS
 
 
 def _request_line(sock: socket.socket) -> bytes:

@@ -94,7 +94,8 @@ def joined(mine: Reaches, theirs: Reaches, now: float) -> Reaches:
     told = {
         (one.server, one.begin): replace(one, why=Why.PEER)
         for one in sorted(theirs[:MOST], key=_end)  # of two that began at once the longer one counts
-        if one.why not in (Why.PEER, Why.PEER_SILENT) and not any(_covers(wide, one) for wide in known)
+        if one.why not in (Why.PEER, Why.PEER_SILENT)
+        and not any(w.server is one.server and w.begin <= one.begin and _end(one) <= _end(w) for w in known)
     }
     new = [one for one in known if one.why is not Why.PEER or (one.server, one.begin) not in told]
     new += [  # the other controller knows no more of them
@@ -107,10 +108,6 @@ def joined(mine: Reaches, theirs: Reaches, now: float) -> Reaches:
 
 def _end(one: Reach) -> float:
     return math.inf if one.end is None else one.end
-
-
-def _covers(wide: Reach, one: Reach) -> bool:
-    return wide.server is one.server and wide.begin <= one.begin and _end(one) <= _end(wide)
 
 
 def since(reached: Iterable[Reach], server: Target, at: float) -> Reaches:

@@ -202,13 +202,11 @@ def read(state_dir: Path, name: str) -> SyncState:
     if mine.damaged is not None or theirs.damaged is not None:
         return replace(mine, note=mine.note or theirs.damaged or "")
     heard = theirs.running is not None and time.time() - path.stat().st_mtime <= PEER_SILENT
-    newest = max(mine, theirs, key=_knows)
+    # The last good run, then the last problem since: one that must be decided by a person is shown by both.
+    newest = max(
+        (mine, theirs), key=lambda r: (max(r.equal_at or 0.0, r.synced_back or 0.0), r.problem.at if r.problem else 0.0)
+    )
     return replace(newest, running=mine.running or (theirs.running if heard else None))
-
-
-def _knows(record: SyncState) -> tuple[float, float]:
-    """The last good run, then the last problem since: one that must be decided by a person is shown by both."""
-    return max(record.equal_at or 0.0, record.synced_back or 0.0), record.problem.at if record.problem else 0.0
 
 
 def own(state_dir: Path, name: str) -> SyncState:

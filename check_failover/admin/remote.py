@@ -87,10 +87,6 @@ def _nrpe_core(config: Config, site: Site) -> str:
     return _objects(config, "nrpe", NRPE, f"$USER1$/check_nrpe -H {site.controller} -t 25 -d 0 {keys}")
 
 
-def _ssh_core(config: Config, site: Site) -> str:
-    return _objects(config, "ssh", SSH, f"/usr/bin/ssh -F {SSH_CONFIG} {site.controller}")
-
-
 def _objects(config: Config, way: str, asked: dict[str, str], client: str) -> str:
     """The text of ``nagios-config`` with these commands' lines replaced; ``client`` is the way's program."""
     asked = asked | {f"check_failover_{service.check.type}": PROBE[way] for service in config.services}
@@ -175,7 +171,10 @@ def _nsca_core(config: Config, _site: Site) -> str:
 
 WAYS: dict[str, dict[str, Callable[[Config, Site], str]]] = {
     "nrpe": {"controller": _nrpe_controller, "core": _nrpe_core},
-    "ssh": {"controller": _ssh_controller, "core": _ssh_core},
+    "ssh": {
+        "controller": _ssh_controller,
+        "core": lambda c, site: _objects(c, "ssh", SSH, f"/usr/bin/ssh -F {SSH_CONFIG} {site.controller}"),
+    },
     "nsca": {"controller": lambda *_: NSCA_CONTROLLER, "core": _nsca_core},
     "nrdp": {"controller": lambda *_: NRDP_CONTROLLER, "core": lambda *_: NRDP_CORE},
 }

@@ -7,7 +7,7 @@ from check_failover import decide, reach, story
 from check_failover.config import Config
 from check_failover.damping import SUPPRESS
 from check_failover.model import Service, Target
-from check_failover.records import AutoFailBack, Drain, JournalEntry, ServiceStatus, to_json
+from check_failover.records import Drain, JournalEntry, ServiceStatus, to_json
 from check_failover.story import moment
 
 
@@ -34,16 +34,13 @@ def status(
         lines.append("  fail-back:")
         lines += [f"    {item}" for item in decide.items(redirect.fail_back)]
         if redirect.auto_fail_back is not None:
-            lines.append(f"  automatic fail-back: {_automatic(redirect.auto_fail_back)}")
+            how = redirect.auto_fail_back
+        locked = "locked, a person must fail back" if how.locked else "on"
+        word = "not after a person's order" if how.moved_by_person else locked
+        lines.append(f"  automatic fail-back: {word}; penalty {how.penalty}, locks at {SUPPRESS:.0f}")
     if redirect.last is not None:
         lines.append(f"  last: {line(redirect.last)}")
     return lines
-
-
-def _automatic(how: AutoFailBack) -> str:
-    locked = "locked, a person must fail back" if how.locked else "on"
-    word = "not after a person's order" if how.moved_by_person else locked
-    return f"{word}; penalty {how.penalty}, locks at {SUPPRESS:.0f}"
 
 
 def _traffic(sniffer: Mapping[str, Any] | None, away: str | None) -> list[str]:

@@ -39,9 +39,7 @@ def check(argv: Sequence[str]) -> Outcome:
         ready = sender(load(arguments.config))
     except (ConfigError, GatewayError) as error:
         raise CheckError(str(error)) from None
-    parts = [gateways(ready.ways), room(ready.spool), texts(ready, arguments)]
-    state = plugin.worst(*(part.state for part in parts))
-    return plugin.together(sorted(parts, key=lambda part: plugin.worst(part.state, State.OK) is not state))
+    return plugin.together([gateways(ready.ways), room(ready.spool), texts(ready, arguments)])
 
 
 def gateways(ways: Sequence[tuple[str, Gateway]]) -> Outcome:

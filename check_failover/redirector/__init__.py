@@ -6,7 +6,9 @@ A redirect is built from the config and implements ``Redirect``. A new one is on
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from functools import partial
+from pkgutil import resolve_name
+from typing import Protocol, cast
 
 from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
@@ -107,19 +109,12 @@ def current(redirect: Redirect, service: Service) -> Target | None:
     return None if wiring is None else wiring.target
 
 
-def _nftables(config: Config) -> Redirect:
-    from check_failover.redirector.nftables.redirect import Nftables
-
-    return Nftables(config)
-
-
-def _ipfilter(config: Config) -> Redirect:
-    from check_failover.redirector.ipfilter.redirect import Ipfilter
-
-    return Ipfilter(config)
+def _made(name: str, config: Config) -> Redirect:
+    """Imports the module when a redirect is made: each is for another system."""
+    return cast("Redirect", resolve_name(f"{__name__}.{name}")(config))
 
 
 REDIRECTS: dict[str, Callable[[Config], Redirect]] = {
-    "nftables": _nftables,
-    "ipfilter": _ipfilter,
+    "nftables": partial(_made, "nftables.redirect:Nftables"),
+    "ipfilter": partial(_made, "ipfilter.redirect:Ipfilter"),
 }

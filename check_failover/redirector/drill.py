@@ -41,7 +41,9 @@ class Drills:
 
     def begin(self, service: Service, message: Message, by: str) -> Message:
         """Send the client to the standby. Raises RequestRefusedError, RedirectError, StateError."""
-        client, seconds = _client(service, message.get("client")), _seconds(message.get("seconds"))
+        client, seconds = _client(service, message.get("client")), message.get("seconds")
+        if not isinstance(seconds, int | float) or not 1 <= seconds <= LONGEST:
+            raise RequestRefusedError(f"drill: seconds must be a number from 1 to {LONGEST:.0f}")
         with self._lock:
             if service.name in self.running:
                 raise RequestRefusedError(f"drill: {self.running[service.name].id} goes on; wait for its end")
@@ -122,9 +124,3 @@ def _client(service: Service, said: object) -> str | None:
     if address.compressed in (service.primary.address, service.standby.address, service.address.address):
         raise RequestRefusedError(f"drill: {address} is a server's or the service's own address; name a client's")
     return address.compressed
-
-
-def _seconds(said: object) -> float:
-    if not isinstance(said, int | float) or not 1 <= said <= LONGEST:
-        raise RequestRefusedError(f"drill: seconds must be a number from 1 to {LONGEST:.0f}")
-    return float(said)

@@ -65,7 +65,8 @@ class CoreReports:
         self._outbox.close()
 
     def _send(self, service: Service, suffix: str, state: State, text: str, status: ServiceStatus) -> None:
-        details = story.further(status.story if suffix == "redirect" else _checklist(service, status))
+        lines = [*items(status.fail_back), story.way_back(service.name)] if status.target == Target.STANDBY else []
+        details = story.further(status.story if suffix == "redirect" else lines)
         perfdata = f"standby={int(status.target == Target.STANDBY)} held={int(status.hold is not None)}"
         text = f"{state.name}: {text}".replace("|", "/")
         name = f"{service.name} {suffix}"
@@ -93,13 +94,6 @@ def _data_age(service: Service, entry: JournalEntry) -> str:
     age = None if entry.facts is None else entry.facts.sync_age
     undecided = ", not all writes" if entry.facts is not None and entry.facts.sync_undecided else ""
     return f" (data never in step{undecided})" if age is None else f" (data {duration(age)} old{undecided})"
-
-
-def _checklist(service: Service, status: ServiceStatus) -> list[str]:
-    """The checklist's items and the fail-back's command; empty if the target is the primary."""
-    if status.target == Target.PRIMARY:
-        return []
-    return [*items(status.fail_back), story.way_back(service.name)]
 
 
 def detail_lines(service: Service, status: ServiceStatus, report_url: str | None = None) -> list[str]:

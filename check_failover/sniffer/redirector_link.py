@@ -149,7 +149,9 @@ class RedirectorLink:
             if reply is None:
                 return
             try:
-                clients += map(_flow_key, reply["clients"])
+                for client in reply["clients"]:
+                    address, _, port = str(client).rpartition(":")
+                    clients.append((ipaddress.ip_address(address.strip("[]")).packed, int(port)))
                 target, after, complete = Target(reply["target"]), str(reply["after"]), not reply["more"]
             except (LookupError, TypeError, ValueError) as error:
                 log.warning("the redirector's list of connections is not understood: %s", error)
@@ -193,11 +195,6 @@ class RedirectorLink:
             self._listener.redirected(name, target, replay=not event.get("drain"))
             if event.get("drain"):
                 self.ask_elsewhere(name)
-
-
-def _flow_key(client: object) -> FlowKey:
-    address, _, port = str(client).rpartition(":")
-    return ipaddress.ip_address(address.strip("[]")).packed, int(port)
 
 
 def _receive(sock: socket.socket) -> bytes:

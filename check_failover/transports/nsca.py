@@ -31,7 +31,10 @@ class Nsca:
     def send(self, results: Sequence[PassiveResult]) -> None:
         """One call for all results, in order. Raises TransportError; some results may have arrived then."""
         now = time.time()
-        lines = ETB.join(_line(result, now) for result in results).encode()
+        # host[tab]service[tab]status[tab]message[newline]; the client escapes what the core needs escaped
+        lines = ETB.join(
+            f"{name(one.host)}\t{name(one.service)}\t{int(one.state)}\t{output(one, now)}\n" for one in results
+        ).encode()
         capabilities.drop_ambient()
         try:
             done = programs.run(self._argv, self._timeout, stdin=lines)
@@ -44,8 +47,3 @@ class Nsca:
         if done.code:
             said = (done.err or done.out).decode(errors="replace").partition("\n")[0]
             raise TransportError(f"{self._argv[0]}: {clean(said) or f'exit code {done.code}'}")
-
-
-def _line(result: PassiveResult, now: float) -> str:
-    """``host[tab]service[tab]status[tab]message[newline]``; the client escapes what the core needs escaped."""
-    return f"{name(result.host)}\t{name(result.service)}\t{int(result.state)}\t{output(result, now)}\n"

@@ -73,9 +73,10 @@ class Conntrack:
         gone = 0
         for first in range(0, len(entries), _BATCH):
             batch = entries[first : first + _BATCH]
-            requests = [
-                (_DELETE, ACK if entry is batch[-1] else 0, _af(entry.client.family), _named(entry)) for entry in batch
-            ]
+            requests = []
+            for entry in batch:
+                name = attribute(_CTA_TUPLE_ORIG | NESTED, entry.original) + attribute(_CTA_ID, entry.id)
+                requests.append((_DELETE, ACK if entry is batch[-1] else 0, _af(entry.client.family), name))
             gone += self._kernel.send_all(requests, ignored=errno.ENOENT)
         return len(entries) - gone
 
@@ -92,10 +93,6 @@ class Conntrack:
 
 def _marked(mark: int, mask: int) -> bytes:
     return attribute(_CTA_MARK, struct.pack("!I", mark)) + attribute(_CTA_MARK_MASK, struct.pack("!I", mask))
-
-
-def _named(entry: Entry) -> bytes:
-    return attribute(_CTA_TUPLE_ORIG | NESTED, entry.original) + attribute(_CTA_ID, entry.id)
 
 
 def _af(family: int) -> int:

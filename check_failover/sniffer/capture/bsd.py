@@ -47,7 +47,8 @@ class BsdTap:
                 raise OSError("the kernel gives no buffer length (BIOCGBLEN)")
             self.refilter(program)
         except (OSError, Scapy_Exception) as error:
-            why = "no permission for /dev/bpf" if _denied() else str(error)
+            allowed = os.access("/dev/bpf", os.R_OK | os.W_OK)  # scapy opens it for both
+            why = str(error) if allowed else "no permission for /dev/bpf"
             raise CaptureError(f"{interface}: {why}") from None
         self._kept: deque[tuple[float, bytes]] = deque()
         self._dropped = 0
@@ -98,7 +99,3 @@ def split(buffer: bytes, platform: str = sys.platform) -> Iterator[tuple[float, 
             return
         yield seconds + parts * part, buffer[start:end]
         at += (header + captured + _ALIGN - 1) & -_ALIGN
-
-
-def _denied() -> bool:
-    return not os.access("/dev/bpf", os.R_OK | os.W_OK)  # scapy opens it for both
