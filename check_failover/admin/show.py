@@ -35,9 +35,9 @@ def status(
         lines += [f"    {item}" for item in decide.items(redirect.fail_back)]
         if redirect.auto_fail_back is not None:
             how = redirect.auto_fail_back
-        locked = "locked, a person must fail back" if how.locked else "on"
-        word = "not after a person's order" if how.moved_by_person else locked
-        lines.append(f"  automatic fail-back: {word}; penalty {how.penalty}, locks at {SUPPRESS:.0f}")
+            locked = "locked, a person must fail back" if how.locked else "on"
+            word = "not after a person's order" if how.moved_by_person else locked
+            lines.append(f"  automatic fail-back: {word}; penalty {how.penalty}, locks at {SUPPRESS:.0f}")
     if redirect.last is not None:
         lines.append(f"  last: {line(redirect.last)}")
     return lines
