@@ -148,7 +148,7 @@ def _row(answer: Answer) -> Mapping[str, Any]:
     rows = body.get("results")
     if isinstance(rows, list) and rows and isinstance(rows[0], dict):
         return rows[0]
-    return {"code": body.get("error", answer.status), "status": body.get("status", "")} if not rows else {}
+    return {"code": body.get("error"), "status": body.get("status", "")} if not rows else {}
 
 
 def _check(where: str, answer: Answer) -> None:
