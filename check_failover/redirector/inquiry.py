@@ -72,11 +72,11 @@ def with_missing_facts(
 
 
 def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Facts:
-    """The sniffer's present verdict on the primary; without one, two probes of it."""
+    """The sniffer's present verdict; without one, two probes of the server that the order is about."""
     known = _sniffer(controller, service)
-    found = Facts(downtime=facts.downtime, handlers_off=facts.handlers_off, blind=bool(known.get("blind")))
-    if found.blind:
-        return found
+    found = Facts(downtime=facts.downtime, server=facts.server, handlers_off=facts.handlers_off)
+    if known.get("blind"):
+        return replace(found, blind=True)
     verdict = known.get("facts")
     try:
         said = from_json(Facts, verdict) if isinstance(verdict, dict) else Facts()
@@ -86,7 +86,7 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Fa
     if said.detector is not None:
         said = replace(said, downtime=facts.downtime, handlers_off=facts.handlers_off)
         return synced(controller, service, said)
-    outcomes = [probe(controller, service, Target.PRIMARY) for _ in range(2)]
+    outcomes = [probe(controller, service, facts.server) for _ in range(2)]
     if None in outcomes:
         return found
     failed = outcomes.count(False)

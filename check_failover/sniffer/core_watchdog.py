@@ -55,7 +55,8 @@ class CoreWatchdog:
 
     def order_refused(self, name: str, now: float, reason: str = "") -> None:
         """The redirector refused an order for this service, from the core or from the sniffer."""
-        self._refused[name] = (now, reason)
+        if reason != Reason.ALREADY:  # about a server that does not serve: no decision on the present fault
+            self._refused[name] = (now, reason)
 
     def since_refusal(self, name: str, now: float) -> float:
         """Seconds; infinite without a refusal."""

@@ -54,6 +54,13 @@ def test_what_was_said_of_an_earlier_fault_is_over() -> None:
     assert asked(watchdog, [100.0, 105.0]) == [(105.0, "the core is silent")]
 
 
+def test_an_order_about_another_server_decides_nothing() -> None:
+    """A core repeats its order about the primary, which was left long ago; the standby's fault is not decided by it."""
+    watchdog = CoreWatchdog(5.0)
+    watchdog.order_refused("ldap", 101.0, "already-there")
+    assert asked(watchdog, [100.0, 105.0]) == [(105.0, "the core is silent")]
+
+
 def test_what_is_set_in_the_core_is_asked_for_again() -> None:
     """A downtime or handlers that are off: the sniffer asks again while refusal and fault stand."""
     for reason in ("downtime", "handlers-off"):
