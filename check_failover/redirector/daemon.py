@@ -41,12 +41,19 @@ class Wake(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self.stop = self.hangup = False
-        self.change = Change.RULES
+        self._change, self._lock = Change.RULES, threading.Lock()
 
     def changed(self, change: Change) -> None:
-        self.change = max(self.change, change)
+        with self._lock:
+            self._change = max(self._change, change)
         if change is not Change.NONE:
             self.set()
+
+    def take(self) -> Change:
+        """What changed since the last call."""
+        with self._lock:
+            change, self._change = self._change, Change.NONE
+        return change
 
     def signalled(self, number: int, _frame: object) -> None:
         self.hangup = self.hangup or number == signal.SIGHUP
@@ -82,7 +89,7 @@ def run(config: Config, wake: Wake) -> bool:
     told, read_at, anew = redirect.watch(wake.changed), 0.0, False
     while not anew and not wake.stop:
         wake.clear()
-        change, wake.change = wake.change, Change.NONE
+        change = wake.take()
         if not told or time.monotonic() > read_at:
             change, read_at = Change.RULES, time.monotonic() + READ_EVERY
         _guarded(partial(steering.reconcile, change))

@@ -159,4 +159,4 @@ def _check(where: str, answer: Answer) -> None:
     if answer.status in (UNAUTHORIZED, FORBIDDEN):
         raise TransportError(f"{where}: {status}: check the API user and its permission actions/process-check-result")
     if not answer.status == row.get("code") == OK or "ignoring" in status.lower():
-        raise TransportError(f"{where}: not taken: {clean(str(row.get('code', answer.status)))} {status}")
+        raise TransportError(f"{where}: not taken: {clean(str(row.get('code') or answer.status))} {status}")

@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 
 from check_failover.redirector import RedirectError
 
@@ -40,7 +41,8 @@ class Netlink:
         """Send one request; returns the payloads of the replies, without their nfgenmsg."""
         with self._lock, self._kernel() as sock:
             sock.send(self._message(kind, flags, family, attributes))
-            return list(_replies(sock, self._sequence))
+            replies = takewhile(lambda answer: answer[1] is None, self._answers(sock, self._sequence))
+            return [payload for _, _, payload in replies]
 
     def send_all(self, requests: Sequence[tuple[int, int, int, bytes]], ignored: int = 0) -> int:
         """Send requests (kind, flags, family or resource, attributes) in one datagram.
@@ -54,16 +56,25 @@ class Netlink:
             sock.send(b"".join(messages))
             acknowledged = first + max(n for n, request in enumerate(requests) if request[1] & ACK)
             failed = 0
-            while True:
-                for number, kind, payload in messages_of(sock.recv(_BUFFER)):
-                    if kind != _ERROR or not first <= number <= self._sequence:
-                        continue
-                    code = -int(struct.unpack_from("=i", payload)[0])
-                    if code not in (0, ignored):
-                        raise OSError(code, os.strerror(code))
-                    failed += code != 0
-                    if number == acknowledged:
-                        return failed
+            for number, code, _ in self._answers(sock, first, ignored):
+                failed += bool(code)
+                if number == acknowledged:
+                    break
+            return failed
+
+    def _answers(self, sock: socket.socket, first: int, ignored: int = 0) -> Iterator[tuple[int, int | None, bytes]]:
+        """Number of the request, error number (0: done; None: a reply) and payload, for requests from ``first`` on."""
+        while True:
+            for number, kind, payload in messages_of(sock.recv(_BUFFER)):
+                if not first <= number <= self._sequence:
+                    continue
+                if kind not in (_ERROR, _DONE):
+                    yield number, None, payload[4:]
+                    continue
+                code = 0 if kind == _DONE else -int(struct.unpack_from("=i", payload)[0])
+                if code not in (0, ignored):
+                    raise OSError(code, os.strerror(code))
+                yield number, code, b""
 
     def _message(self, kind: int, flags: int, family: int, attributes: bytes) -> bytes:
         """``family``: nfgenmsg's first byte, and its resource ID above."""
@@ -93,21 +104,6 @@ def opened(groups: int = 0) -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     sock.bind((0, groups))
     return sock
-
-
-def _replies(sock: socket.socket, sequence: int) -> Iterator[bytes]:
-    while True:
-        for number, kind, payload in messages_of(sock.recv(_BUFFER)):
-            if number != sequence:
-                continue
-            if kind == _DONE:
-                return
-            if kind == _ERROR:
-                code = -struct.unpack_from("=i", payload)[0]
-                if code == 0:
-                    return
-                raise OSError(code, os.strerror(code))
-            yield payload[4:]
 
 
 def messages_of(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -133,7 +133,7 @@ class Nftables:
 
     def forget_unanswered(self, service: Service, old: Target) -> int:
         """A UDP flow has no end of its own, so the kernel forgets all of them at once."""
-        halves = self._open(service, old, assured=False)
+        halves = self._open(service, old, unassured=True)
         if service.protocol == "udp":
             self._flush(self._conntrack, service, old, CT_SERVER)
         else:
@@ -171,10 +171,10 @@ class Nftables:
     def _key(self, service: Service, server: Target) -> bytes:
         return struct.pack("=I", self._mark(service, server))
 
-    def _open(self, service: Service, server: Target, *, assured: bool | None = None) -> list[Entry]:
-        """Entries that are not finished; ``assured`` False: without those that have carried data both ways."""
+    def _open(self, service: Service, server: Target, *, unassured: bool = False) -> list[Entry]:
+        """Entries that are not finished; ``unassured``: without those that have carried data both ways."""
         mark, mask, family = self._mark(service, server), CT_SERVER | FINISHED, service.address.family
-        return self._conntrack.dump(mark, mask, family, assured=assured)
+        return self._conntrack.dump(mark, mask, family, unassured=unassured)
 
     def _flush(self, conntrack: Conntrack, service: Service, server: Target, mask: int, also: int = 0) -> None:
         conntrack.flush(self._mark(service, server) | also, mask, service.address.family)
@@ -188,7 +188,7 @@ class Nftables:
             return True
         if not entry.unanswered:
             return False
-        self._conntrack.delete(entry)
+        self._conntrack.delete_all([entry])
         return True
 
     def send_to_standby(self, service: Service, client: str | None, seconds: float) -> None:

@@ -31,6 +31,7 @@ _OF_ELEMENTS = (_NEW_ELEMENT, _DELETE_ELEMENT)
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _COUNTER = 1  # NFT_OBJECT_COUNTER
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES, the seventh multicast group
+_MISSING = "nftables: our table or one of its sets is missing"
 _TABLE = 1  # the attribute of the table's name, in every message about a table or its parts
 
 Element = tuple[str, bytes]  # name of the set, key as the kernel stores it
@@ -54,15 +55,15 @@ class Table:
 
     def elements(self, name: str) -> list[bytes]:
         """The keys of a set's or map's elements."""
-        found = self._dump(_GET_ELEMENT, self._table + attribute(2, name.encode() + b"\0"))
+        found = self._dump(_GET_ELEMENT, self._part(name))
         elements = [dict(attributes(one)) for parts in found for _, one in attributes(parts.get(3, b""))]
         return [dict(attributes(element[1]))[1] for element in elements]
 
     def counter(self, name: str) -> int:
         """The packets that a counter has counted."""
-        which = attribute(2, name.encode() + b"\0") + attribute(3, struct.pack("!I", _COUNTER))
+        which = self._part(name) + attribute(3, struct.pack("!I", _COUNTER))
         try:
-            (found,) = self._kernel.ask(_GET_OBJECT, ACK, _INET, self._table + which)
+            (found,) = self._kernel.ask(_GET_OBJECT, ACK, _INET, which)
             packets: int = struct.unpack("!Q", dict(attributes(dict(attributes(found))[4]))[2])[0]
         except (FileNotFoundError, ValueError, KeyError):
             raise RedirectError(f"nftables: the counter {name} is missing") from None
@@ -78,17 +79,17 @@ class Table:
         # Adding what is there changes nothing, so an element that is added before it is removed is never missing.
         add, remove, expires = tuple(add), tuple(remove), struct.pack("!Q", int(1000 * seconds))
         timeout = attribute(4, expires) if seconds else b""
-        requests = [(_DELETE_ELEMENT, self._elements(name)) for name in flush]
+        requests = [(_DELETE_ELEMENT, self._part(name)) for name in flush]
         for element in remove:
-            requests += [(_NEW_ELEMENT, self._elements(*element)), (_DELETE_ELEMENT, self._elements(*element))]
-        requests += [(_NEW_ELEMENT, self._elements(name, key, timeout)) for name, key in add]
+            requests += [(_NEW_ELEMENT, self._element(*element)), (_DELETE_ELEMENT, self._element(*element))]
+        requests += [(_NEW_ELEMENT, self._element(name, key, timeout)) for name, key in add]
         batch = [(kind, 0x400 if kind == _NEW_ELEMENT else 0, _INET, body) for kind, body in requests]  # NLM_F_CREATE
         batch[-1] = (batch[-1][0], batch[-1][1] | ACK, *batch[-1][2:])
         frame = _SUBSYSTEM << 8
         try:
             self._kernel.send_all([(_BATCH_BEGIN, 0, frame, b""), *batch, (_BATCH_END, 0, frame, b"")])
         except FileNotFoundError:
-            raise RedirectError("nftables: our table or one of its sets is missing") from None
+            raise RedirectError(_MISSING) from None
 
     def watch(self, changed: Callable[[Change], None]) -> None:
         """Call back, in a thread, after each change of the table, by us or another program. Raises RedirectError."""
@@ -113,13 +114,15 @@ class Table:
         try:
             found = [dict(attributes(one)) for one in self._kernel.ask(kind, DUMP, _INET, which)]
         except FileNotFoundError:
-            raise RedirectError("nftables: our table or one of its sets is missing") from None
+            raise RedirectError(_MISSING) from None
         return [parts for parts in found if parts.get(_TABLE) == self._name]
 
-    def _elements(self, name: str, key: bytes | None = None, more: bytes = b"") -> bytes:
-        """Attributes that name a set and perhaps one element."""
-        which = self._table + attribute(2, name.encode() + b"\0")
-        return which if key is None else which + nested(3, nested(1, nested(1, attribute(1, key)), more))
+    def _part(self, name: str) -> bytes:
+        """Attributes that name a set or a counter."""
+        return self._table + attribute(2, name.encode() + b"\0")
+
+    def _element(self, name: str, key: bytes, more: bytes = b"") -> bytes:
+        return self._part(name) + nested(3, nested(1, nested(1, attribute(1, key)), more))
 
 
 def _text(raw: bytes) -> str:
