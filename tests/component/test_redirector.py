@@ -290,7 +290,7 @@ def test_forgetting_many_is_forgetting_each(controller: Controller) -> None:
         "kernel = Conntrack()\n"
         "found = kernel.dump(0, 0, 4)\n"
         "ours = [e for e in found if e.service.port == 7002]\n"
-        "kernel.delete(ours[3]); kernel.delete(ours[-1])\n"
+        "kernel.delete_all([ours[3]]); kernel.delete_all([ours[-1]])\n"
         "left = {e.service.port for e in kernel.dump(0, 0, 4)}\n"
         "print(len(ours), kernel.delete_all(ours), kernel.delete_all(ours), kernel.delete_all([]))\n"
         "print(sum(e.service.port == 7002 for e in kernel.dump(0, 0, 4)), 7001 in left)\n"

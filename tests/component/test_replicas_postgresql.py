@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,9 @@ import pytest
 from check_failover.syncstate import Refusal, SyncDirection
 from tests.lab.netns import poll
 from tests.lab.postgresql import PASSWORD, Postgresql
+from tests.lab.replicas import age, running
 from tests.lab.sshd import ADDRESSES
-from tests.lab.syncing import SHM, Syncing, ok, refused, servers_fixture, syncing_fixture  # noqa: F401
+from tests.lab.syncing import Syncing, ok, refused, servers_fixture, syncing_fixture  # noqa: F401
 
 pytestmark = pytest.mark.component
 
@@ -49,30 +49,12 @@ class Replicas:
         """That many rows."""
         assert server.sql(f"INSERT INTO t SELECT generate_series(1, {number})") == ""
 
-    def close(self) -> None:
-        """End both."""
-        for server in (self.standby, self.primary):
-            server.stop()
-
 
 @pytest.fixture(name="replicas")
 def replicas_fixture(syncing: Syncing) -> Iterator[Replicas]:
     """A standby that has all of its primary's data."""
-    with tempfile.TemporaryDirectory(dir=SHM, prefix="cfr") as place:
-        Path(place).chmod(0o711)
-        made = Replicas(Path(place), syncing)
-        try:
-            made.begin()
-            yield made
-        finally:
-            made.close()
-
-
-def age(syncing: Syncing) -> float:
-    """The sync age in the record, in seconds."""
-    found = syncing.state().age(time.time())
-    assert found is not None
-    return found
+    with running(Replicas, syncing) as made:
+        yield made
 
 
 def test_a_standby_in_step(syncing: Syncing, replicas: Replicas) -> None:

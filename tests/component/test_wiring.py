@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,32 +25,6 @@ from tests.lab.netns import CLIENT, SERVICE_ADDRESS, House, poll, python_argv
 pytestmark = pytest.mark.component
 BOTH = {"primary", "standby"}
 BLIND = {**FACTS, "blind": True}
-
-
-# A connection by hand: it asks, sends a segment five megabytes ahead of the window, and asks again.
-AHEAD = f"""
-import time
-from tests.lab.handshake import ACK, PSH, RST, SYN, Client
-client = Client("{SERVICE_ADDRESS}", 7001, 30001)
-def got(wanted):
-    until = time.monotonic() + 3
-    while (packet := client.receive(until)) is not None:
-        if packet[0] & (wanted | RST): return packet
-    raise SystemExit("nothing came")
-client.send(SYN, client.isn)
-flags, seq, _, _ = got(SYN)
-client.send(ACK, client.isn + 1, seq + 1)
-def ask(number, after):
-    client.send(ACK | PSH, client.isn + 1 + 4 * number, after, b"who\\n")
-    flags, seq, _, data = got(PSH)
-    print("reset" if flags & RST else data.decode().strip(), flush=True)
-    return seq + len(data)
-after = ask(0, seq + 1)
-client.send(ACK | PSH, client.isn + 5_000_000, after, b"far ahead")
-packet = client.receive(time.monotonic() + 1)
-if packet is not None and packet[0] & RST: print("reset", flush=True)
-ask(1, after)
-"""
 
 
 @pytest.fixture
@@ -264,5 +237,5 @@ def test_a_cut_leaves_nobody_dead(controller: Controller, service: str) -> None:
 def test_a_segment_far_ahead_ends_no_connection(controller: Controller) -> None:
     """What conntrack calls invalid is dropped: our own stack would reset the client's healthy connection for it."""
     controller.house.run("client", "/usr/sbin/nft", "-f", "-", input=QUIET)
-    said = controller.house.run("client", sys.executable, "-c", AHEAD)
+    said = controller.house.run("client", *python_argv("tests.lab.ahead", SERVICE_ADDRESS, "7001", "30001"))
     assert said.splitlines() == [f"primary {CLIENT}"] * 2

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -47,33 +46,6 @@ type = "tcp"
 hold_down = {{hold_down}}
 fail_back_passes = 2
 fail_back_seconds = 0
-"""
-# A connection by hand: it asks, waits for the daemon's restart, sends a segment far ahead of the window, asks again.
-AHEAD = """
-import sys, time
-from pathlib import Path
-from tests.lab.handshake import ACK, PSH, RST, SYN, Client
-address, port, source_port, restarted = sys.argv[1:]
-client = Client(address, int(port), int(source_port))
-def got(wanted):
-    until = time.monotonic() + 3
-    while (packet := client.receive(until)) is not None:
-        if packet[0] & (wanted | RST): return packet
-    raise SystemExit("nothing came")
-client.send(SYN, client.isn)
-flags, seq, _, _ = got(SYN)
-client.send(ACK, client.isn + 1, seq + 1)
-def ask(number, after):
-    client.send(ACK | PSH, client.isn + 1 + 4 * number, after, b"who\\n")
-    flags, seq, _, data = got(PSH)
-    print("reset" if flags & RST else data.decode().strip(), flush=True)
-    return seq + len(data)
-after = ask(0, seq + 1)
-while not Path(restarted).exists(): time.sleep(0.02)
-client.send(ACK | PSH, client.isn + 5_000_000, after, b"far ahead")
-packet = client.receive(time.monotonic() + 1)
-if packet is not None and packet[0] & RST: print("reset", flush=True)
-ask(1, after)
 """
 
 
@@ -263,7 +235,7 @@ def test_a_segment_that_conntrack_calls_invalid(ground: Ground, daemon: str) -> 
     name, restarted = f"invalid-{daemon[:3]}", ground.site.directory / f"restarted-{daemon}"
     ground.house.run("client", "/usr/sbin/nft", "-f", "-", input=f"table inet quiet\ndelete table inet quiet\n{QUIET}")
     log, source_port = ground.site.directory / f"{name}.log", str(30001 + DAEMONS.index(daemon))
-    argv = (sys.executable, "-c", AHEAD, SERVICE_ADDRESS, str(PORT[name]), source_port, str(restarted))
+    argv = python_argv("tests.lab.ahead", SERVICE_ADDRESS, str(PORT[name]), source_port, str(restarted))
     client = ground.house.start("client", *argv, log=log, cwd=ROOT)
     poll(lambda: log.exists() and log.read_text().count("\n") == 1, 10.0, "the first answer")
     ground.restart(daemon)
