@@ -52,8 +52,7 @@ def with_missing_facts(
     - missing: CRITICAL from a freshness check that could not run, or from a core whose NRPE can carry fixed words only;
     - older than the last flip (``since``): the transport kept the result while the core was away.
 
-    Where they are older than ``RECENT``, core or redirector were stopped meanwhile, or are slow: the standby, which may
-    have failed since, is probed anew.
+    Facts older than ``RECENT`` (core or redirector were stopped or are slow) make the sniffer probe both servers anew.
     """
     if verb == "fail-over" and not manual:
         unknown = facts.detector is None and not (facts.probes or facts.blind)
@@ -63,7 +62,7 @@ def with_missing_facts(
         # Late facts may move clients off a server that is well again, so a slow sniffer is waited for.
         there = bool(_sniffer(controller, service, LATE_TIMEOUT if late else ORDER_TIMEOUT))
         if unknown or before or there:
-            facts = _ask_for_facts(controller, service, facts)
+            facts = _ask_for_facts(controller, service, facts, late=late)
         if late and there and facts.server is Target.PRIMARY:
             facts = replace(facts, standby_ok=None)
     if facts.standby_ok is None:
@@ -71,10 +70,10 @@ def with_missing_facts(
     return facts
 
 
-def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Facts:
+def _ask_for_facts(controller: Controller, service: Service, facts: Facts, *, late: bool) -> Facts:
     """The sniffer's present verdict; without one, two probes of the server that the order is about."""
     known = _sniffer(controller, service)
-    found = Facts(downtime=facts.downtime, server=facts.server, handlers_off=facts.handlers_off)
+    found = Facts(server=facts.server, downtime=facts.downtime, handlers_off=facts.handlers_off)
     if known.get("blind"):
         return replace(found, blind=True)
     verdict = known.get("facts")
@@ -85,6 +84,8 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts) -> Fa
         said = Facts()
     if said.detector is not None:
         said = replace(said, downtime=facts.downtime, handlers_off=facts.handlers_off)
+        if late and probe(controller, service, said.server):
+            said = replace(said, probes=1, probes_failed=0)
         return synced(controller, service, said)
     outcomes = [probe(controller, service, facts.server) for _ in range(2)]
     if None in outcomes:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from check_failover import control
+from check_failover.redirector.inquiry import RECENT
 from tests.lab.echo import Echo
 from tests.lab.handshake import QUIET
 from tests.lab.netns import CLIENT, PRIMARY, SERVICE_ADDRESS, STANDBY, freeze, poll, python_argv
@@ -204,6 +205,8 @@ def test_an_order_that_waited_in_a_frozen_redirector(ground: Ground, daemon: str
         ground.echo[name, "primary"].stop()
         poll(lambda: ground.ask(name, 0.3) and site.sniffer(name)["verdict"] == "failed", 20.0, "it is seen")
         poll(lambda: _waiting(site, name), 20.0, "the core's order waits in the socket")
+        verdict = site.sniffer(name)["facts"]["evidence"] / 1000
+        poll(lambda: time.time() > verdict + RECENT, 20.0, "the order is no longer fresh: a fresh one is obeyed")
         ground.echo[name, "primary"].start()
         if daemon == "sniffer":
             site.kill(daemon)
