@@ -6,6 +6,9 @@ unknown name is an error, because a handler that guesses could act on the wrong 
 
 from __future__ import annotations
 
+from check_failover import __version__
+from check_failover.places import HERE, REDIRECTOR_SOCKET
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +18,20 @@ ANSWERED = 3  # exit code of -h, -V and a usage error: UNKNOWN to the core, neve
 
 class UsageError(Exception):
     """An error in the command line: one line for the administrator."""
+
+
+def answered(argv: Sequence[str], program: str) -> bool:
+    """Print help or version if these are asked for. The help is the file PROGRAM.txt beside this module."""
+    if not argv or argv[0] not in ("-h", "--help", "-V", "--version"):
+        return False
+    if argv[0] in ("-V", "--version"):
+        print(program, __version__)
+    else:
+        from pathlib import Path
+
+        text = Path(__file__).with_name(f"{program}.txt").read_text("utf-8")
+        print(text.format(config=HERE["config"], socket=REDIRECTOR_SOCKET), end="")
+    return True
 
 
 def parse(argv: Sequence[str], options: Mapping[str, str], flags: Sequence[str] = ()) -> dict[str, str]:

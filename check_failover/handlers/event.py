@@ -17,9 +17,8 @@ from __future__ import annotations
 import sys
 import time
 
-from check_failover import __version__
 from check_failover.control import ControlError, UnreachableError, ask
-from check_failover.handlers.arguments import ANSWERED, UsageError, drill_id, one_line, parse
+from check_failover.handlers.arguments import ANSWERED, UsageError, answered, drill_id, one_line, parse
 from check_failover.places import REDIRECTOR_SOCKET
 
 TYPE_CHECKING = False
@@ -27,35 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-USAGE = f"""\
-failover_event: Nagios's and Icinga's event handler for a service with a fail-over.
-
-  --service NAME         name of the service in check_failover's config (required)
-  --state STATE          $SERVICESTATE$ or $SERVICESTATEID$ (required)
-  --state-type TYPE      $SERVICESTATETYPE$: SOFT or HARD (required)
-  --attempt N            $SERVICEATTEMPT$, for the log
-  --perfdata TEXT        $SERVICEPERFDATA$: the facts behind the verdict
-  --output TEXT          $SERVICEOUTPUT$
-  --downtime N           $SERVICEDOWNTIME$: above 0 the service is in downtime
-  --host-downtime N      $HOSTDOWNTIME$
-  --own-check            the service is the site's own check, not failover-sniffer's verdict: its attempts
-                         (max_check_attempts) confirm the fault; without this option the redirector confirms an order
-                         without facts by its own probes
-  --standby-state STATE  $SERVICESTATE:HOST:NAME standby$, for --own-check
-  --standby-checked AT   $LASTSERVICECHECK:HOST:NAME standby$ (Unix time, 0: never)
-  --host HOST            $HOSTNAME$, for the log
-  --by NAME              name of the actor in the journal (nagios)
-  --fail-back            for the service "NAME fail-back": OK from a person orders the fail-back
-  --drill                for the service "NAME drill": report to the redirector that the core ran this; moves nothing
-  --notice TYPE          $NOTIFICATIONTYPE$: as a notification command for downtimes, with --host and, for a service's,
-                         --description ($SERVICEDESC$) in place of --service, --state and --state-type
-  --description TEXT     see --notice
-  --socket PATH          the redirector's socket ({REDIRECTOR_SOCKET})
-  --patience SECONDS     how long to try again while the redirector does not answer (10)
-  -h, --help; -V, --version
-
-Exit code: 0 done, refused or nothing to do (stdout says which); 1 the redirector did not answer or denied access;
-3 usage error."""
 
 OPTIONS = dict.fromkeys(
     ("service", "state", "state-type", "attempt", "perfdata", "output", "standby-state", "standby-checked", "host"), ""
@@ -73,8 +43,7 @@ OWN_FAIL_BACK_RESULT = "OK: on the primary"  # how the redirector's own result f
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``failover_event``: prints one line for one event, returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in ("-h", "--help", "-V", "--version"):
-        print(USAGE if argv[0] in ("-h", "--help") else f"failover_event {__version__}")
+    if answered(argv, "failover_event"):
         return ANSWERED
     try:
         options = parse(argv, OPTIONS, flags=("fail-back", "own-check", "drill"))

@@ -10,28 +10,10 @@ import os
 import re
 import sys
 
-from check_failover import __version__
 from check_failover.handlers import event
-from check_failover.handlers.arguments import ANSWERED, UsageError, one_line, parse
+from check_failover.handlers.arguments import ANSWERED, UsageError, answered, one_line, parse
 from check_failover.places import HERE, REDIRECTOR_SOCKET
 
-USAGE = f"""\
-failover_remote: forced command of a remote core's ssh key (~/.ssh/authorized_keys: command="...").
-
-  --config FILE     check_failover's config ({HERE["config"]})
-  --socket PATH     the redirector's socket ({REDIRECTOR_SOCKET})
-  -h, --help; -V, --version
-
-Commands that the core may send (SSH_ORIGINAL_COMMAND); NAME is a service of the config:
-
-  event NAME STATE TYPE DOWNTIME HOSTDOWNTIME    its event handler for "NAME primary"
-  fail-back NAME STATE TYPE OUTPUT               its event handler for "NAME fail-back"
-  drill NAME STATE TYPE OUTPUT                   its event handler for "NAME drill"
-  notice TYPE HOST [DESCRIPTION]                 a downtime begins or ends
-  traffic NAME, redirect NAME, sync NAME         the checks of that name
-  probe NAME primary|standby|service             the service's check
-
-Exit code and output are the handler's or the check's; 3: not one of these."""
 OPTIONS = {"config": HERE["config"], "socket": REDIRECTOR_SOCKET}
 NAME, HOST, NUMBER = "[A-Za-z][A-Za-z0-9_-]{0,14}", r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,99}", "[0-9]{1,4}"
 STATE, TYPE, TARGET = "OK|WARNING|CRITICAL|UNKNOWN", "SOFT|HARD", "primary|standby|service"
@@ -54,8 +36,7 @@ MAX_COMMAND = 4096  # characters
 def main() -> int:
     """Entry point of ``failover_remote``: runs one command, returns its exit code; a check replaces this process."""
     argv = sys.argv[1:]
-    if argv and argv[0] in ("-h", "--help", "-V", "--version"):
-        print(USAGE if argv[0] in ("-h", "--help") else f"failover_remote {__version__}")
+    if answered(argv, "failover_remote"):
         return ANSWERED
     try:
         options = parse(argv, OPTIONS)

@@ -13,35 +13,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from check_failover import __version__
-from check_failover.handlers.arguments import ANSWERED, UsageError, drill_id, one_line, parse
+from check_failover.handlers.arguments import ANSWERED, UsageError, answered, drill_id, one_line, parse
 from check_failover.places import HERE, REDIRECTOR_SOCKET
 from check_failover.sms.spool import Spool, SpoolError, Text, key_of
 from check_failover.sms.text import fit, plain
-
-USAGE = f"""\
-failover_sms: notification command for Nagios and Icinga; sends a text through the gateway of check_failover's config.
-
-  --number NUMBERS       $CONTACTPAGER$: one or more phone numbers, separated by commas (required)
-  --text TEXT            send this text; or let it be composed from
-  --type TYPE            $NOTIFICATIONTYPE$: PROBLEM, RECOVERY, ACKNOWLEDGEMENT, ...
-  --host HOST            $HOSTNAME$
-  --service SERVICE      $SERVICEDESC$; empty for a host's notification
-  --state STATE          $SERVICESTATE$ or $HOSTSTATE$
-  --output TEXT          $SERVICEOUTPUT$ or $HOSTOUTPUT$
-  --author NAME          $NOTIFICATIONAUTHOR$
-  --comment TEXT         $NOTIFICATIONCOMMENT$
-  --date TEXT            $SHORTDATETIME$
-  --event ID             unique name of the event, e.g. $LASTSERVICESTATECHANGE$-$SERVICENOTIFICATIONNUMBER$: each
-                         number gets one text of an event, however many handlers run
-  --config FILE          ({HERE["config"]})
-  --drill NAME           notification command of the service "NAME drill": compose the text, test spool and gateway,
-                         report the result to the redirector (--socket PATH); nothing is sent
-  --now                  wait for the gateway and print its answer (to test a new gateway)
-  --flush [--stay S]     send the texts in the spool, for S seconds at most (for the timer)
-  -h, --help; -V, --version
-
-Exit code: 0 stored (or sent, or a duplicate); 1 neither stored nor sent; 3 usage error."""
 
 OPTIONS = dict.fromkeys(
     ("number", "text", "type", "host", "service", "state", "output", "author", "comment", "date", "event", "drill"), ""
@@ -53,8 +28,7 @@ REPEAT_WINDOW = 60.0  # seconds in which the same notification without --event c
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``failover_sms``: prints one line for one notification, returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in ("-h", "--help", "-V", "--version"):
-        print(USAGE if argv[0] in ("-h", "--help") else f"failover_sms {__version__}")
+    if answered(argv, "failover_sms"):
         return ANSWERED
     if "--flush" in argv:
         from check_failover.sms.flush import main as flush

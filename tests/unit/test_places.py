@@ -63,12 +63,15 @@ EVERYWHERE = """
     from check_failover.checks import plugin
     from check_failover.config import load
     from check_failover.handlers import event, remote, sms
+    from check_failover.handlers.arguments import answered
 
     config = load(sys.argv[1])
     print(config.controller.run_dir, config.controller.state_dir, config.monitoring["command_file"])
     print(_parser().get_default("config"), plugin.socket_of(None, "sniffer.sock"))
     print(event.OPTIONS["socket"], remote.OPTIONS["config"], sms.OPTIONS["config"])
-    print(event.USAGE, remote.USAGE, sms.USAGE, _parser().format_help(), nagios(config), icinga2(config))
+    for program in ("failover_event", "failover_remote", "failover_sms"):
+        assert answered(["--help"], program)
+    print(_parser().format_help(), nagios(config), icinga2(config))
 """
 
 
