@@ -10,6 +10,7 @@ import pwd
 import socket
 import stat
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,35 +27,7 @@ from check_failover.rights import user_name
 S = TypeVar("S")
 LOOK_TIMEOUT = 0.9  # seconds for each daemon's status: the doctor answers within 2 s even if both hang
 COMMAND_LIMIT = 10.0  # seconds for one external program
-_BSD = {
-    "order": "service {daemon} {verb}",
-    "state": "install -d, see nagios-conf/freebsd/README.md, section 2",
-    "reach": "take the daemon's user into the file's group",
-    "verify": "nagios -v",
-}
-# prefix of sys.platform -> task -> instruction
-INSTRUCTIONS = {
-    "linux": {
-        "order": "systemctl {verb} {daemon}",
-        "member": "usermod -aG {group} {user}",
-        "group": "groupadd --system {group}",
-        "state": "systemd-tmpfiles --create check_failover.conf, or mkdir and chown",
-        "reach": "SupplementaryGroups= of the daemon's unit",
-        "verify": "nagios4 -v",
-    },
-    "freebsd": {
-        "member": "pw groupmod {group} -m {user}",
-        "group": "pw groupadd {group}",
-        **_BSD,
-        "devices": "add path 'bpf*' mode 0660 group check_failover in /etc/devfs.rules, service devfs restart",
-    },
-    "netbsd": {
-        **_BSD,
-        "member": "usermod -G {group} {user}",
-        "group": "groupadd {group}",
-        "devices": "chgrp check_failover /dev/bpf && chmod 660 /dev/bpf",
-    },
-}
+INSTRUCTIONS: dict[str, dict[str, str]] = tomllib.loads(Path(__file__).with_name("instructions.toml").read_text())
 SEVERITY = {"ok": 0, "warning": 1, "unknown": 1, "missing": 2}  # also the exit code
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from check_failover.records import JournalEntry, Moment, to_json
@@ -16,18 +17,7 @@ from check_failover.story import headline, moment, page_name
 BEFORE, AFTER = 60.0, 86400.0  # seconds around the order that belong to the incident
 WIDTH, LEFT, STEP = 960, 20, 26  # of the picture, in pixels
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 62em; color: #222 }}
-h1 {{ font-size: 1.5em }} h2 {{ font-size: 1.1em; margin-top: 1.6em }}
-table {{ border-collapse: collapse }} td, th {{ border-bottom: 1px solid #ddd; padding: .25em .8em; text-align: left }}
-td:first-child {{ white-space: nowrap }}
-</style></head><body>
-<h1>{title}</h1>
-<p>{summary}</p>
-{body}
-</body></html>
-"""
+PAGE = Path(__file__).with_name("incident.html").read_text("utf-8")
 
 
 @dataclass(frozen=True)

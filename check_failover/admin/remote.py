@@ -11,8 +11,9 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from check_failover.admin.objects import nagios
+from check_failover.admin.objects import nagios, read_template
 from check_failover.checks.external import arguments
 from check_failover.config import Config
 from check_failover.model import Service
@@ -24,29 +25,6 @@ NOTICES = ("DOWNTIMESTART", "DOWNTIMEEND", "DOWNTIMECANCELLED")
 OWN_RESULT = "OK: on the primary"
 IN_DOWNTIME = "$$(($SERVICEDOWNTIME$ + $HOSTDOWNTIME$ > 0))"  # Nagios's shell computes 0 or 1
 EVENTS = ("check_failover_event", "check_failover_event_own_check")
-NSCA_CONTROLLER = """\
-# config.toml on the controller
-[monitoring]
-transport = "nsca"
-send_nsca = ["/usr/sbin/send_nsca", "-c", "/etc/send_nsca.cfg"]
-# /etc/send_nsca.cfg, owner root, group check_failover, mode 640:
-#   identity = "check_failover"
-#   password = "LONG AND RANDOM"
-#   server = "CORE"
-#   timeout = 4"""
-NRDP_CONTROLLER = '''\
-# config.toml on the controller
-[monitoring]
-transport = "nrdp"
-url = "https://CORE/nrdp/"
-token_file = "/etc/check_failover/nrdp.token"   # owner root, group check_failover, mode 640
-ca_file = "/etc/check_failover/ca.pem"'''
-NRDP_CORE = """\
-# NRDP's config.inc.php on the core
-$cfg['authorized_tokens'] = array("LONG AND RANDOM");
-$cfg['require_https'] = true;
-# and in nagios.cfg, since NRDP leaves results in check_result_path (default: 10)
-check_result_reaper_frequency=1"""
 CERTIFICATES = "/etc/check_failover/nrpe"  # on either machine: ca.pem, and its own .pem and .key
 SSH_CONFIG = "/etc/check_failover/ssh_config"  # on the core
 CHECKS = ("traffic", "redirect", "sync")  # that need the controller's sockets or records
@@ -101,14 +79,9 @@ def _objects(config: Config, way: str, asked: dict[str, str], client: str) -> st
 
 
 def _nrpe_controller(config: Config, site: Site) -> str:
-    head = (
-        "# /etc/nagios/nrpe.d/check_failover.cfg on the controller. dont_blame_nrpe stays 0, nrpe_user is core_user,\n"
-        "# allowed_hosts names the core; only clients with a certificate of the site's CA are accepted:\n"
-        f"ssl_version=TLSv1.2+\nssl_use_adh=0\nssl_client_certs=2\nssl_cacert_file={CERTIFICATES}/ca.pem\n"
-        f"ssl_cert_file={CERTIFICATES}/controller.pem\nssl_privatekey_file={CERTIFICATES}/controller.key\n"
-    )
     commands = [command for service in config.services for command in _nrpe_service(config, service, site)]
-    return head + "\n".join([*commands, *_nrpe_notices(config, site)])
+    head = _shipped("nrpe-controller.txt", config, site)
+    return "\n".join([head, *commands, *_nrpe_notices(config, site)])
 
 
 def _nrpe_service(config: Config, service: Service, site: Site) -> Iterator[str]:
@@ -169,12 +142,16 @@ def _nsca_core(config: Config, _site: Site) -> str:
     )
 
 
+def _shipped(name: str, _config: Config, _site: Site) -> str:
+    return read_template("remote", name).rstrip("\n")
+
+
 WAYS: dict[str, dict[str, Callable[[Config, Site], str]]] = {
     "nrpe": {"controller": _nrpe_controller, "core": _nrpe_core},
     "ssh": {
         "controller": _ssh_controller,
         "core": lambda c, site: _objects(c, "ssh", SSH, f"/usr/bin/ssh -F {SSH_CONFIG} {site.controller}"),
     },
-    "nsca": {"controller": lambda *_: NSCA_CONTROLLER, "core": _nsca_core},
-    "nrdp": {"controller": lambda *_: NRDP_CONTROLLER, "core": lambda *_: NRDP_CORE},
+    "nsca": {"controller": partial(_shipped, "nsca-controller.txt"), "core": _nsca_core},
+    "nrdp": {"controller": partial(_shipped, "nrdp-controller.txt"), "core": partial(_shipped, "nrdp-core.txt")},
 }

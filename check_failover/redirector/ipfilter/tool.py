@@ -1,13 +1,14 @@
 """Run ipnat, and say in one line what went wrong and what to do.
 
-The texts on the left of ``FAULTS`` are the tool's own (IPFilter 5.1.2, some from 4.1), spelling included. Exit code 0
-is not enough: an unknown host is only printed. ``-R`` keeps it from asking a directory for the names of ports, which
-may be the very service that just died.
+What the tool says means what ``faults.toml`` says. Exit code 0 is not enough: an unknown host is only printed. ``-R``
+keeps it from asking a directory for the names of ports, which may be the very service that just died.
 """
 
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from check_failover import programs
 from check_failover.model import TooMuchError
@@ -18,22 +19,7 @@ from check_failover.redirector.ipfilter.sessions import Listing, listing
 TIMEOUT = 3.0  # seconds; a call takes milliseconds
 MAX_LISTING = 64 << 20  # bytes
 
-# what the tool prints -> what it means and what to do
-FAULTS = {
-    r"open.*: Permission denied": "no permission on the device: run failover-redirector as root, or give its group "
-    "/dev/ipnat and /dev/ipl (devfs.rules)",
-    r"need write permissions": "the device is read-only for us: give the group of failover-redirector mode 660 on "
-    "/dev/ipnat (devfs.rules)",
-    r"open.*: (No such file or directory|No such device.*|Device not configured)": "IPFilter is not loaded: "
-    "'service ipfilter start' (FreeBSD: ipfilter_enable=\"YES\" in rc.conf)",
-    r"ipfitler is disabled|ipfilter is disabled": "IPFilter is switched off, and forgot its NAT rules with that: "
-    "'ipf -E', then restart failover-redirector",
-    r"Operation not permitted": "the system forbids changes: is the securelevel 3? (sysctl kern.securelevel)",
-    r"version check failed": "tool and kernel module are of different versions: finish the system's upgrade",
-    r"illegal option": "this version of the tool is too old for us: set [controller.ipfilter] version = 4",
-    r"syntax error|Unknown host|unknown name|Only 0/0 supported": "the tool did not understand the rule: please "
-    "report it",
-}
+FAULTS: dict[str, str] = tomllib.loads(Path(__file__).with_name("faults.toml").read_text("utf-8"))
 
 
 @dataclass(frozen=True, slots=True)
