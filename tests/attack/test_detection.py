@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from check_failover import control
+from tests.attack.table import measured
 from tests.lab.attacker import forge_reply
 from tests.lab.load import Load
 from tests.lab.netns import CLIENT, CLIENT6, CONTROLLER, PRIMARY, PRIMARY6, SERVICE_ADDRESS, SERVICE_ADDRESS6, inside
@@ -72,6 +73,44 @@ def test_it_hides_no_fault(site: Site, attack: Attack, kind: str, rate: float, f
         assert process.poll() is None, (site.directory / "attacker.log").read_text()
         assert site.status()["target"] == "primary"
         flipped_within(site, fault, seconds)
+
+
+FLOOD = 20_000.0  # a second
+
+
+@pytest.mark.parametrize("fault", ["hang", "crash", "apperror"])
+def test_a_flood_that_the_server_resets_delays_nothing(tmp_path: Path, fault: str) -> None:
+    """20,000 a second: the fault is noticed within twice the time without a flood."""
+    tmp_path.chmod(0o755)
+    limit = 0.3 + 2 * noticed_after(tmp_path / "calm", None, fault)  # the attacker takes one of two processors
+    for kind in ("acks", "orphans"):
+        seconds = noticed_after(tmp_path / kind, kind, fault)
+        measured(kind, f"{fault} noticed after", seconds, "{:.1f} s")
+        assert seconds < limit, kind
+
+
+def noticed_after(directory: Path, kind: str | None, fault: str) -> float:
+    """Seconds from the fault to the flip, in that flood (None: without one)."""
+    directory.mkdir(mode=0o755)
+    with Site(directory, nagios=False, kannel=False) as site, load(site, 10.0):
+        site.wait_healthy("standby")
+        if kind is not None:
+            argv = [sys.executable, "-m", "tests.lab.attacker", kind, SERVICE_ADDRESS, "389", str(FLOOD)]
+            site.house.start("client", *argv, log=directory / "attacker.log", cwd=ROOT)
+            resets = sent_resets(site)
+        time.sleep(5.0)
+        assert kind is None or sent_resets(site) - resets > FLOOD, "no flood"
+        assert site.status()["target"] == "primary"
+        begun = time.monotonic()
+        site.fault(fault)
+        site.wait_target("standby", 30.0)
+        return time.monotonic() - begun
+
+
+def sent_resets(site: Site) -> int:
+    """How many RSTs the primary's kernel has sent."""
+    names, values = (row.split() for row in site.house.run("primary", "grep", "^Tcp:", "/proc/net/snmp").splitlines())
+    return int(values[names.index("OutRsts")])
 
 
 @pytest.mark.parametrize("kind", ["strays", "forged"])

@@ -7,7 +7,8 @@ strays   RATE searches a second, each on a connection of its own, with a TTL tha
          and never forwarded
 forged   the same without any connection: segments from the client's own address and ever new ports
 provoke  RATE binds a second with a name and no password; slapd answers unwillingToPerform (53)
-acks     RATE bare ACKs a second from many ports
+acks     RATE bare ACKs a second from many ports, of connections that do not exist: the server answers each with a RST
+orphans  RATE searches a second, as ``acks``
 ======== ============================================================================================================
 """
 
@@ -115,14 +116,19 @@ def provoke(address: str, port: int, rate: float) -> None:
             made.recv(4096)
 
 
-def acks(address: str, port: int, rate: float) -> None:
+def acks(address: str, port: int, rate: float, data: bytes = b"") -> None:
     ports = [random.randrange(1024, 65536) for _ in range(2000)]
-    made = [packet(CLIENT, sport, address, port, ACK, 1000 + sport, 1, b"", 64) for sport in ports]
+    flags = ACK | PSH if data else ACK
+    made = [packet(CLIENT, sport, address, port, flags, 1000 + sport, 1, data, 64) for sport in ports]
     with _raw() as raw:
         for number in paced(rate / 100):
             for each in range(100):
                 with contextlib.suppress(BlockingIOError):
                     raw.sendto(made[(100 * number + each) % len(made)], (address, 0))
+
+
+def orphans(address: str, port: int, rate: float) -> None:
+    acks(address, port, rate, search_request(1, BASE, "cn"))
 
 
 def _raw() -> socket.socket:
@@ -134,6 +140,7 @@ KINDS: dict[str, Callable[[str, int, float], None]] = {
     "forged": forged,
     "provoke": provoke,
     "acks": acks,
+    "orphans": orphans,
 }
 
 if __name__ == "__main__":

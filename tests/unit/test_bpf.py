@@ -345,3 +345,14 @@ def test_a_clients_ack_without_data_is_dropped(passes: Run, network: str, option
         assert not passes(program, segment("A") / Padding(b"\0" * 6))
     for flags, data in (("A", b"x"), ("PA", b"x" * 50), ("FA", b""), ("S", b""), ("R", b""), ("RA", b"")):
         assert passes(program, segment(flags, data)), flags
+
+
+@pytest.mark.parametrize("six", [False, True], ids=["4", "6"])
+def test_a_servers_rst_without_ack_is_dropped(passes: Run, six: bool) -> None:
+    """It answers a segment of a connection that the server does not have. A refusal or an abort has ACK."""
+    server, client = (SERVER6, CLIENT6) if six else (SERVER, CLIENT)
+    ip = (IPv6 if six else IP)(src=server, dst=client)
+    for program in (bpf.clients_filter(service(address=server)), bpf.clients_filter(service(address=server), 1, 40000)):
+        for flags, kept in (("R", False), ("RA", True), ("SA", True), ("A", True), ("FA", True)):
+            found = passes(program, ETHER / ip / inet.TCP(sport=389, dport=40000, flags=flags))
+            assert (found > 0) is kept, flags

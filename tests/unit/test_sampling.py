@@ -6,7 +6,10 @@ import random
 
 import pytest
 
-from check_failover.sniffer.capture.sampling import BUDGET, BURST, MAX_BITS, WINDOW, Sampling
+from check_failover.sniffer.capture.sampling import BUDGET, BURST, MAX_BITS, STRAY, STRAYS, WINDOW, Sampling, Strays
+from check_failover.sniffer.capture.taps import TapSlot
+from check_failover.sniffer.stage1.packet import ACK, FIN, RST, SYN, UDP
+from tests.unit import packets as made
 
 
 def feed(sampling: Sampling, rate: float, start: float, seconds: float, port: int = 40000) -> float:
@@ -116,3 +119,44 @@ def test_who_floods_from_one_port_is_not_all_that_is_watched(flood: int, alone: 
             sampling.count(len(passed[first : first + 128]), passed[first : first + 128], step / 100)
     assert len(seen) > 25, "nine is what the finest filter leaves"
     assert kept / 90 < BUDGET
+
+
+def test_what_the_server_never_answered_is_stray() -> None:
+    """Data, FIN and RST of such a connection, not its SYN; the server's RST is no answer."""
+    service = made.service()
+    slot = TapSlot("cl0", service, Sampling(0.0))
+    server, client = service.address, b"\xc6\x33\x64\x07"
+
+    def stray(flags: int, port: int = 40000, *, answer: bool = False) -> bool:
+        ends = (server.packed, server.port, client, port) if answer else (client, port, server.packed, server.port)
+        return slot.is_stray(made.Packet(1.0, 6, *ends, flags, 1, 1, b"", 0))
+
+    assert not stray(SYN)
+    assert not stray(RST, answer=True)
+    assert all(map(stray, (ACK, ACK | FIN, RST)))
+    assert not stray(SYN | ACK, answer=True)
+    assert not stray(ACK)
+    assert stray(ACK, 40001)
+    slot.service = made.service(protocol="udp")
+    assert not slot.is_stray(made.Packet(1.0, UDP, client, 1, server.packed, server.port, 0, 0, 0, b"", 0))
+
+
+def test_answered_connections_are_remembered_for_a_while() -> None:
+    """As many as a site has, in bounded memory."""
+    strays = Strays()
+    for number in range(100_000):
+        strays.answered((b"x", number), number / 100)
+    assert not strays.stray((b"x", 99_000))
+    assert strays.stray((b"x", 10))
+    assert len(strays._answered) + len(strays._before) < 10_000
+
+
+def test_strays_neither_narrow_the_sample_nor_cost_much() -> None:
+    """20,000 a second beside 200 frames of others: a few pass, and all connections are watched."""
+    sampling, strays, passed = Sampling(0.0), Strays(), 0
+    for step in range(1, 1000):
+        few = sum(strays.passes(step / 100) for _ in range(200))
+        passed += few
+        assert not sampling.count(2 + few + STRAY * (200 - few), [40000], step / 100)
+    assert sampling.share == 1
+    assert 5 * STRAYS < passed <= 11 * STRAYS

@@ -54,7 +54,8 @@ def clients_filter(service: Service, sample: int = 0, port: int = 0, *, leaving:
     """Frames between clients and one service address.
 
     Keeps one of 2**``sample`` connections, the one from client port ``port`` among them. A client's ACK without data
-    demands nothing and is dropped: a flood of these must not narrow the sample. ``leaving`` (Linux):
+    demands nothing and is dropped, and so is a RST without ACK: it says that the server knows no such connection
+    (RFC 9293, 3.10.7.1). A flood of these must not narrow the sample. ``leaving`` (Linux):
     keep answers only when this machine sends them, as a router does. An incoming packet from the service address is
     forged: with it a client could make a dead server look alive.
     """
@@ -103,6 +104,11 @@ def _demand(proto: int, base: int, *no_options: Instruction) -> list[Instruction
     return [*flags, *end, (LDX_MEM, 0, 0, 0), (LDXB, 0, 0, base), yes]
 
 
+def _answer(proto: int, base: int, no: str) -> list[Instruction | str]:
+    """A server's packet at ``base`` + X, but no RST without ACK."""
+    return [(LDXB, 0, 0, base + 13), (AND, 0, 0, 0x14), (JEQ, no, 0, 0x04)] if proto == _TCP else []
+
+
 def _v4(service: Service, proto: int, base: int, no: str, sample: Sample) -> list[Instruction | str]:
     address = int.from_bytes(service.address.packed, "big")
     port, source = service.address.port, f"source{base}"
@@ -115,7 +121,7 @@ def _v4(service: Service, proto: int, base: int, no: str, sample: Sample) -> lis
         source,
         *_match(LDW, base + 12, address, no),
         *_match(LDXH, base, port, no),
-        *_keep(sample, (LDXH, 0, 0, base + 2)),
+        *_keep(sample, (LDXH, 0, 0, base + 2), *_answer(proto, base, no)),
     ]
 
 
@@ -129,7 +135,11 @@ def _v6(service: Service, proto: int, base: int, no: str, sample: Sample) -> lis
     rows += [*_keep(sample, (LDXH, 0, 0, base + 40), *_demand(proto, base + 40)), source]
     for i, word in enumerate(words):
         rows += _match(LDW, base + 8 + 4 * i, word, no)
-    return [*rows, *_match(LDXH, base + 40, port, no), *_keep(sample, (LDXH, 0, 0, base + 42))]
+    return [
+        *rows,
+        *_match(LDXH, base + 40, port, no),
+        *_keep(sample, (LDXH, 0, 0, base + 42), *_answer(proto, base + 40, no)),
+    ]
 
 
 def _extensions(proto: int, base: int, no: str) -> list[Instruction | str]:

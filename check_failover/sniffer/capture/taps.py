@@ -12,13 +12,13 @@ import selectors
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from check_failover.config import Config
 from check_failover.model import Service
 from check_failover.sniffer.capture import CaptureError, bpf, down
-from check_failover.sniffer.capture.sampling import Sampling
-from check_failover.sniffer.stage1.packet import Packet, parse
+from check_failover.sniffer.capture.sampling import STRAY, Sampling, Strays
+from check_failover.sniffer.stage1.packet import RST, SYN, TCP, Packet, parse
 
 if sys.platform == "linux":
     from check_failover.sniffer.capture.linux import LinuxTap as Tap
@@ -39,6 +39,7 @@ class TapSlot:
     service: Service | None
     sampling: Sampling  # one for all interfaces of a service
     tap: Tap | None = None
+    strays: Strays = field(default_factory=Strays)
 
     def program(self) -> bytes:
         sample = (self.sampling.bits, self.sampling.port)
@@ -51,6 +52,16 @@ class TapSlot:
         if self.service is None:
             return packet.sport if packet.unreachable else packet.dport
         return packet.dport if packet.src == self.service.address.packed else packet.sport
+
+    def is_stray(self, packet: Packet) -> bool:
+        """Whether this is a segment of a TCP connection that the server did not answer, no SYN."""
+        if self.service is None or packet.proto != TCP:
+            return False
+        if packet.src != self.service.address.packed or packet.sport != self.service.address.port:
+            return not packet.flags & SYN and self.strays.stray((packet.src, packet.sport))
+        if not packet.flags & RST:
+            self.strays.answered((packet.dst, packet.dport), packet.now)
+        return False
 
 
 class Taps:
@@ -113,18 +124,26 @@ class Taps:
 
     def _packets(self, slot: TapSlot, tap: Tap, now: float, wall: float) -> list[Row]:
         found: list[Row] = []
-        before, count = self._read, 0
+        before, cost = self._read, 0.0
         name = None if slot.service is None else slot.service.name
         ports: list[int] = []
-        for count, (when, frame) in enumerate(tap.frames(wall), 1):
+        for when, frame in tap.frames(wall):
             at = when - wall + now
             packet = parse(frame, at if before <= at <= now else now)  # outside: the clock was set meanwhile
+            cost += 1.0
             if packet is not None:
-                ports.append(slot.port(packet))
-                found.append((name, packet, frame))
-            if count % COUNT_EVERY == 0 and slot.sampling.count(COUNT_EVERY, ports[-COUNT_EVERY:], now):
-                self._refilter(slot)
-        if slot.sampling.count(count % COUNT_EVERY, ports[-COUNT_EVERY:], now):
+                stray = slot.is_stray(packet)
+                if not stray:
+                    ports.append(slot.port(packet))
+                if not stray or slot.strays.passes(now):
+                    found.append((name, packet, frame))
+                else:
+                    cost += STRAY - 1.0
+            if cost >= COUNT_EVERY:
+                if slot.sampling.count(cost, ports, now):
+                    self._refilter(slot)
+                cost, ports = 0.0, []
+        if slot.sampling.count(cost, ports, now):
             self._refilter(slot)
         if slot.sampling.bits:  # drop frames from before the filter change: half a connection would look like a fault
             found = [row for row in found if slot.sampling.keeps(slot.port(row[1]))]
