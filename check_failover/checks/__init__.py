@@ -1,4 +1,4 @@
-"""The checks, one file each: ``main()`` is the plugin that Nagios runs, ``probe()`` is also stage 2 of the sniffer.
+"""The checks, one file each: ``check`` is the plugin that Nagios runs, ``probe()`` is also stage 2 of the sniffer.
 
 ``probe(server, options, timeout)`` does the I/O once and never raises: whatever the server does wrong is a failed
 ``Probe`` with its reason. A fault of our own (no such CA file, missing library) raises ``ProbeError``: that is UNKNOWN,
@@ -6,7 +6,7 @@ and UNKNOWN never moves traffic.
 
 A new check type, in five steps; a test fails and names what is missing:
 
-1. a file here with ``probe``, ``OPTIONS`` and ``main``: ``udp`` is the shortest example;
+1. a file here with ``probe``, ``OPTIONS`` and ``check``: ``udp`` is the shortest example;
 2. its line in ``PROBES``;
 3. what its options may be: ``check_TYPE`` in ``$defs`` of ``config.schema.json``;
 4. an example of its options in ``EXAMPLES`` of ``tests/lab/registry.py``, with which the tests run it;

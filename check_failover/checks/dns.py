@@ -158,6 +158,4 @@ OPTIONS: dict[str, dict[str, object]] = {
     "transport": {"choices": ("udp", "tcp"), "help": "how to ask (udp)"},
 }
 
-
-def main() -> None:
-    probing.main("dns", __doc__, probe, OPTIONS, default_port=53, needed=("name",))
+check = probing.check("dns", __doc__, probe, OPTIONS, default_port=53, needed=("name",))

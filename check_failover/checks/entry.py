@@ -1,4 +1,4 @@
-"""The entry points of the checks: ``check_failover.checks.entry:ldap`` imports ``ldap`` and runs its ``main``.
+"""The entry points of the checks: ``check_failover.checks.entry:ldap`` imports ``ldap`` and runs its ``check``.
 
 A Python package that is missing or broken is UNKNOWN (3) like every fault of this machine, not a traceback and 1.
 """
@@ -9,18 +9,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
-from check_failover.checks.plugin import Outcome, present
+from check_failover.checks.plugin import Outcome, present, run
 from check_failover.model import State
 
 
 def main(name: str) -> NoReturn:
     """Run a check of this package."""
     try:
-        program = importlib.import_module(f"check_failover.checks.{name}").main
+        check = importlib.import_module(f"check_failover.checks.{name}").check
     except Exception as error:
         present(Outcome(State.UNKNOWN, f"cannot start: {type(error).__name__}: {error}"))
-    program()
-    sys.exit(int(State.UNKNOWN))  # a check ends by itself
+    run(check)
 
 
 def __getattr__(name: str) -> Callable[[], NoReturn]:

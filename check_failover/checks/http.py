@@ -89,6 +89,4 @@ OPTIONS: dict[str, dict[str, object]] = {
     "server_name": {"metavar": "NAME", "help": "the site's name: Host, SNI, and the name in the certificate"},
 }
 
-
-def main() -> None:
-    probing.main("http", __doc__, probe, OPTIONS, default_port=80, tls_port=443)
+check = probing.check("http", __doc__, probe, OPTIONS, default_port=80, tls_port=443)

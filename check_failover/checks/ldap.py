@@ -191,6 +191,4 @@ OPTIONS: dict[str, dict[str, object]] = {
     **tls.OPTIONS,
 }
 
-
-def main() -> None:
-    probing.main("ldap", __doc__, probe, OPTIONS, default_port=389, needed=("base",))
+check = probing.check("ldap", __doc__, probe, OPTIONS, default_port=389, needed=("base",))

@@ -1,7 +1,7 @@
 """The frame of every check: arguments, timeout, output, exit code (Monitoring Plugins Development Guidelines).
 
-A check is acquire -> evaluate -> present: its ``main()`` builds a parser with ``parser()``, acquires, and ends with
-``present(Outcome)``. What the frame takes care of:
+A check is acquire -> evaluate -> present: its ``check`` builds a parser with ``parser()``, acquires, and returns an
+``Outcome``, which ``run`` presents. What the frame takes care of:
 
 - exit codes 0 to 3 only. A wrong option, a bad config, an exception of our own: 3 (UNKNOWN), never argparse's 2, so
   that a typo cannot cause a fail-over. ``-h`` and ``-V`` exit 3 as the guidelines require.

@@ -1,4 +1,4 @@
-"""The ``main`` of a check that probes a server: it finds the server and presents the outcome.
+"""The ``check`` of a check that probes a server: it finds the server and presents the outcome.
 
 The server comes from the command line (``-H``, ``-p`` and the probe's own options) or from the config:
 ``--config FILE --service NAME --target primary|standby|service``, so that Nagios checks exactly what the sniffer
@@ -8,12 +8,11 @@ probes. Options of the command line override the config's.
 import argparse
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
 
 from check_failover.bounded import is_address, lookup
 from check_failover.checks import ProbeFunction
-from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, port, run, worst
+from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, port, worst
 from check_failover.model import Endpoint, State
 from check_failover.places import HERE
 
@@ -35,7 +34,7 @@ def command_line(name: str, doc: str | None, add: Mapping[str, Mapping[str, obje
     return made
 
 
-def main(
+def check(
     kind: str,
     doc: str | None,
     probe: ProbeFunction,
@@ -44,12 +43,12 @@ def main(
     default_port: int | None = None,
     tls_port: int | None = None,
     needed: Sequence[str] = (),
-) -> NoReturn:
-    """Entry point of check_failover_KIND. ``add``: argparse's settings for each option of the probe (a config key);
+) -> Callable[[Sequence[str]], Outcome]:
+    """What check_failover_KIND runs. ``add``: argparse's settings for each option of the probe (a config key);
     ``tls_port``: the default with ``--tls``.
     """
 
-    def check(argv: Sequence[str]) -> Outcome:
+    def run(argv: Sequence[str]) -> Outcome:
         made = command_line(f"check_failover_{kind}", doc, add)
         arguments = made.parse_args(argv)
         end = time.monotonic() + arguments.timeout - _RESERVE
@@ -64,7 +63,7 @@ def main(
                 made.error(f"--{key.replace('_', '-')} is missing (or --service, to take it from the config)")
         return _ask(probe, server, options, min(timeout, end - time.monotonic()), arguments)
 
-    run(check)
+    return run
 
 
 def _what(

@@ -8,7 +8,7 @@ its target, but no fail-over is possible.
 from collections.abc import Sequence
 
 from check_failover import control
-from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, parser, run, socket_of
+from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, parser, socket_of
 from check_failover.control import ControlError, DeniedError, UnreachableError
 from check_failover.model import State, Target
 from check_failover.records import ServiceStatus, service_statuses
@@ -44,7 +44,3 @@ def judge(status: ServiceStatus) -> Outcome:
         Perf("held", int(status.hold is not None), "", "", "", "0", "1"),
     )
     return Outcome(state, text, perf, "\n".join(status.story))
-
-
-def main() -> None:
-    run(check)

@@ -147,11 +147,3 @@ def _as_owner(config: Config) -> list[str]:
         return [SUDO, "-n", "-u", pwd.getpwuid(owner).pw_name]
     except (OSError, KeyError):
         return []
-
-
-def main() -> None:
-    plugin.run(check)
-
-
-if __name__ == "__main__":
-    main()

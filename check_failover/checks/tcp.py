@@ -52,6 +52,4 @@ OPTIONS: dict[str, dict[str, object]] = {
     **tls.OPTIONS,
 }
 
-
-def main() -> None:
-    probing.main("tcp", __doc__, probe, OPTIONS)
+check = probing.check("tcp", __doc__, probe, OPTIONS)

@@ -111,7 +111,3 @@ def _activity(arguments: argparse.Namespace) -> Activity:
     if found.activity is None:
         raise CheckError(f"the redirector cannot read the counters: {found.problem or 'no reason given'}")
     return found.activity
-
-
-def main() -> None:
-    plugin.run(check)

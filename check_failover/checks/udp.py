@@ -42,6 +42,4 @@ OPTIONS: dict[str, dict[str, object]] = {
     "expect": {"metavar": "TEXT", "help": "text that an answer must contain"},
 }
 
-
-def main() -> None:
-    probing.main("udp", __doc__, probe, OPTIONS, needed=("send",))
+check = probing.check("udp", __doc__, probe, OPTIONS, needed=("send",))

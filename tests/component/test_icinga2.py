@@ -369,8 +369,8 @@ def test_every_option_of_a_plugin_is_in_its_command() -> None:
     """CheckCommands as in the ITL: all options that ``--help`` names, under the variable COMMAND_OPTION."""
     text = shipped("commands.conf")
     for kind in (*programs(), "traffic", "redirect", "sync", "sms"):
-        module = "handlers.check_sms" if kind == "sms" else f"checks.{kind}"
-        argv = [sys.executable, "-c", f"from check_failover.{module} import main; main()", "--help"]
+        program = ["check_failover.handlers.check_sms"] if kind == "sms" else ["check_failover.checks.entry", kind]
+        argv = [sys.executable, "-m", *program, "--help"]
         shown = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT).stdout
         wanted = set(re.findall(r"^  (?:-\w(?: \S+)?, )?--([a-z-]+)", shown, re.MULTILINE))
         block = text[text.index(f'object CheckCommand "failover_{kind}"') :].split("\n}\n")[0]

@@ -40,7 +40,7 @@ EXAMPLES = {  # options in the config with which the tests run each type; {comma
 def programs() -> dict[str, ModuleType]:
     """The check types that have a program of their own (``plugin`` runs the site's)."""
     modules = {kind: importlib.import_module(module) for kind, module in PROBES.items()}
-    return {kind: module for kind, module in modules.items() if hasattr(module, "main")}
+    return {kind: module for kind, module in modules.items() if hasattr(module, "check")}
 
 
 def texts() -> dict[str, str]:

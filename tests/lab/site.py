@@ -54,14 +54,12 @@ HOST = "ldap.example.org"
 ONCALL = "+491701234567"
 SERVERS = {"primary": PRIMARY, "standby": STANDBY}
 SIX = {"address": SERVICE_ADDRESS6, "primary": PRIMARY6, "standby": STANDBY6}  # Site(**SIX): all of it over IPv6
+CHECKS = (*programs(), "traffic", "redirect", "sync")
 PROGRAMS = {
     "eventhandlers/failover_event": "check_failover.handlers.event",
     "eventhandlers/failover_sms": "check_failover.handlers.sms",
     "eventhandlers/failover_remote": "check_failover.handlers.remote",
-    **{f"check_failover_{kind}": module.__name__ for kind, module in programs().items()},
-    "check_failover_traffic": "check_failover.checks.traffic",
-    "check_failover_redirect": "check_failover.checks.redirect",
-    "check_failover_sync": "check_failover.checks.sync",
+    **{f"check_failover_{kind}": f"check_failover.checks.entry:{kind}" for kind in CHECKS},
     "check_failover_sms": "check_failover.handlers.check_sms",
 }
 
@@ -260,9 +258,10 @@ class Site:
             if installed.exists():
                 path.symlink_to(installed)
                 continue
+            where, _, function = module.partition(":")
             path.write_text(
                 f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c "
-                f'"import sys; from {module} import main; sys.exit(main())" "$@"\n'
+                f'"import sys; from {where} import {function or "main"} as main; sys.exit(main())" "$@"\n'
             )
             path.chmod(0o755)
         (place / "check_dummy").symlink_to(PLUGINS / "check_dummy")

@@ -124,7 +124,8 @@ class Syncing:
 
     def check(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Run check_failover_sync as Nagios does."""
-        argv = [sys.executable, "-m", "check_failover.checks.sync", "--config", str(self.config), "--service", "web"]
+        program = [sys.executable, "-m", "check_failover.checks.entry", "sync"]
+        argv = [*program, "--config", str(self.config), "--service", "web"]
         return subprocess.run([*argv, *options], text=True, capture_output=True, timeout=60, check=False)
 
     def state(self) -> SyncState:

@@ -54,7 +54,7 @@ def _sip(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("check_failover.checks.sip", "check_failover_sip: ask a SIP server for its options.")
     option = {"metavar": "URI", "help": r"whom to ask (\n understood)"}
     vars(module).update(
-        probe=udp.probe, main=udp.main, OPTIONS={"uri": option, "tls": {"action": "store_true", "help": "TLS"}}
+        probe=udp.probe, check=udp.check, OPTIONS={"uri": option, "tls": {"action": "store_true", "help": "TLS"}}
     )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(PROBES, "sip", module.__name__)
