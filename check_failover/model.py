@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from pkgutil import resolve_name
+from typing import Any
 
 # Packet marks between the sniffer, which sends packets on for clients, and the redirector's rules.
 MARK_POKE = 0x2CF00001  # not tracked
@@ -29,6 +31,11 @@ class TooMuchError(Exception):
 def clean(text: str, size: int = 200) -> str:
     """What a peer said, on one line: no control characters, no ``|`` (it begins the perfdata), ``size`` characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text.replace("|", "/")).split())[:size]
+
+
+def later(name: str) -> Callable[..., Any]:
+    """A class (``module:Class``) that is imported when it is called: some need packages that weigh 20 MiB."""
+    return lambda *arguments: resolve_name(name)(*arguments)
 
 
 class Target(StrEnum):

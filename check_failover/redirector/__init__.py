@@ -6,12 +6,10 @@ A redirect is built from the config and implements ``Redirect``. A new one is on
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
-from pkgutil import resolve_name
-from typing import Protocol, cast
+from typing import Protocol
 
 from check_failover.config import Config
-from check_failover.model import Endpoint, Service, Target
+from check_failover.model import Endpoint, Service, Target, later
 from check_failover.records import Activity
 
 
@@ -109,12 +107,7 @@ def current(redirect: Redirect, service: Service) -> Target | None:
     return None if wiring is None else wiring.target
 
 
-def _made(name: str, config: Config) -> Redirect:
-    """Imports the module when a redirect is made: each is for another system."""
-    return cast("Redirect", resolve_name(f"{__name__}.{name}")(config))
-
-
 REDIRECTS: dict[str, Callable[[Config], Redirect]] = {
-    "nftables": partial(_made, "nftables.redirect:Nftables"),
-    "ipfilter": partial(_made, "ipfilter.redirect:Ipfilter"),
+    "nftables": later("check_failover.redirector.nftables.redirect:Nftables"),
+    "ipfilter": later("check_failover.redirector.ipfilter.redirect:Ipfilter"),
 }

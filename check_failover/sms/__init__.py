@@ -6,9 +6,9 @@ raises ``GatewayError``; the sender (``flush``) keeps that text in the ``spool``
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from pkgutil import resolve_name
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
+
+from check_failover.model import later
 
 
 class GatewayError(Exception):
@@ -34,13 +34,8 @@ class Gateway(Protocol):
         """Test the gateway without sending a text; returns one line for a person. Raises GatewayError."""
 
 
-def _made(name: str, options: Mapping[str, Any]) -> Gateway:
-    """Imports the module when a gateway is made: requests weighs 20 MiB."""
-    return cast("Gateway", resolve_name(f"{__name__}.{name}")(options))
-
-
 GATEWAYS: dict[str, Callable[[Mapping[str, Any]], Gateway]] = {
-    "kannel": partial(_made, "kannel:Kannel"),
-    "smstools": partial(_made, "smstools:Smstools"),
-    "gammu": partial(_made, "gammu:Gammu"),
+    "kannel": later("check_failover.sms.kannel:Kannel"),
+    "smstools": later("check_failover.sms.smstools:Smstools"),
+    "gammu": later("check_failover.sms.gammu:Gammu"),
 }

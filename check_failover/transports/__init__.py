@@ -6,11 +6,9 @@ its keys in ``config.schema.json`` (``monitoring``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pkgutil import resolve_name
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-from check_failover.model import PassiveResult
+from check_failover.model import PassiveResult, later
 
 
 class TransportError(Exception):
@@ -28,14 +26,9 @@ class Transport(Protocol):
         """
 
 
-def _made(name: str, options: Mapping[str, Any]) -> Transport:
-    """Imports the module when a transport is made: requests weighs 20 MiB."""
-    return cast("Transport", resolve_name(f"{__name__}.{name}")(options))
-
-
 TRANSPORTS: dict[str, Callable[[Mapping[str, Any]], Transport]] = {
-    "command_file": partial(_made, "command_file:CommandFile"),
-    "nrdp": partial(_made, "nrdp:Nrdp"),
-    "nsca": partial(_made, "nsca:Nsca"),
-    "icinga2": partial(_made, "icinga2:Icinga2"),
+    "command_file": later("check_failover.transports.command_file:CommandFile"),
+    "nrdp": later("check_failover.transports.nrdp:Nrdp"),
+    "nsca": later("check_failover.transports.nsca:Nsca"),
+    "icinga2": later("check_failover.transports.icinga2:Icinga2"),
 }
