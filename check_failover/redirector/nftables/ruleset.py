@@ -1,5 +1,7 @@
 """The text of our nftables table for a config: what ``redirect.py`` loads in one transaction. Pure.
 
+``shared.nft`` and ``base.nft`` have what is the same for each config; this module makes what belongs to a service.
+
 A packet costs the same for one service and for a thousand: each base chain looks the packet up once, a new connection
 by (protocol, address, port), a later packet by its ct mark, and jumps to the chain of its service. Packets without our
 mark leave at once. A change of the config replaces the objects of the services that changed and the elements of the
@@ -15,9 +17,12 @@ packets have a chain of their own, ``resumed``.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from string import Template
 
 from check_failover.model import MARK_POKE, MARK_REPLAY, MARK_RESCUE, Endpoint, Service, Target
 
@@ -31,27 +36,7 @@ _TCP_DEMAND = "tcp flags & (syn | psh | fin) != 0 "  # a bare ACK demands nothin
 _KEYS = {4: "ipv4_addr . inet_service", 6: "ipv6_addr . inet_service"}
 _IP = {4: "ip", 6: "ip6"}
 _TO = {v: f"meta l4proto . {ip} daddr . th dport" for v, ip in _IP.items()}
-# Sets of ct marks (service and server), so of one server of one service; a change of the config leaves them.
-_SERVER_SETS = [
-    ("set", "dead", "type mark;"),  # just left: what its clients send is answered with a RST
-    ("set", "refusing", "type mark;"),  # its refusals of new connections reach the clients
-]
-_SHARED_CHAINS = {
-    "stranded": (
-        # A new connection on a port used before: no refusal, the next SYN comes after the sweep.
-        "tcp flags & (syn | ack | rst) == syn drop",
-        "reject with tcp reset",
-    ),
-    "ending": (
-        f"ct direction reply ct mark set ct mark or {FINISHED:#x}",
-        f"tcp flags & rst != 0 ct mark set ct mark or {FINISHED:#x}",
-    ),
-    "resumed": (  # not counted: what a server pushes is no request
-        f"ct direction reply ct mark and {CT_SERVER:#x} @dead goto stranded",
-        f"ct direction original tcp flags & fin != 0 ct mark set ct mark or {FINISHED:#x}",
-        f"tcp flags & rst != 0 ct mark set ct mark or {FINISHED:#x}",
-    ),
-}
+_SERVER_SETS = ("dead", "refusing")  # of ct marks; a change of the config leaves them
 _SHARED = "shared"  # stands for a service's name in the signature of what all services share
 
 
@@ -78,7 +63,7 @@ def ruleset(
     before conntrack takes it for an answer, unless the route to that server uses the interface too.
     """
     services = tuple(services)
-    body = _shared() + "".join(_body(part(one, marks[one.name], None)) for one in services)
+    body = _SHARED_PARTS + "".join(_body(part(one, marks[one.name], None)) for one in services)
     names = "".join(f"  chain {name} {{ }}\n" for name in signatures(services, marks, clients).values())
     return (
         f"add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{body}{names}}}\n"
@@ -99,7 +84,7 @@ def update(
     ``services``: all of the new config; ``installed``: name -> signature chain that the table has now.
     """
     changed, services = tuple(changed), tuple(services)
-    flushed = "".join(f"flush {kind} {TABLE} {name}\n" for kind, name, _ in _shared_objects())
+    flushed = "".join(f"flush {kind} {TABLE} {name}\n" for kind, name in _SHARED_OBJECTS)
     replaced = [service.name for service in changed if service.name in installed]
     removed = "".join(_remove(name, installed[name]) for name in (*gone, *replaced))
     names = signatures(changed, marks)
@@ -113,7 +98,7 @@ def update(
 def signatures(services: Iterable[Service], marks: Mapping[str, int], clients: Sequence[str] = ()) -> dict[str, str]:
     """Service -> name of the empty chain that marks its objects as made for this config, whatever its target."""
     texts = {service.name: repr(part(service, marks[service.name], None)) for service in services}
-    texts[_SHARED] = _shared() + _base(clients)
+    texts[_SHARED] = _SHARED_PARTS + _base(clients)
     return {name: f"v_{hashlib.sha256(text.encode()).hexdigest()[:16]}_{name}" for name, text in texts.items()}
 
 
@@ -130,12 +115,9 @@ def shared_counts(services: Iterable[Service], marks: Mapping[str, int]) -> dict
 
 def counts(services: Iterable[Service], marks: Mapping[str, int], clients: Sequence[str] = ()) -> dict[str, int]:
     """Chain -> how many rules it has."""
-    services = tuple(services)
-    found = {name: len(rules) for name, _hook, rules in _base_chains(clients)}
-    found |= {name: len(rules) for name, rules in _SHARED_CHAINS.items()}
-    for service in services:
-        found |= {name: len(rules) for name, rules in part(service, marks[service.name], None).chains}
-    return found
+    text = _SHARED_PARTS + _base(clients) + "".join(_body(part(one, marks[one.name], None)) for one in services)
+    chains = re.findall(r"  chain (\w+) {\n((?:    .*\n)*)", text)
+    return {name: sum(not rule.startswith("    type ") for rule in rules.splitlines()) for name, rules in chains}
 
 
 def part(service: Service, mark: int, target: Target | None) -> Part:
@@ -223,64 +205,18 @@ def _packets(service: Service) -> list[str]:
     return rules
 
 
-def _shared_objects() -> list[tuple[str, str, str]]:
-    """Kind, name and body of the maps and sets that all services share."""
-    return [
-        *(("map", f"connect{v}", f"type inet_proto . {_KEYS[v]} : verdict;") for v in _KEYS),
-        *(("map", f"rescue{v}", f"type inet_proto . {_KEYS[v]} : verdict;") for v in _KEYS),
-        *(("set", f"services{v}", f"type inet_proto . {_KEYS[v]};") for v in _KEYS),
-        *(("set", f"on_standby{v}", f"type inet_proto . {_KEYS[v]};") for v in _KEYS),
-        *(("set", f"servers{v}", f"type {_KEYS[v]};") for v in _KEYS),
-        *(("set", f"hosts{v}", f"type ipv{v}_addr;") for v in _KEYS),
-        *(("map", f"resume{v}", f"type {_KEYS[v]} : verdict;") for v in _KEYS),
-        ("map", "connections", "type mark : verdict;"),
-        ("map", "source", "type mark : verdict;"),
-    ]
+def _read(name: str) -> str:
+    """A file of rules beside this module, without its comments, with our numbers."""
+    numbers = {"FINISHED": FINISHED, "SERVER": CT_SERVER, "MASK": CT_MASK}
+    numbers |= {"POKE": MARK_POKE, "REPLAY": MARK_REPLAY, "RESCUE": MARK_RESCUE}
+    lines = Path(__file__).with_name(name).read_text("utf-8").splitlines(keepends=True)
+    text = "".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    return Template(text).safe_substitute({name: f"{number:#x}" for name, number in numbers.items()})
 
 
-def _base_chains(clients: Sequence[str]) -> list[tuple[str, str, list[str]]]:
-    """Name, hook and rules of the chains that the kernel calls."""
-    came = ", ".join(f'"{name}"' for name in clients)
-    forged = [f"iifname {{ {came} }} {_IP[v]} saddr @hosts{v} fib saddr . iif oif missing drop" for v in _KEYS]
-    to = _TO
-    return [
-        ("forged", "filter hook prerouting priority raw - 5", forged if clients else []),
-        ("prerouting", "nat hook prerouting priority dstnat - 5", [f"{to[v]} vmap @connect{v}" for v in _KEYS]),
-        (
-            "output",  # packets that the sniffer sends on for a client
-            "nat hook output priority -105",
-            [
-                *(f"meta mark {MARK_RESCUE:#x} {to[v]} vmap @rescue{v}" for v in _KEYS),
-                *(f"meta mark {MARK_REPLAY:#x} {to[v]} vmap @connect{v}" for v in _KEYS),
-            ],
-        ),
-        ("postrouting", "nat hook postrouting priority srcnat - 5", [f"ct mark and {CT_MASK:#x} vmap @source"]),
-        ("raw_output", "filter hook output priority raw - 5", [f"meta mark {MARK_POKE:#x} notrack"]),
-        (
-            "forward",
-            "filter hook forward priority filter - 5",
-            [
-                *(
-                    f"ct state invalid,new tcp flags & syn == 0 {_IP[v]} saddr . tcp sport vmap @resume{v}"
-                    for v in _KEYS
-                ),
-                # A late SYN-ACK, say: untranslated it would make the client reset its connection.
-                *(f"ct state invalid,new {_IP[v]} saddr . tcp sport @servers{v} drop" for v in _KEYS),
-                f"ct mark and {CT_MASK:#x} vmap @connections",
-            ],
-        ),
-        (
-            "input",
-            "filter hook input priority filter - 5",
-            # Far ahead of the window, say: our own stack would answer with a RST and end a healthy connection.
-            [f"ct state invalid {to[v]} @services{v} drop" for v in _KEYS],
-        ),
-    ]
-
-
-def _shared() -> str:
-    sets = "".join(f"  {kind} {name} {{ {body} }}\n" for kind, name, body in [*_shared_objects(), *_SERVER_SETS])
-    return sets + "".join(_chain(name, rules) for name, rules in _SHARED_CHAINS.items())
+_SHARED_PARTS, _BASE = _read("shared.nft"), _read("base.nft")
+# kind and name of the maps and sets that all services share
+_SHARED_OBJECTS = [one for one in re.findall(r"(map|set) (\w+) {", _SHARED_PARTS) if one[1] not in _SERVER_SETS]
 
 
 def _chain(name: str, rules: Iterable[str]) -> str:
@@ -288,8 +224,10 @@ def _chain(name: str, rules: Iterable[str]) -> str:
 
 
 def _base(clients: Sequence[str]) -> str:
-    chains = _base_chains(clients)
-    return "".join(_chain(name, (f"type {hook}; policy accept;", *rules)) for name, hook, rules in chains)
+    """The chains that the kernel calls."""
+    if not clients:
+        return re.sub(r".*\$CLIENTS.*\n", "", _BASE)
+    return _BASE.replace("$CLIENTS", ", ".join(f'"{name}"' for name in clients))
 
 
 def _body(one: Part) -> str:
@@ -301,7 +239,7 @@ def _shared_elements(
     services: Iterable[Service], marks: Mapping[str, int], targets: Mapping[str, Target]
 ) -> dict[str, dict[str, None]]:
     """The elements of each shared map and set, each once, in order: two services may have the same server."""
-    found: dict[str, dict[str, None]] = {name: {} for _kind, name, _ in _shared_objects()}
+    found: dict[str, dict[str, None]] = {name: {} for _kind, name in _SHARED_OBJECTS}
     for service in services:
         for where, element in part(service, marks[service.name], targets.get(service.name)).elements:
             found[where][element] = None
