@@ -154,7 +154,7 @@ class ServiceStatus:
     last: JournalEntry | None = None
     flip: JournalEntry | None = None  # the last entry with a flip
     peer_silent: Count | None = None  # seconds since the pair's other controller was last heard
-    peer_unsure: bool = False  # it was not heard for some seconds, and ``reached`` does not say so yet
+    peer_unsure: bool = False  # it was not heard for some seconds, or does not know of a switch; ``reached`` may be old
     state: State = State.UNKNOWN  # of "NAME redirect", with its text and further lines
     text: str = ""
     story: tuple[str, ...] = ()

@@ -197,16 +197,24 @@ def peer_record(state_dir: Path, name: str) -> Path:
 
 def read(state_dir: Path, name: str) -> SyncState:
     """The record of a service; of a pair's two controllers the one that copied last. Errors are in ``damaged``."""
-    path = peer_record(state_dir, name)
-    mine, theirs = own(state_dir, name), _load(path)
+    mine, theirs = own(state_dir, name), theirs_of(state_dir, name)
     if mine.damaged is not None or theirs.damaged is not None:
         return replace(mine, note=mine.note or theirs.damaged or "")
-    heard = theirs.running is not None and time.time() - path.stat().st_mtime <= PEER_SILENT
     # The last good run, then the last problem since: one that must be decided by a person is shown by both.
     newest = max(
         (mine, theirs), key=lambda r: (max(r.equal_at or 0.0, r.synced_back or 0.0), r.problem.at if r.problem else 0.0)
     )
-    return replace(newest, running=mine.running or (theirs.running if heard else None))
+    return replace(newest, running=mine.running or theirs.running)
+
+
+def theirs_of(state_dir: Path, name: str) -> SyncState:
+    """The record of the other controller's runs. One that is not heard has ended, or holds nothing up from then on."""
+    path = peer_record(state_dir, name)
+    state = _load(path)
+    running = state.running
+    if running is not None and running.until is None and time.time() - path.stat().st_mtime > PEER_SILENT:
+        return replace(state, running=None)
+    return state
 
 
 def own(state_dir: Path, name: str) -> SyncState:

@@ -83,7 +83,7 @@ def serve(controller: Controller, out: IO[str]) -> None:
     with sock:
         while True:
             reply = control.ask(controller.redirector_socket, {"verb": "state"})
-            print(json.dumps({key: reply.get(key) for key in ("state", "sync")}), file=out, flush=True)
+            print(json.dumps({key: reply.get(key) for key in ("state", "sync", "heard")}), file=out, flush=True)
             if select.select([sock], [], [], HEARTBEAT)[0] and not sock.recv(65536):
                 raise ControlError(f"{controller.redirector_socket}: the redirector is gone")
 
@@ -147,12 +147,14 @@ def lines(argv: list[str]) -> Iterator[Message]:
 def _pass_on(controller: Controller, line: Message) -> bool:
     """Pass one line to the local redirector, which checks it. False: the redirector does not answer."""
     log.debug("from the other controller: %s", line)
-    states, records = (found if isinstance(found := line.get(key), dict) else {} for key in ("state", "sync"))
+    states, records, heard = (
+        found if isinstance(found := line.get(key), dict) else {} for key in ("state", "sync", "heard")
+    )
     if not states:
         raise ControlError("not the state of a redirector: do both controllers run the same version?")
     try:
         for name, one in states.items():  # one at a time: a request has a limit
-            said = {"state": {name: one}, "sync": {name: records.get(name)}}
+            said = {"state": {name: one}, "sync": {name: records.get(name)}, "heard": {name: heard.get(name)}}
             control.ask(controller.redirector_socket, {"verb": "follow", **said}, TIMEOUT)
     except control.UnreachableError as error:
         log.warning("%s", error)

@@ -20,6 +20,14 @@ def ours(config: Config) -> dict[str, Any]:
     return {name: json.loads(syncstate.dump(one)) for name, one in found.items() if one.damaged is None}
 
 
+def heard(config: Config) -> dict[str, float | None]:
+    """Until when each run of the other controller holds up a flip here: it switches a copy once it knows that."""
+    found = {
+        one.name: syncstate.theirs_of(config.controller.state_dir, one.name) for one in config.services if one.sync
+    }
+    return {name: record.running.until if record.running else None for name, record in found.items()}
+
+
 def last_word(config: Config) -> float:
     """When the other controller last spoke (Unix time), also to an earlier process; never: now."""
     now, times = time.time(), []

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from check_failover import reach
+from check_failover import reach, syncstate
 from check_failover.config import Config
 from check_failover.model import Target, Why
 from check_failover.records import Reach
@@ -29,6 +29,8 @@ class Reaching:
         self._names, self._pair = [service.name for service in config.services], config.controller.peer is not None
         self._heard, self._speaks = time.monotonic(), False  # of the other controller
         self._last = peer_record.last_word(config)
+        self._state_dir = config.controller.state_dir
+        self._told: dict[str, tuple[object, object]] = {}  # what its last two words say of a run here, see ``told``
 
     def rescue(self, name: str, forget: Callable[[], bool]) -> bool:
         """Have ``forget`` clear the way of one connection to the standby. Raises StateError, RedirectError."""
@@ -60,7 +62,9 @@ class Reaching:
 
     def silence(self, name: str) -> dict[str, Any]:
         """What the service's status says of the other controller (``ServiceStatus``)."""
+        run = syncstate.own(self._state_dir, name).running if self._pair else None
         lately = self._speaks and time.monotonic() - self._heard <= LATELY
+        lately = lately and (run is None or run.until is None or self._told.get(name) == (run.until, run.until))
         noted = any(one.why is Why.PEER_SILENT and one.end is None for one in self._store.state[name].reached)
         return {"peer_silent": self.silent(), "peer_unsure": self._pair and not lately and not noted}
 
@@ -85,6 +89,14 @@ class Reaching:
         self._last = now = time.time()
         for name in self._names:
             self._write(name, reach.closed(self._store.state[name].reached, Why.PEER_SILENT, now))
+
+    def told(self, heard: object) -> None:
+        """Until when a run here holds up its flips, as the other controller knows it.
+
+        Its first word with that may have crossed with a flip which it had begun; the second one shows that flip.
+        """
+        for name, until in heard.items() if isinstance(heard, dict) else ():
+            self._told[name] = (self._told.get(name, (None, None))[1], until)
 
     def joined(self, name: str, theirs: ServiceState) -> ServiceState:
         """What ``theirs`` becomes here. A drain ends for each controller by itself, which has its own connections."""

@@ -47,8 +47,8 @@ class RedirectorRequests:
         if verb == "history":
             return self._history(message)
         if verb == "state":
-            states = self._steering.states().items()
-            return {"state": {name: asdict(state) for name, state in states}, "sync": peer_record.ours(self._config)}
+            states = {name: asdict(state) for name, state in self._steering.states().items()}
+            return {"state": states, "sync": peer_record.ours(self._config), "heard": peer_record.heard(self._config)}
         by = _words(message.get("by") or user_name(peer.uid))[:200]
         try:
             if verb == "downtime":
@@ -118,7 +118,8 @@ class RedirectorRequests:
         return {"text": text}
 
     def _do(self, order: Order) -> JournalEntry:
-        """Execute and report an order; returns the journal's entry."""
+        """Execute and report an order; returns the journal's entry. A run may have begun to switch since the probes."""
+        order = replace(order, facts=inquiry.synced(self._controller, order.service, order.facts))
         return self._reported(order.service, self._steering.order(order))
 
     def _reported(self, service: Service, entry: JournalEntry) -> JournalEntry:
@@ -160,6 +161,7 @@ class RedirectorRequests:
             and inquiry.probe(self._controller, service, theirs.target) is False
         ]
         followed = self._steering.follow(states, failed)
+        self._steering.reaching.told(message.get("heard"))
         for service in self._services:
             if service.name in followed:
                 self._report_state(service)

@@ -23,14 +23,17 @@ PATIENCE = 20.0  # seconds; the redirector notes a silence after 15
 def standing(job: Job) -> Standing:
     """Which server serves, and how clients reach both. Raises SyncRefusedError, SyncStepError.
 
-    If the other controller of a pair was just lost, it may have flipped: a run that overwrites waits until it is heard
-    again, or until the redirector has noted that clients may reach either server.
+    The other controller of a pair may have flipped when it was just lost, and may flip while it does not know that this
+    run switches a copy. A run waits until it says that, or until the redirector notes that clients may reach either
+    server.
     """
     end = time.monotonic() + PATIENCE
     while (found := job.access.standing()).unsure and job.service.writes != "none" and not job.take:
         if time.monotonic() > end:
-            text = "the other controller is not heard, and the redirector has not noted that: look at its log"
-            raise SyncRefusedError(Refusal.STILL_REACHED, text)
+            text = (
+                "the other controller is not heard, or does not know of this run, and the redirector noted no silence"
+            )
+            raise SyncRefusedError(Refusal.STILL_REACHED, f"{text}: look at its log and at failover-pair's")
         time.sleep(0.5)
     return found
 

@@ -14,7 +14,7 @@ from check_failover.model import clean
 from check_failover.sync.guard import SyncRefusedError
 from check_failover.sync.hosts import Host, SyncStepError, remote, run
 from check_failover.sync.job import Job, fill
-from check_failover.sync.lineage import keep
+from check_failover.sync.lineage import keep, unreached
 from check_failover.syncstate import Phase, Refusal
 
 
@@ -55,17 +55,12 @@ def resume(job: Job, on: Host) -> bool:
     on what the link names before its data is exported, so an error there ends the run. Raises SyncRefusedError if
     clients wrote to both copies, because the service was restarted in between: a person must decide.
     """
-    found = remote(on, "served", job.spec.copy_path)
-    if found.get("served") == "both":
-        old = f"{job.spec.copy_path}.sync/{found['old']}"
-        if not job.take:
-            text = f"clients wrote to two copies on the {on.role}, because a run was killed; the earlier: {on}: {old}"
-            text += f": failover-sync {job.name} --take primary --yes or --take standby --yes puts it aside"
-            raise SyncRefusedError(Refusal.BOTH_SERVED, text)
+    served, old = written(job, on)
+    if served == "both":
         keep(job, on, f"{on.role}-earlier", old)
     job.enter(Phase.SWITCH)
     try:
-        if found.get("served") == "old":
+        if served == "old":
             job.say(f"{on}: an earlier run was killed after its switch, and the copy before serves: taking it back")
             put_back(job, on)
             return True
@@ -79,6 +74,20 @@ def resume(job: Job, on: Host) -> bool:
     finally:
         job.enter(Phase.PREPARE)
     return False
+
+
+def written(job: Job, on: Host) -> tuple[str, str]:
+    """Which copies clients wrote to since the link moved (old, new, both), and the path of the old one.
+
+    Raises SyncRefusedError for both, unless a person has decided.
+    """
+    found = remote(on, "served", job.spec.copy_path)
+    old = f"{job.spec.copy_path}.sync/{found.get('old')}"
+    if found.get("served") == "both" and not job.take:
+        text = f"clients wrote to two copies on the {on.role}, during a switch; the earlier: {on}: {old}"
+        text += f": failover-sync {job.name} --take primary --yes or --take standby --yes puts it aside"
+        raise SyncRefusedError(Refusal.BOTH_SERVED, text)
+    return found.get("served", ""), old
 
 
 class _StuckError(SyncStepError):
@@ -96,6 +105,13 @@ def settle(job: Job, on: Host) -> None:
             except SyncStepError as second:
                 raise _StuckError(f"{error}; and switching back failed too, check the {on}: {second}") from None
             raise SyncStepError(f"{error}; the previous copy serves again") from None
+    if on == job.receiver:
+        try:
+            unreached(job, job.access.standing())
+        except SyncRefusedError:  # a flip did not wait any longer
+            if written(job, on)[0] == "old":
+                put_back(job, on)
+                raise
     remote(on, "settle", job.spec.copy_path)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from check_failover import control
+from check_failover import control, syncstate
 from check_failover.reach import LEASE
+from check_failover.syncstate import Phase, Running, SyncDirection, SyncState
 from tests.component.test_drain import Session, drain
 from tests.component.test_redirector import ROOT, Controller
 from tests.lab.netns import CLIENT, House, poll
@@ -118,9 +121,10 @@ def test_the_other_controller(build: Any) -> None:
         {"server": "primary", "why": "drain", "begin": now},
     ]
 
-    def hear(**more: Any) -> None:
+    def hear(until: float | None = None, **more: Any) -> None:
         said = {"tcp4": {**state, "reached": theirs, **more}, "udp4": {"target": "primary"}}
-        control.ask(controller.socket, {"verb": "follow", "state": said, "sync": {"tcp4": {}}})
+        heard = {"heard": {"tcp4": until}}
+        control.ask(controller.socket, {"verb": "follow", "state": said, "sync": {"tcp4": {}}, **heard})
 
     hear()
     assert set(reached(controller, ended=False)) >= {("standby", "serves"), ("primary", "drain")}
@@ -139,6 +143,18 @@ def test_the_other_controller(build: Any) -> None:
     hear(drain=None, changes=2)
     assert on_disk(controller) == before
 
+    place = controller.directory / "state" / "sync"
+    place.mkdir(exist_ok=True)
+    running = Running(os.getpid(), now, SyncDirection.FORWARD, Phase.SWITCH, now + 600)
+    (place / "tcp4.json").write_text(syncstate.dump(SyncState(running=running)))
+    with (place / "tcp4.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for word, unsure in enumerate((True, True, True, False)):  # the last two are of a controller that knows it
+            hear(drain=None, changes=2, until=None if word == 0 else now + 600 if word > 1 else now)
+            assert controller.status()["tcp4"]["peer_unsure"] is unsure, word
+    assert not controller.status()["tcp4"]["peer_unsure"]
+
+    hear(drain=None, changes=2)
     heard = time.time()
     poll(lambda: controller.status()["tcp4"]["peer_unsure"], 6.0, "it says nothing for some seconds")
     assert reached(controller, ended=False) == [("standby", "serves")]

@@ -44,7 +44,7 @@ class Database:
         verify = script(place / "verify", 'mkdir "$1/db" && cp "$1/export" "$1/db/entries"')
         after = script(
             place / "after",
-            f'echo "$1" >>{self.restarts}\n[ ! -e {self.hang} ] || {{ touch {self.hang}.seen; exec sleep 60; }}',
+            f'echo "$1" >>{self.restarts}\nwhile [ -e {self.hang} ]; do touch {self.hang}.seen; sleep 0.1; done',
         )
         self.keys = KEYS.format(before=before, verify=verify, after=after)
         syncing.configure(self.keys)
@@ -129,6 +129,30 @@ def test_entries_in_both_copies_need_a_person(database: Database) -> None:
     assert kept.name in said
     assert kept.name in syncing.state().kept
     assert "pending" not in syncing.versions("standby")
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_flip_that_did_not_wait_for_the_switch(database: Database, both: bool) -> None:
+    """A fail-over waits no longer for ``after``; clients write to the earlier copy: it serves again, or is named."""
+    syncing = database.syncing
+    database.write(syncing.primary, "second")
+    old = syncing.standby.resolve()
+    database.hang.touch()
+    with subprocess.Popen(syncing.argv(), stdout=subprocess.PIPE, text=True) as process:
+        poll(Path(f"{database.hang}.seen").exists, 30, "after")
+        syncing.target, syncing.since = "standby", time.time()
+        database.write(old, "to the copy before")
+        if both:
+            database.write(syncing.standby, "to the new copy")
+        database.hang.unlink()
+        said = process.communicate(timeout=30)[0]
+    assert syncing.standby.resolve() == old or both
+    assert ("both-served" in said and str(old.name) in said) or ("still-reached" in said and not both), said
+    refused(syncing, syncing.sync("--reverse"), Refusal.BOTH_SERVED, old.name if both else "both servers have changed")
+    ok(syncing.sync("--take", "standby", "--yes"))
+    assert ("to the new copy" if both else "to the copy before") in (syncing.primary / "db/entries").read_text()
+    kept = "".join((one / "db/entries").read_text() for one in syncing.standby.with_name("data.sync").glob("kept-*"))
+    assert ("to the copy before" in kept) is both
 
 
 def test_entries_of_the_primary_behind_a_killed_switch_reach_the_standby(database: Database) -> None:

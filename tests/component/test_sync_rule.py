@@ -139,7 +139,7 @@ def test_a_redirector_that_never_notes_the_silence_stops_a_run(
     monkeypatch.setattr(lineage, "PATIENCE", 1.0)
     step.unsure = True
     run.main(["--config", str(step.config), "web"])
-    assert "the other controller is not heard, and the redirector has not noted that" in capsys.readouterr().out
+    assert "does not know of this run, and the redirector noted no silence" in capsys.readouterr().out
 
 
 def test_rescued_connections_that_wrote_nothing_stop_no_run(database: Syncing) -> None:

@@ -69,6 +69,14 @@ def test_the_other_controllers_run_blocks_while_it_speaks(tmp_path: Path) -> Non
     assert not told(right, left).blocks(NOW)
     copy = syncstate.peer_record(tmp_path / "right", "ldap")
     os.utime(copy, (NOW - 60, NOW - 60))
+    assert syncstate.read(tmp_path / "right", "ldap").blocks(NOW)  # it counts on that, whether it is heard or not
+    assert not syncstate.read(tmp_path / "right", "ldap").blocks(NOW + 600)
+    assert peer_record.heard(right) == {"ldap": NOW + 600}
+    assert peer_record.heard(left) == {"ldap": None}
+    back = Running(os.getpid(), NOW, SyncDirection.REVERSE, Phase.TRANSFER)
+    peer_record.keep(right, {"ldap": json.loads(syncstate.dump(SyncState(running=back)))})
+    assert syncstate.read(tmp_path / "right", "ldap").blocks(NOW)
+    os.utime(copy, (NOW - 60, NOW - 60))
     assert not syncstate.read(tmp_path / "right", "ldap").blocks(NOW)
     peer_record.keep(right, said)
     assert syncstate.read(tmp_path / "right", "ldap").blocks(NOW)
@@ -104,6 +112,7 @@ class Once(io.StringIO):
 def test_the_records_travel_with_the_state(tmp_path: Path) -> None:
     """What failover-pair says to the other controller has all that the redirector says."""
     state: dict[str, Any] = {"state": {"ldap": {"target": "primary"}}, "sync": {"ldap": {"equal_at": NOW}}}
+    state["heard"] = {"ldap": NOW + 30}
     path, out = tmp_path / "redirector.sock", Once()
     server = Server(path, frozenset({"subscribe", "state"}), lambda *_: state, lambda *_: None, dict)
     server.start()
