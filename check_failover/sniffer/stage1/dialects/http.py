@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 
 from check_failover.sniffer.stage1.dialects.messages import ALL, ANY, UNREADABLE, Reply
+from check_failover.sniffer.stage1.dialects.stream import NotAMessageError, Stream
 
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH ")
 _REQUEST = re.compile(rb"(GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH) [^\r\n ]")
@@ -28,79 +29,53 @@ _CHUNKS, _UNKNOWN = -1, -2  # instead of a body's length
 Begun = Callable[[re.Match[bytes], bytes], int]
 
 
-class _Half:
+class _Half(Stream[None]):
     """One direction: calls ``begun(start line, head)`` for each message; that returns the body's length."""
 
-    __slots__ = ("_begun", "_buffer", "_chunks", "_prefixes", "_rest", "_start", "_trailer", "lost")
+    __slots__ = ("_begun", "_chunks", "_prefixes", "_start", "_trailer")
 
     def __init__(self, start: re.Pattern[bytes], prefixes: tuple[bytes, ...], begun: Begun) -> None:
         self._start, self._prefixes, self._begun = start, prefixes, begun
-        self.resync()
+        super().__init__(self._next, _HEAD)
 
     def resync(self) -> None:
-        """Bytes were lost: search for the start of the next message."""
-        self._buffer, self._rest, self._chunks, self._trailer, self.lost = b"", 0, False, False, True
+        super().resync()
+        self._chunks = self._trailer = False
 
-    @property
-    def out_of_sync(self) -> bool:
-        """Whether the last bytes could not be parsed."""
-        return self.lost and not self._buffer
+    def _next(self, data: bytes, last: bool) -> tuple[int | None, None] | None:
+        """The length of a head with its body, unless that is in chunks; of a chunk; of a line of the trailer."""
+        return self._chunk(data) if self._chunks else self._message(data, last)
 
-    def feed(self, data: bytes, missing: int) -> None:
-        data, self._buffer = self._buffer + data, b""
-        while data:
-            if self._rest:
-                taken = min(self._rest, len(data))
-                self._rest -= taken
-                data = data[taken:]
-                continue
-            rest = self._chunk(data) if self._chunks else self._message(data, last=missing > 0 or len(data) >= _HEAD)
-            if rest is None:  # more is needed
-                self._buffer = data
-                break
-            data = rest
-        if missing and (self._buffer or missing > self._rest):
-            self.resync()
-        else:
-            self._rest -= missing
-
-    def _message(self, data: bytes, *, last: bool) -> bytes | None:
-        """The bytes behind a head; None: the head is incomplete."""
+    def _message(self, data: bytes, last: bool) -> tuple[int | None, None] | None:
         start = self._start.match(data)
         if start is None:
             if not last and any(prefix.startswith(data[: len(prefix)]) for prefix in self._prefixes):
                 return None
-            self.resync()
-            return b""
+            raise NotAMessageError
         end = data.find(b"\r\n\r\n")
         if end < 0 and not last:
             return None
-        self.lost = False
         length = self._begun(start, data[: end + 4] if end >= 0 else b"")
         if end < 0 or length == _UNKNOWN:
-            self.resync()
-            return b""
+            return None, None
         self._chunks = length == _CHUNKS
-        self._rest = max(0, length)
-        return data[end + 4 :]
+        return end + 4 + max(0, length), None
 
-    def _chunk(self, data: bytes) -> bytes | None:
-        """The bytes behind a chunk's size or a line of the trailer; None: incomplete."""
+    def _chunk(self, data: bytes) -> tuple[int, None] | None:
         if self._trailer:
-            line, found, rest = data.partition(b"\r\n")
+            line, found, _ = data.partition(b"\r\n")
             if not found and len(data) < _HEAD:
                 return None
             self._trailer = self._chunks = bool(line)
-            return rest
+            return len(line) + len(found), None
         size = _CHUNK.match(data)
         if size is None:
             if len(data) < 120 and b"\n" not in data:
                 return None
-            self.resync()
-            return b""
+            raise NotAMessageError
         length = int(size[1], 16)
-        self._rest, self._trailer = (length + 2, False) if length else (0, True)
-        return data[size.end() :]
+        self._trailer = not length
+        return size.end() + (length + 2 if length else 0), None
 
 
 class Http:

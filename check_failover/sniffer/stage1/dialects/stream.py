@@ -16,18 +16,16 @@ class Stream(Generic[T]):
     """One direction of a connection.
 
     ``header(data, last)`` returns (length of the whole message, parsed header), or None when it needs more bytes;
-    ``last``: no more bytes follow. It raises NotAMessageError for other bytes. ``feed`` parses only the start of a
-    message and skips the rest by its length, so short captures suffice. Without ``synced`` the next segment must start
-    with a message.
+    ``last``: no more bytes follow. It raises NotAMessageError for other bytes. A length of None is unknown: the next
+    segment that starts with a message ends it. ``feed`` parses only the start of a message and skips the rest by its
+    length, so short captures suffice. Without ``synced`` the next segment must start with a message.
     """
 
-    __slots__ = ("_buffer", "_header", "_skip", "synced")
+    __slots__ = ("_buffer", "_header", "_most", "_skip", "synced")
 
-    def __init__(self, header: Callable[[bytes, bool], tuple[int, T] | None]) -> None:
-        self._header = header
-        self._buffer = b""
-        self._skip = 0
-        self.synced = False
+    def __init__(self, header: Callable[[bytes, bool], tuple[int | None, T] | None], most: int = MAX_HEADER) -> None:
+        self._header, self._most = header, most
+        self.resync()
 
     @property
     def out_of_sync(self) -> bool:
@@ -48,7 +46,7 @@ class Stream(Generic[T]):
         data = self._buffer + data
         self._buffer = b""
         while data:
-            last = missing > 0 or len(data) >= MAX_HEADER
+            last = missing > 0 or len(data) >= self._most
             try:
                 message = self._header(data, last)
             except NotAMessageError:
@@ -62,6 +60,9 @@ class Stream(Generic[T]):
                 break
             length, what = message
             found.append(what)
+            if length is None:
+                self.resync()
+                return found
             self.synced = True
             self._skip = max(0, length - len(data))
             data = data[length:]
