@@ -30,7 +30,12 @@ class TooMuchError(Exception):
 
 def clean(text: str, size: int = 200) -> str:
     """What a peer said, on one line: no control characters, no ``|`` (it begins the perfdata), ``size`` characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text.replace("|", "/")).split())[:size]
+    return " ".join(printable(text.replace("|", "/")).split())[:size]
+
+
+def printable(text: str, kept: str = "") -> str:
+    """The text with a space in place of each control character, which could steer a terminal; some may be ``kept``."""
+    return "".join(c if c.isprintable() or c in kept else " " for c in text)
 
 
 def later(name: str) -> Callable[..., Any]:

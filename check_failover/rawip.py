@@ -1,12 +1,13 @@
-"""The Internet checksum, and correction of a captured packet's checksums. Pure.
+"""The Internet checksum, and correction of a captured packet's checksums; the sockets for whole packets.
 
 Captured packets often carry partial checksums, because the sender's network card was to finish them; they must be
 recomputed before such a packet is sent again. scapy would do it in 25 ms, this takes microseconds.
 
-Source: RFC 1071, 791, 9293 (3.1), 768, 8200 (8.1).
+Source: RFC 1071, 791, 9293 (3.1), 768, 8200 (8.1); raw(7).
 """
 
 import random
+import socket
 import struct
 
 from check_failover.model import Endpoint
@@ -59,3 +60,11 @@ def _with_checksum(addresses: bytes, proto: int, segment: bytearray) -> bytes:
         value = 0xFFFF  # 0 would mean "no checksum" (RFC 768)
     segment[at : at + 2] = struct.pack("!H", value)
     return bytes(segment)
+
+
+def marked_socket(version: int, mark: int) -> socket.socket:
+    """A raw socket for whole packets of IPv4 or IPv6, each with that mark. Raises OSError."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)  # implies that we write the IP header
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    return sock

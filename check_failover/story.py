@@ -36,11 +36,6 @@ def moment(at: object) -> str:
         return "?"
 
 
-def printable(text: str) -> str:
-    """The text without characters that control a terminal; line breaks stay."""
-    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-
-
 def further(lines: Iterable[str]) -> str:
     """Lines as a result's further lines: bounded, without empty lines and without ``|``, which begins perfdata."""
     kept = [" ".join(line.replace("|", "/").split()) for line in lines]

@@ -20,10 +20,9 @@ from check_failover.admin.icinga2_objects import icinga2
 from check_failover.admin.objects import nagios
 from check_failover.config import Config
 from check_failover.control import MAX_HISTORY, ControlError
-from check_failover.model import Service
+from check_failover.model import Service, printable
 from check_failover.records import JournalEntry, service_statuses, to_json
 from check_failover.rights import user_name
-from check_failover.story import printable
 
 REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server
 PROGRESS_EVERY = 0.5  # seconds between two lines during a drain
@@ -172,7 +171,7 @@ def remote_config(config: Config, arguments: argparse.Namespace) -> None:
 
 def _show(*lines: str) -> None:
     """Print lines that contain texts from elsewhere."""
-    print(printable("\n".join(lines)))
+    print(printable("\n".join(lines), kept="\n"))
 
 
 def _chosen(config: Config, name: str | None) -> tuple[Service, ...]:

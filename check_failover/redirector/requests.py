@@ -10,7 +10,7 @@ from check_failover.control import HISTORY_PAGE, MAX_HISTORY, Message
 from check_failover.damping import decayed, proof
 from check_failover.decide import Reason
 from check_failover.listening import RequestRefusedError
-from check_failover.model import Facts, Service, Target
+from check_failover.model import Facts, Service, Target, printable
 from check_failover.peer import Peer
 from check_failover.records import Caller, DrillStatus, JournalEntry, RecordError, ServiceStatus, from_json, to_json
 from check_failover.redirector import RedirectError, inquiry, peer_record
@@ -22,7 +22,6 @@ from check_failover.redirector.report import CoreReports, detail_lines, redirect
 from check_failover.redirector.state import ServiceState, StateError, outranks, parsed
 from check_failover.redirector.steering import Steering
 from check_failover.rights import by_hand, user_name
-from check_failover.story import printable
 
 log = logging.getLogger(__name__)
 LONGEST_DRAIN = 1e9  # seconds

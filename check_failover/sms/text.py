@@ -4,6 +4,8 @@ One message holds 140 bytes: 160 septets, or 70 UTF-16 units. A longer text is s
 because each part needs a header for reassembly (3GPP TS 23.040, 9.2.3.24.1).
 """
 
+from check_failover.model import printable
+
 _BASIC = (
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
     "abcdefghijklmnopqrstuvwxyzäöñüà"
@@ -18,7 +20,7 @@ PART = {True: 153, False: 67}
 
 def plain(text: str) -> str:
     """The text on one line: typographic characters become ASCII, control characters and line ends become spaces."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text.translate(_TYPOGRAPHY)).split())
+    return " ".join(printable(text.translate(_TYPOGRAPHY)).split())
 
 
 def is_gsm(text: str) -> bool:

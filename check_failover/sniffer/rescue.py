@@ -16,11 +16,11 @@ for the verdict.
 """
 
 import logging
-import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 
 from check_failover.config import Config
 from check_failover.control import Message
@@ -108,8 +108,7 @@ class Rescue:
         name, packet = monitor.service.name, first[0][1]
         if time.monotonic() - packet.now > REPLAY_AGE:
             return
-        family = socket.AF_INET if len(packet.src) == 4 else socket.AF_INET6
-        client = socket.inet_ntop(family, packet.src)
+        client = str(ip_address(packet.src))
         message = {"verb": "forget", "service": name, "client": client, "port": packet.sport}
         reply = self._ask({**message, "reads": _reads(monitor, first)})
         if reply is None or reply.get("reason"):

@@ -5,9 +5,10 @@ current target, MARK_RESCUE to the standby. The source is the client's address, 
 Setting a mark needs CAP_NET_RAW since Linux 5.17 (socket(7)), CAP_NET_ADMIN before.
 """
 
-import socket
+from functools import cache
+from ipaddress import ip_address
 
-from check_failover.rawip import finish
+from check_failover.rawip import finish, marked_socket
 from check_failover.sniffer.stage1.packet import Packet
 
 
@@ -19,7 +20,7 @@ class PacketSender:
     """Keeps one raw socket open for each address family and mark."""
 
     def __init__(self) -> None:
-        self._sockets: dict[tuple[int, int], socket.socket] = {}
+        self._socket = cache(marked_socket)
 
     def send(self, frame: bytes, p: Packet, mark: int) -> bool:
         """Send with recomputed checksums; False when the capture cut the packet or the send failed.
@@ -29,22 +30,10 @@ class PacketSender:
         packet = finish(frame[p.ip_offset :])
         if packet is None:
             return False
-        version = packet[0] >> 4
-        family = socket.AF_INET if version == 4 else socket.AF_INET6
-        destination = socket.inet_ntop(family, p.dst)
         try:
-            self._socket(version, mark).sendto(packet, (destination, 0))
+            self._socket(packet[0] >> 4, mark).sendto(packet, (str(ip_address(p.dst)), 0))
         except PermissionError as error:
             raise SendError(f"cannot send packets on: {error.strerror}: CAP_NET_RAW (Linux 5.17 or later)") from None
         except OSError:
             return False
         return True
-
-    def _socket(self, version: int, mark: int) -> socket.socket:
-        key = (version, mark)
-        if key not in self._sockets:
-            family = socket.AF_INET if version == 4 else socket.AF_INET6
-            sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            self._sockets[key] = sock
-        return self._sockets[key]

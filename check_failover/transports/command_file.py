@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
-from check_failover.model import PassiveResult
+from check_failover.model import PassiveResult, printable
 from check_failover.transports import TransportError
 from check_failover.transports.wording import name
 
@@ -74,8 +74,7 @@ def command(result: PassiveResult) -> bytes:
 
 def _clean(text: str) -> str:
     """Escape newline and backslash for Nagios; replace other control characters, which would damage the command."""
-    escaped = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return "".join(c if c.isprintable() else " " for c in escaped)
+    return printable(text.replace("\\", "\\\\").replace("\n", "\\n"))
 
 
 def _cut(data: bytes, size: int) -> bytes:

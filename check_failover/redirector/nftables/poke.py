@@ -8,13 +8,13 @@ which the raw chain says ``notrack``: conntrack must not take them for a reply o
 Source: raw(7), ipv6(7).
 """
 
-import socket
 import struct
 import time
 from collections.abc import Sequence
+from functools import cache
 
 from check_failover.model import MARK_POKE, Endpoint, Service
-from check_failover.rawip import bare_ack
+from check_failover.rawip import bare_ack, marked_socket
 from check_failover.redirector import RedirectError
 
 BATCH = 200  # clients between two pauses, so that the standby is not stampeded
@@ -26,7 +26,7 @@ class Poker:
     """Keeps its raw sockets open: a flip should not wait for them."""
 
     def __init__(self) -> None:
-        self._sockets: dict[int, socket.socket] = {}
+        self._socket = cache(marked_socket)
 
     def poke(self, service: Service, clients: Sequence[Endpoint]) -> int:
         """Poke each client once; returns how many packets left. Raises RedirectError when none can leave at all."""
@@ -36,21 +36,13 @@ class Poker:
                 time.sleep(PAUSE)
             packet = _packet(service.address, client)
             try:
-                self._socket(client.family).sendto(packet, (client.address, 0))
+                self._socket(client.family, MARK_POKE).sendto(packet, (client.address, 0))
                 sent += 1
             except PermissionError:
                 raise RedirectError("poke: no permission for a raw socket: CAP_NET_RAW is missing") from None
             except OSError:
                 continue  # no route to that client any more, so it cannot wait for an answer
         return sent
-
-    def _socket(self, family: int) -> socket.socket:
-        if family not in self._sockets:
-            af = socket.AF_INET6 if family == 6 else socket.AF_INET
-            sock = socket.socket(af, socket.SOCK_RAW, socket.IPPROTO_RAW)  # implies that we write the IP header
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_POKE)
-            self._sockets[family] = sock
-        return self._sockets[family]
 
 
 def _packet(source: Endpoint, destination: Endpoint) -> bytes:
