@@ -41,23 +41,9 @@ class Reason(StrEnum):
 
 
 # Refusals that later facts may lift: the core's order stays pending until then, or until the core withdraws it.
-RETRYABLE = frozenset(
-    {
-        Reason.HOLD,
-        Reason.BLIND,
-        Reason.HANDLERS_OFF,
-        Reason.NOT_CONFIRMED,
-        Reason.TRAFFIC_ANSWERED,
-        Reason.STANDBY_UNKNOWN,
-        Reason.NO_HEALTHY_SERVER,
-        Reason.SYNC_RUNNING,
-        Reason.SYNC_STALE,
-        Reason.PRIMARY_UNKNOWN,
-        Reason.PRIMARY_UNPROVEN,
-        Reason.NOT_SYNCED_BACK,
-        Reason.FLAPPING,
-    }
-)
+RETRYABLE = frozenset({Reason.HOLD, Reason.BLIND, Reason.HANDLERS_OFF, Reason.NOT_CONFIRMED, Reason.TRAFFIC_ANSWERED})
+RETRYABLE |= {Reason.STANDBY_UNKNOWN, Reason.NO_HEALTHY_SERVER, Reason.SYNC_RUNNING, Reason.SYNC_STALE}
+RETRYABLE |= {Reason.PRIMARY_UNKNOWN, Reason.PRIMARY_UNPROVEN, Reason.NOT_SYNCED_BACK, Reason.FLAPPING}
 
 
 @dataclass(frozen=True, slots=True)

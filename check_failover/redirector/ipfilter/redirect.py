@@ -27,17 +27,7 @@ from check_failover.records import Activity
 from check_failover.redirector import Change, RedirectError, Wiring, current
 from check_failover.redirector.ipfilter.file import BootFile
 from check_failover.redirector.ipfilter.poke import poke
-from check_failover.redirector.ipfilter.rules import (
-    TAG_MARK,
-    Rdr,
-    Rule,
-    lines,
-    rdr,
-    same_line,
-    serving,
-    source_map,
-    tag_of,
-)
+from check_failover.redirector.ipfilter.rules import MARK, Rdr, Rule, lines, rdr, same_line, serving, source_map, tag_of
 from check_failover.redirector.ipfilter.sessions import Listing, Meter, Session
 from check_failover.redirector.ipfilter.settings import Settings
 from check_failover.redirector.ipfilter.tool import Ipnat
@@ -258,7 +248,7 @@ class Ipfilter:
         redirects = {tag_of(name) for name in self._targets}
         for rule in there:
             left = rule.tag not in redirects if isinstance(rule, Rdr) else bool(_missing([rule], maps))
-            if left and (rule.tag or "").startswith(TAG_MARK):
+            if left and (rule.tag or "").startswith(MARK):
                 self._ipnat.remove(rule, purge=isinstance(rule, Rdr))
 
     def _confirm(self, service: Service, target: Target) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from check_failover.model import Endpoint, Service, Target
 
-TAG_MARK = "cfo."
+MARK = "cfo."
 TAG_LENGTH = 15  # IPFTAG_LEN is 16, and ipnat prints a map rule's tag up to a zero byte that must still fit in
 PORTMAP = "20000:60000"  # source ports of a service's map rule; clear of the controller's own
 
@@ -206,7 +206,7 @@ def tag_of(name: str) -> str:
 
     A dot cannot be in a service's name, so a shortened one is never another service's full one.
     """
-    full = TAG_MARK + name
+    full = MARK + name
     if len(full) <= TAG_LENGTH:
         return full
     check = hashlib.sha256(name.encode()).hexdigest()[:4]

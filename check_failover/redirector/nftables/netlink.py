@@ -65,7 +65,7 @@ class Netlink:
     def _answers(self, sock: socket.socket, first: int, ignored: int = 0) -> Iterator[tuple[int, int | None, bytes]]:
         """Number of the request, error number (0: done; None: a reply) and payload, for requests from ``first`` on."""
         while True:
-            for number, kind, payload in messages_of(sock.recv(_BUFFER)):
+            for number, kind, payload in split(sock.recv(_BUFFER)):
                 if not first <= number <= self._sequence:
                     continue
                 if kind not in (_ERROR, _DONE):
@@ -106,7 +106,7 @@ def opened(groups: int = 0) -> socket.socket:
     return sock
 
 
-def messages_of(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+def split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Sequence number, kind and payload of each message of a datagram."""
     offset = 0
     while offset + 16 <= len(data):

@@ -22,23 +22,9 @@ from check_failover.config import Config
 from check_failover.model import Endpoint, Service, Target
 from check_failover.records import Activity
 from check_failover.redirector import Change, RedirectError, Wiring
-from check_failover.redirector.nftables import nft
+from check_failover.redirector.nftables import nft, ruleset
 from check_failover.redirector.nftables.conntrack import Conntrack, Entry
 from check_failover.redirector.nftables.poke import Poker
-from check_failover.redirector.nftables.ruleset import (
-    CT_MASK,
-    CT_SERVER,
-    FINISHED,
-    MOST_SERVICES,
-    ON_STANDBY,
-    TABLE,
-    counts,
-    ruleset,
-    shared_counts,
-    signatures,
-    signed,
-    update,
-)
 from check_failover.redirector.nftables.table import Table
 
 log = logging.getLogger(__name__)
@@ -48,9 +34,9 @@ def ct_marks(services: Iterable[Service]) -> dict[str, int]:
     """A ct mark for each service: from its name, so that it survives a change of the config's order."""
     marks: dict[str, int] = {}
     for service in services:
-        number = zlib.crc32(service.name.encode()) % MOST_SERVICES + 1
+        number = zlib.crc32(service.name.encode()) % ruleset.MOST_SERVICES + 1
         while number << 22 in marks.values():
-            number = number % MOST_SERVICES + 1
+            number = number % ruleset.MOST_SERVICES + 1
         marks[service.name] = number << 22
     return marks
 
@@ -65,9 +51,10 @@ class Nftables:
         self._services = {service.name: service for service in config.services}
         self._marks = ct_marks(config.services)
         self._clients = config.controller.client_interfaces
-        self._counts = counts(config.services, self._marks, self._clients), shared_counts(config.services, self._marks)
-        self._signatures = signatures(config.services, self._marks, self._clients)
-        self._table = Table(TABLE.split()[1])
+        self._chains = ruleset.counts(config.services, self._marks, self._clients)
+        self._shared = ruleset.shared_counts(config.services, self._marks)
+        self._signatures = ruleset.signatures(config.services, self._marks, self._clients)
+        self._table = Table(ruleset.TABLE.split()[1])
         self._conntrack = Conntrack()
         self._poker = Poker()
         self._finished = Conntrack()  # of its own, because the kernel takes long to forget many
@@ -83,12 +70,12 @@ class Nftables:
             if not changed and not gone and self.whole():
                 return
             try:
-                nft.run(update(gone, changed, services, marks, targets, installed))
+                nft.run(ruleset.update(gone, changed, services, marks, targets, installed))
                 if self.whole():
                     return
             except RedirectError as error:
                 log.warning("%s: loading the whole table", error)
-        nft.run(ruleset(services, marks, targets, self._clients))
+        nft.run(ruleset.ruleset(services, marks, targets, self._clients))
 
     def wired(self, services: Iterable[Service]) -> dict[str, Wiring]:
         try:
@@ -105,11 +92,10 @@ class Nftables:
         return found
 
     def whole(self) -> bool:
-        chains, shared = self._counts
         try:
             rules = self._table.rules()
-            return all(rules[name] >= number for name, number in chains.items()) and all(
-                len(self._table.elements(name)) >= number for name, number in shared.items()
+            return all(rules[name] >= number for name, number in self._chains.items()) and all(
+                len(self._table.elements(name)) >= number for name, number in self._shared.items()
             )
         except RedirectError:
             return False
@@ -135,7 +121,7 @@ class Nftables:
         """A UDP flow has no end of its own, so the kernel forgets all of them at once."""
         halves = self._open(service, old, unassured=True)
         if service.protocol == "udp":
-            self._flush(self._conntrack, service, old, CT_SERVER)
+            self._flush(self._conntrack, service, old, ruleset.CT_SERVER)
         else:
             self._conntrack.delete_all([entry for entry in halves if not entry.established])
         return sum(entry.unanswered for entry in halves)
@@ -147,10 +133,10 @@ class Nftables:
         return self._poker.poke(service, [entry.client for entry in found if entry.established])
 
     def sweep_finished(self, service: Service, old: Target) -> None:
-        self._flush(self._finished, service, old, CT_SERVER | FINISHED, FINISHED)
+        self._flush(self._finished, service, old, ruleset.CT_SERVER | ruleset.FINISHED, ruleset.FINISHED)
 
     def sweep(self, service: Service, old: Target) -> None:
-        self._flush(self._conntrack, service, old, CT_SERVER)
+        self._flush(self._conntrack, service, old, ruleset.CT_SERVER)
 
     def open_connections(self, service: Service, server: Target) -> int:
         return sum(entry.open for entry in self._open(service, server))
@@ -166,14 +152,14 @@ class Nftables:
 
     def _mark(self, service: Service, server: Target) -> int:
         """Of the service's connections to that server, unless they are finished."""
-        return self._marks[service.name] | (ON_STANDBY if server is Target.STANDBY else 0)
+        return self._marks[service.name] | (ruleset.ON_STANDBY if server is Target.STANDBY else 0)
 
     def _key(self, service: Service, server: Target) -> bytes:
         return struct.pack("=I", self._mark(service, server))
 
     def _open(self, service: Service, server: Target, *, unassured: bool = False) -> list[Entry]:
         """Entries that are not finished; ``unassured``: without those that have carried data both ways."""
-        mark, mask, family = self._mark(service, server), CT_SERVER | FINISHED, service.address.family
+        mark, mask, family = self._mark(service, server), ruleset.CT_SERVER | ruleset.FINISHED, service.address.family
         return self._conntrack.dump(mark, mask, family, unassured=unassured)
 
     def _flush(self, conntrack: Conntrack, service: Service, server: Target, mask: int, also: int = 0) -> None:
@@ -197,9 +183,9 @@ class Nftables:
         self._table.change(flush=[name], add=add, seconds=seconds)
 
     def answered(self, service: Service, client: str) -> frozenset[tuple[Target, int]]:
-        found = self._conntrack.dump(self._marks[service.name], CT_MASK, service.address.family)
+        found = self._conntrack.dump(self._marks[service.name], ruleset.CT_MASK, service.address.family)
         return frozenset(
-            (Target.STANDBY if entry.mark & ON_STANDBY else Target.PRIMARY, entry.client.port)
+            (Target.STANDBY if entry.mark & ruleset.ON_STANDBY else Target.PRIMARY, entry.client.port)
             for entry in found
             if entry.client.address == client and not entry.unanswered
         )
@@ -207,7 +193,7 @@ class Nftables:
     def _installed(self) -> dict[str, str]:
         """Service -> the signature chain that our table has for it (``ruleset.signatures``); empty: no table."""
         try:
-            return dict(found for name in self._table.chains() if (found := signed(name)) is not None)
+            return dict(found for name in self._table.chains() if (found := ruleset.signed(name)) is not None)
         except RedirectError:
             return {}
 

@@ -11,16 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from check_failover.redirector import Change, RedirectError
-from check_failover.redirector.nftables.netlink import (
-    ACK,
-    DUMP,
-    Netlink,
-    attribute,
-    attributes,
-    messages_of,
-    nested,
-    opened,
-)
+from check_failover.redirector.nftables.netlink import ACK, DUMP, Netlink, attribute, attributes, nested, opened, split
 
 _INET = 1  # NFPROTO_INET
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -101,7 +92,7 @@ class Table:
         def listen() -> None:
             while True:
                 try:
-                    messages = messages_of(sock.recv(1 << 18))
+                    messages = split(sock.recv(1 << 18))
                     ours = (kind for _, kind, body in messages if dict(attributes(body[4:])).get(_TABLE) == self._name)
                     kinds = {Change.WIRING if kind in _OF_ELEMENTS else Change.RULES for kind in ours}
                     changed(max(kinds, default=Change.NONE))

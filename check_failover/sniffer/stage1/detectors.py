@@ -23,19 +23,10 @@ from collections import defaultdict, deque
 from itertools import count, islice, takewhile
 
 from check_failover.model import Detector, Suspicion
+from check_failover.sniffer.stage1 import thresholds
 from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, Request
 from check_failover.sniffer.stage1.flowtable import FlowTable
-from check_failover.sniffer.stage1.thresholds import (
-    ENCRYPTED_WAIT,
-    ERROR_SHARE,
-    MIN_WAIT,
-    SEVERAL,
-    Errors,
-    Quiet,
-    ReplyTimes,
-    RoundTrip,
-    Scale,
-)
+from check_failover.sniffer.stage1.thresholds import ERROR_SHARE, Errors, Quiet, ReplyTimes, RoundTrip, Scale
 from check_failover.sniffer.stage1.voices import Kind, Scales, client, weigh
 
 MAX_RECENT = 20000  # requests remembered for ``since``
@@ -121,7 +112,7 @@ class Detectors:
         if request.key == "syn":
             return self.round_trip.wait()
         if request.operation == "encrypted":
-            return ENCRYPTED_WAIT
+            return thresholds.ENCRYPTED_WAIT
         return self.reply_times[request.operation].wait(now)
 
     def _kind(self, request: Request) -> Kind:
@@ -191,7 +182,7 @@ class Detectors:
             return False
         waiting = (r for r in islice(reversed(self.recent), _ENOUGH) if r.counts and r.answered is None)
         overdue = {r.flow for r in waiting if now - r.asked >= self.patience(r, now) and self._received(r)}
-        return len(overdue) >= SEVERAL
+        return len(overdue) >= thresholds.SEVERAL
 
     # ------------------------------------------------------------ one by one
 
@@ -316,9 +307,9 @@ class Detectors:
                 real = flow is not None and flow.acked is not None
                 if real or (client(request.flow[0]) in self._known and request.end is None):
                     lost[request.flow] = request
-        seen = [r for r in found if r.answered is not None or self.server_seen - r.asked >= MIN_WAIT]
+        seen = [r for r in found if r.answered is not None or self.server_seen - r.asked >= thresholds.MIN_WAIT]
         well = seen and sum(r.answered is True for r in seen) >= _NEARLY_ALL * len(seen)
-        return found if well or len(lost) < SEVERAL else [*found, *lost.values()]
+        return found if well or len(lost) < thresholds.SEVERAL else [*found, *lost.values()]
 
     def flipped(self, now: float) -> None:
         """Another server serves now: open requests do not belong to it."""
