@@ -9,6 +9,7 @@ command, so that ``dont_blame_nrpe`` stays 0.
 import itertools
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,35 +22,8 @@ from check_failover.places import HERE
 
 STATES, TYPES = ("OK", "WARNING", "CRITICAL", "UNKNOWN"), ("SOFT", "HARD")
 NOTICES = ("DOWNTIMESTART", "DOWNTIMEEND", "DOWNTIMECANCELLED")
-# Prefix of the redirector's own result for "NAME fail-back" (redirector.report); not an operator's OK.
-OWN_RESULT = "OK: on the primary"
-IN_DOWNTIME = "$$(($SERVICEDOWNTIME$ + $HOSTDOWNTIME$ > 0))"  # Nagios's shell computes 0 or 1
-EVENTS = ("check_failover_event", "check_failover_event_own_check")
 CERTIFICATES = "/etc/check_failover/nrpe"  # on either machine: ca.pem, and its own .pem and .key
 SSH_CONFIG = "/etc/check_failover/ssh_config"  # on the core
-CHECKS = ("traffic", "redirect", "sync")  # that need the controller's sockets or records
-# command of nagios-conf/nagios4/commands.cfg -> its replacement over NRPE
-NRPE = {
-    **{f"check_failover_{check}": f"{{nrpe}} -c failover_$ARG1$_{check}" for check in CHECKS},
-    **dict.fromkeys(EVENTS, f"{{nrpe}} -c failover_$ARG1$_$SERVICESTATE$_$SERVICESTATETYPE$_{IN_DOWNTIME}"),
-    "check_failover_event_fail_back": f"echo '$SERVICEOUTPUT$' | grep -q '^{OWN_RESULT}' || "
-    "{nrpe} -c failover_$ARG1$_fail_back_$SERVICESTATE$",
-    # fixed commands cannot carry a drill's ID, so failoverctl drill reports that the handler did not run
-    "check_failover_event_drill": "echo no drill over {nrpe}",
-    "check_failover_downtime_of_service": "{nrpe} -c 'failover_$NOTIFICATIONTYPE$_$HOSTNAME$_$SERVICEDESC$'",
-    "check_failover_downtime_of_host": "{nrpe} -c 'failover_$NOTIFICATIONTYPE$_$HOSTNAME$'",
-}
-# the same over ssh: see check_failover/handlers/remote.py
-SSH = {
-    **{f"check_failover_{check}": f"{{ssh}} {check} $ARG1$" for check in CHECKS},
-    **dict.fromkeys(EVENTS, "{ssh} event $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ $SERVICEDOWNTIME$ $HOSTDOWNTIME$"),
-    "check_failover_event_fail_back": "{ssh} fail-back $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ '$SERVICEOUTPUT$'",
-    "check_failover_event_drill": "{ssh} drill $ARG1$ $SERVICESTATE$ $SERVICESTATETYPE$ '$SERVICEOUTPUT$'",
-    "check_failover_downtime_of_service": "{ssh} notice $NOTIFICATIONTYPE$ '$HOSTNAME$' '$SERVICEDESC$'",
-    "check_failover_downtime_of_host": "{ssh} notice $NOTIFICATIONTYPE$ '$HOSTNAME$'",
-}
-PROBE = {"nrpe": "{nrpe} -c failover_$ARG1$_$ARG2$", "ssh": "{ssh} probe $ARG1$ $ARG2$"}
-PLUGIN = {"nrpe": "{nrpe} -c failover_%s_standby", "ssh": "{ssh} probe %s standby"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +36,20 @@ class Site:
 
 def _nrpe_core(config: Config, site: Site) -> str:
     keys = f"-A {CERTIFICATES}/ca.pem -C {CERTIFICATES}/core.pem -K {CERTIFICATES}/core.key"
-    return _objects(config, "nrpe", NRPE, f"$USER1$/check_nrpe -H {site.controller} -t 25 -d 0 {keys}")
+    return _objects(config, "nrpe", f"$USER1$/check_nrpe -H {site.controller} -t 25 -d 0 {keys}")
 
 
-def _objects(config: Config, way: str, asked: dict[str, str], client: str) -> str:
-    """The text of ``nagios-config`` with these commands' lines replaced; ``client`` is the way's program."""
-    asked = asked | {f"check_failover_{service.check.type}": PROBE[way] for service in config.services}
-    asked |= {f"check_failover_plugin_{s.name}": PLUGIN[way] % s.name for s in config.services}
+def _objects(config: Config, way: str, client: str) -> str:
+    """The text of ``nagios-config`` with the way's commands; ``client`` is its program."""
+    found = tomllib.loads(read_template("remote", "commands.toml"))[way]
+    asked: dict[str, str] = found["commands"] | dict.fromkeys(
+        (f"check_failover_{service.check.type}" for service in config.services), found["probe"]
+    )
+    asked |= {f"check_failover_plugin_{s.name}": found["plugin"].replace("{name}", s.name) for s in config.services}
 
     def replaced(match: re.Match[str]) -> str:
         line = asked.get(match[2])
-        return match[0] if line is None else f"{match[1]}{match[2]}{match[3]}{line.format(**{way: client})}"
+        return match[0] if line is None else f"{match[1]}{match[2]}{match[3]}{line.format(client=client)}"
 
     text = re.sub(r"(command_name +)(\S+)(\n +command_line +)(.*)", replaced, nagios(config))
     return text.replace("nagios-config --config", f"remote-config --way {way} --on core --config", 1)
@@ -150,7 +127,7 @@ WAYS: dict[str, dict[str, Callable[[Config, Site], str]]] = {
     "nrpe": {"controller": _nrpe_controller, "core": _nrpe_core},
     "ssh": {
         "controller": _ssh_controller,
-        "core": lambda c, site: _objects(c, "ssh", SSH, f"/usr/bin/ssh -F {SSH_CONFIG} {site.controller}"),
+        "core": lambda c, site: _objects(c, "ssh", f"/usr/bin/ssh -F {SSH_CONFIG} {site.controller}"),
     },
     "nsca": {"controller": partial(_shipped, "nsca-controller.txt"), "core": _nsca_core},
     "nrdp": {"controller": partial(_shipped, "nrdp-controller.txt"), "core": partial(_shipped, "nrdp-core.txt")},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from check_failover.admin.remote import NRPE, SSH, WAYS, Site
+from check_failover.admin.objects import read_template
+from check_failover.admin.remote import WAYS, Site
 from check_failover.config import load
 from check_failover.handlers.remote import WORDS, understood
 
@@ -49,8 +51,9 @@ def test_the_core_needs_nothing_of_the_controllers(path: Path, way: str) -> None
     """No command that a service of this config uses has a path of the controller's in it; SMS are the core's own."""
     text = WAYS[way]["core"](load(path), SITE)
     made = commands(text)
+    replaced = tomllib.loads(read_template("remote", "commands.toml"))[way]["commands"]
     used = {line.split("!")[0] for line in re.findall(r"(?:check_command|event_handler) +(check_failover\S+)", text)}
-    used |= set(re.findall(r"_notification_commands +(check_failover\S+)", text)) | set(NRPE) | set(SSH)
+    used |= set(re.findall(r"_notification_commands +(check_failover\S+)", text)) | set(replaced)
     assert {"check_failover_plugin_smtp", "check_failover_ldap", "check_failover_tcp"} <= used
     for name in used - {"check_failover_stale", "check_failover_sms", "check_failover_drill_by_sms"}:
         assert "198.51.100.1" in made[name], name
