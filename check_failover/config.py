@@ -183,10 +183,9 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
             "uses"
         )
     sync = _sync(where, table["sync"], primary, standby) if "sync" in table else None
+    same = {key: table[key] for key in ("name", "host", "protocol", "primary_host", "dialect") if key in table}
     return Service(
-        name=table["name"],
-        host=table["host"],
-        protocol=table["protocol"],
+        **same,
         address=address,
         primary=primary,
         standby=standby,
@@ -194,9 +193,7 @@ def _service(path: Path, index: int, table: dict[str, Any]) -> Service:
         policy=_policy(table),
         source_nat=source_nat,
         sync=sync,
-        primary_host=table.get("primary_host"),
         test_client=test_client,
-        dialect=table.get("dialect"),
         writes=table.get("writes", "primary" if sync is not None and sync.method != "syncrepl" else "replicated"),
     )
 

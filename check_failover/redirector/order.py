@@ -3,7 +3,7 @@
 ``age``: seconds since the service's last flip (None: never); ``now``: the wall clock, as in the state.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from check_failover import reach
 from check_failover.damping import Damping, decayed, failed_over
@@ -15,7 +15,7 @@ from check_failover.redirector.state import ServiceState, next_generation
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order to flip. ``primary_*`` and ``synced_back`` are facts for the table ``decide.FAIL_BACK``."""
+    """An order to flip. Fields with a name of ``Situation``'s become that field."""
 
     service: Service
     verb: str  # a key of ``decide.TABLES``
@@ -36,23 +36,17 @@ class Order:
 
 
 def situation(order: Order, state: ServiceState, age: float | None, now: float) -> Situation:
-    """The redirector's own knowledge when it decides ``order``."""
+    """The redirector's own knowledge when it decides ``order``, and what the order itself says of the situation."""
+    said = {one.name: getattr(order, one.name) for one in fields(Situation) if hasattr(order, one.name)}
     return Situation(
         target=state.target,
         hold=state.hold,
         since_flip=age,
-        manual=order.manual,
-        primary_ok=order.primary_ok,
-        primary_passes=order.primary_passes,
-        primary_good_for=order.primary_good_for,
-        synced_back=order.synced_back,
-        undecided=order.undecided,
-        why=order.why,
         moved_by_person=state.moved_by_person,
         locked=state.damping.locked,
         downtime=bool(state.downtime),
         penalty=decayed(state.damping, now, order.service.policy.damping_half_life),
-        standby_good_for=order.standby_good_for,
+        **said,
     )
 
 
