@@ -26,7 +26,18 @@ def make(target: str, into: Path) -> str:
 
 
 def test_there_and_gone_again(tmp_path: Path) -> None:
+    """Over an earlier version: the site's config stays, the example is new, operators find failoverctl in PATH."""
+    config, old = tmp_path / "etc/check_failover/config.toml", tmp_path / "usr/local/sbin/failoverctl"
+    for path in (config, old):
+        path.parent.mkdir(parents=True)
+    config.write_text("[sms]\n")
+    config.with_suffix(".toml.example").write_text("of an earlier version")
+    old.symlink_to("/opt/check_failover/bin/failoverctl")
     assert "failoverctl nagios-config" in make("install", tmp_path)
+    assert config.read_text() == "[sms]\n"
+    assert config.with_suffix(".toml.example").read_text() == (ROOT / "nagios-conf/config.toml.example").read_text()
+    assert (tmp_path / "usr/local/bin/failoverctl").is_symlink()
+    assert not old.is_symlink()
     plugins = {path.name for path in (tmp_path / PLUGINS).iterdir()}
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
