@@ -267,7 +267,6 @@ def _listen(path: Path) -> socket.socket:
         sock.listen(MAX_CLIENTS)
     except OSError as error:
         sock.close()
-        raise ControlError(
-            f"{path}: cannot listen: {error.strerror}: does the directory exist and is it ours?"
-        ) from None
+        text = f"{path}: cannot listen: {error.strerror}: does the directory exist and is it ours?"
+        raise ControlError(text) from None
     return sock

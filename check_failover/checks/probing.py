@@ -91,9 +91,8 @@ def _from_config(arguments: argparse.Namespace, kind: str) -> tuple[Endpoint, di
 
     service = load(arguments.config).service(arguments.service)
     if service.check.type != kind:
-        raise CheckError(
-            f"{arguments.config}: service {service.name!r} has check type {service.check.type!r}, not {kind}"
-        )
+        text = f"{arguments.config}: service {service.name!r} has check type {service.check.type!r}, not {kind}"
+        raise CheckError(text)
     server = service.endpoint(arguments.target or "primary")
     return server, dict(service.check.options), max(service.check.timeout, arguments.timeout - _RESERVE)
 

@@ -25,30 +25,21 @@ BLOCK = 1 << 16  # bytes that are read at once
 log = logging.getLogger(__name__)
 
 
-class JournalError(Exception):
-    """The journal cannot be written: one line."""
-
-
 class Journal:
     """Appends and reads entries. Of ``write``, the caller holds the lock that serialises attempts."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._older, self._flips, self._damaged = (
             path.with_name(path.name + end) for end in (".1", ".flips", ".damaged")
         )
         self._lock = threading.Lock()  # of ``.damaged``
 
     def write(self, entry: JournalEntry) -> None:
-        """Append one entry and fsync. Raises JournalError."""
-        try:
-            if self._path.exists() and self._path.stat().st_size > LIMIT:
-                self._rotate()
-            _append(self._path, [json.dumps(to_json(entry)).encode()])
-        except OSError as error:
-            raise JournalError(
-                f"cannot write the journal ({error.strerror}): check space and rights of {self._path}"
-            ) from None
+        """Append one entry and fsync. Raises OSError."""
+        if self.path.exists() and self.path.stat().st_size > LIMIT:
+            self._rotate()
+        _append(self.path, [json.dumps(to_json(entry)).encode()])
 
     def read(self, limit: int, before: str | None = None) -> list[JournalEntry]:
         """The last entries, or those before the entry with that ID, oldest first. Damaged lines are set aside."""
@@ -69,7 +60,7 @@ class Journal:
 
     def _backwards(self) -> Iterator[bytes]:
         """All lines, the newest first."""
-        for path in (self._path, self._older, self._flips):
+        for path in (self.path, self._older, self._flips):
             with contextlib.suppress(OSError):
                 yield from _backwards(path)
 
@@ -83,7 +74,7 @@ class Journal:
         new.unlink(missing_ok=True)
         _append(new, list(dict.fromkeys(flips))[FLIPS::-1])
         new.replace(self._flips)
-        self._path.replace(self._older)
+        self.path.replace(self._older)
 
     def _set_aside(self, lines: list[bytes]) -> None:
         with self._lock, contextlib.suppress(OSError):
@@ -91,7 +82,7 @@ class Journal:
             new = [line for line in lines if line not in known]
             if new and sum(map(len, known)) < LIMIT:
                 _append(self._damaged, new)
-                log.error("%s: %d damaged lines are left out: see %s", self._path, len(new), self._damaged)
+                log.error("%s: %d damaged lines are left out: see %s", self.path, len(new), self._damaged)
 
 
 def _append(path: Path, lines: list[bytes]) -> None:

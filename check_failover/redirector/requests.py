@@ -316,9 +316,8 @@ def _states(message: Message) -> dict[str, ServiceState]:
     try:
         return {name: parsed(raw) for name, raw in message["state"].items()}
     except (RecordError, KeyError, AttributeError):
-        raise RequestRefusedError(
-            "follow: not the state of a redirector: do both controllers run the same version?"
-        ) from None
+        text = "follow: not the state of a redirector: do both controllers run the same version?"
+        raise RequestRefusedError(text) from None
 
 
 def _deadline(service: Service, message: Message) -> float | None:

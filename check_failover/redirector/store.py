@@ -16,7 +16,7 @@ from pathlib import Path
 from check_failover import reach
 from check_failover.model import Facts, Target
 from check_failover.records import Caller, Drain, JournalEntry
-from check_failover.redirector.journal import Journal, JournalError
+from check_failover.redirector.journal import Journal
 from check_failover.redirector.state import ServiceState, StateError, intend, intended, load, settle, withdraw
 
 log = logging.getLogger(__name__)
@@ -210,11 +210,12 @@ class StateStore:
             while self._unwritten:
                 self.journal.write(self._unwritten[0])
                 self._unwritten.popleft()
-        except JournalError as error:
+        except OSError as error:
+            text = f"cannot write the journal ({error.strerror}): check space and rights of {self.journal.path}"
             for entry in self._unwritten:
-                if self.problems[entry.service].get("journal") != str(error):
-                    log.error("%s", error)
-                self.problems[entry.service]["journal"] = str(error)
+                if self.problems[entry.service].get("journal") != text:
+                    log.error("%s", text)
+                self.problems[entry.service]["journal"] = text
         else:
             for problems in self.problems.values():
                 problems.pop("journal", None)

@@ -56,7 +56,6 @@ class Smstools:
         except OSError as error:
             raise GatewayError(f"{self._outgoing}: {error.strerror}") from None
         if oldest is not None and time.time() - oldest > STUCK:
-            raise GatewayError(
-                f"{self._outgoing}: a text has waited there for {time.time() - oldest:.0f} s: is smsd running?"
-            )
+            text = f"{self._outgoing}: a text has waited there for {time.time() - oldest:.0f} s: is smsd running?"
+            raise GatewayError(text)
         return f"{self._outgoing} is writable"

@@ -167,7 +167,7 @@ class RedirectorLink:
         while not self._stop.is_set():
             try:
                 self._listen()
-            except UnreachableError:
+            except (UnreachableError, OSError):
                 pass  # the redirector restarts
             except (ControlError, LookupError, TypeError, ValueError) as error:  # malformed, or of another version
                 log.warning("the redirector's events are not understood: %s", error)
@@ -182,7 +182,7 @@ class RedirectorLink:
                 self._listener.redirected(name, Target(target), replay=False)
                 self.ask_elsewhere(name)
             buffer = bytearray()
-            while chunk := _receive(sock):
+            while chunk := sock.recv(65536):
                 buffer += chunk
                 for event in control.split_lines(buffer):
                     self._event(event)
@@ -195,10 +195,3 @@ class RedirectorLink:
             self._listener.redirected(name, target, replay=not event.get("drain"))
             if event.get("drain"):
                 self.ask_elsewhere(name)
-
-
-def _receive(sock: socket.socket) -> bytes:
-    try:
-        return sock.recv(65536)
-    except OSError:
-        return b""

@@ -39,9 +39,8 @@ class Nsca:
         try:
             done = programs.run(self._argv, self._timeout, stdin=lines)
         except programs.LateError:
-            raise TransportError(
-                f"{self._argv[0]}: no answer from the NSCA server within {self._timeout:g} s"
-            ) from None
+            text = f"{self._argv[0]}: no answer from the NSCA server within {self._timeout:g} s"
+            raise TransportError(text) from None
         except OSError as error:
             raise TransportError(f"{self._argv[0]}: cannot run: {error.strerror}") from None
         if done.code:

@@ -28,11 +28,8 @@ class Settings:
     def of(config: Config, platform: str = sys.platform) -> Settings:
         """Raises RedirectError naming the key."""
         controller, table = config.controller, config.controller.ipfilter
-        where, clients, servers = (
-            f"{config.path}: $.controller",
-            controller.client_interfaces,
-            "ipfilter.server_interface",
-        )
+        where, servers = f"{config.path}: $.controller", "ipfilter.server_interface"
+        clients = controller.client_interfaces
         server = table.get("server_interface")
         if not clients:
             raise RedirectError(f"{where}.client_interface: ipfilter's rules need it; name it")
