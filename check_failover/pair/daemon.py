@@ -35,16 +35,8 @@ from check_failover.notify import fail, log_to_stderr, notify
 log = logging.getLogger("failover-pair")
 
 SSH = "/usr/bin/ssh"
-OPTIONS = (
-    "BatchMode=yes",
-    "ConnectTimeout=3",
-    "StrictHostKeyChecking=yes",
-    "ServerAliveInterval=1",
-    "ServerAliveCountMax=3",
-    "ClearAllForwardings=yes",
-    "ForwardAgent=no",
-    "LogLevel=ERROR",
-)
+OPTIONS = ["BatchMode=yes", "ConnectTimeout=3", "StrictHostKeyChecking=yes", "ServerAliveInterval=1"]
+OPTIONS += ["ServerAliveCountMax=3", "ClearAllForwardings=yes", "ForwardAgent=no", "LogLevel=ERROR"]
 HEARTBEAT = 1.0  # seconds between two lines without a change
 SILENCE = 3.5  # seconds without a line until the connection counts as broken
 PATIENCE = 5.0  # seconds from the start until a peer that never answered counts as down

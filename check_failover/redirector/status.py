@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import Any
 
 from check_failover.decide import FAIL_BACK, checklist
 from check_failover.records import AutoFailBack, ServiceStatus
@@ -30,29 +31,22 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
     automatic = None
     if service.policy.auto_fail_back:
         automatic = AutoFailBack(round(asked.penalty), asked.locked, asked.moved_by_person)
+    same: dict[str, Any] = {name: str(getattr(service, name)) for name in ("protocol", "address", "primary", "standby")}
+    same |= {name: getattr(state, name) for name in ("since", "hold", "pending", "refused", "downtime", "reached")}
     return ServiceStatus(
         target=state.target,
         kernel=kernel,
-        since=state.since,
-        hold=state.hold,
-        pending=state.pending,
-        refused=state.refused,
         withheld=None if wired is None else wired.withheld,
         dead=None if wired is None else wired.dead,
         drain=drain,
-        downtime=state.downtime,
         auto_fail_back=automatic,
         hold_down_left=0.0 if age is None else max(0.0, round(service.policy.hold_down - age, 1)),
         problem=problem,
         activity=activity,
-        protocol=service.protocol,
-        address=str(service.address),
-        primary=str(service.primary),
-        standby=str(service.standby),
         fail_back=tuple(
             (str(reason), why) for reason, why in checklist(FAIL_BACK, fail_back.facts, service.policy, asked)
         ),
         last=store.last_entry.get(service.name),
         flip=store.last_flip.get(service.name),
-        reached=state.reached,
+        **same,
     )

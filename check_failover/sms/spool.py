@@ -147,11 +147,9 @@ class Spool:
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
         """Try to become the only sender: True if this process got the lock, otherwise False. Raises SpoolError."""
-        try:
+        with self._faults():
             self._make()
             handle = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-        except OSError as error:
-            raise SpoolError(f"{self.directory}/lock: {error.strerror}") from None
         with contextlib.closing(os.fdopen(handle, "rb")):
             _for_group(handle)
             try:

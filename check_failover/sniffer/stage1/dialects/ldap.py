@@ -11,16 +11,8 @@ from collections.abc import Hashable
 from check_failover.sniffer.stage1.dialects.messages import ALL, GIVEN_UP, UNREADABLE, Reply
 from check_failover.sniffer.stage1.dialects.stream import NotAMessageError, Stream
 
-OPERATIONS = {
-    0x60: "bind",
-    0x63: "search",
-    0x66: "modify",
-    0x68: "add",
-    0x4A: "delete",
-    0x6C: "modify-dn",
-    0x6E: "compare",
-    0x77: "extended",
-}
+OPERATIONS = {0x60: "bind", 0x63: "search", 0x66: "modify", 0x68: "add", 0x4A: "delete", 0x6C: "modify-dn"}
+OPERATIONS |= {0x6E: "compare", 0x77: "extended"}
 _UNBIND, _ABANDON, _SEARCH, _EXTENDED = 0x42, 0x50, 0x63, 0x77
 _SILENT = frozenset({_UNBIND, _ABANDON})
 _FINAL = frozenset({0x61, 0x65, 0x67, 0x69, 0x6B, 0x6D, 0x6F, 0x78})
