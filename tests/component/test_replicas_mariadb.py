@@ -2,75 +2,18 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from check_failover.syncstate import Refusal, SyncDirection
-from tests.lab.mariadb import Mariadb
 from tests.lab.netns import poll
+from tests.lab.replicas import MariadbReplicas as Replicas
 from tests.lab.replicas import age, running
-from tests.lab.sshd import ADDRESSES
 from tests.lab.syncing import Syncing, ok, refused, servers_fixture, syncing_fixture  # noqa: F401
 
 pytestmark = pytest.mark.component
-
-PASSWORD = "secret"
-ROLES = f"""
-SET sql_log_bin = 0;
-CREATE USER monitor@'127.%' IDENTIFIED BY '{PASSWORD}'; GRANT REPLICA MONITOR ON *.* TO monitor@'127.%';
-CREATE USER replicator@'127.%' IDENTIFIED BY '{PASSWORD}'; GRANT REPLICATION SLAVE ON *.* TO replicator@'127.%';
-"""
-FOLLOW = (
-    "CHANGE MASTER TO MASTER_HOST='{host}', MASTER_PORT={port}, MASTER_USER='replicator', MASTER_PASSWORD='secret', "
-    "MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos{more}; SET GLOBAL read_only = 1; START SLAVE"
-)
-SYNC = 'method = "mariadb"\nuser = "monitor"\npassword_file = "{secret}"'
-
-
-class Replicas:
-    """The primary, and the standby that follows it."""
-
-    def __init__(self, place: Path, syncing: Syncing) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
-        secret = syncing.place / "secret"
-        secret.write_text(f"{PASSWORD}\n")
-        syncing.configure(SYNC.format(secret=secret), port=str(self.port))
-        self.primary, self.standby = (self._server(place, who, number) for number, who in enumerate(ADDRESSES, 1))
-
-    def _server(self, place: Path, who: str, number: int) -> Mariadb:
-        more = [f"--bind-address={ADDRESSES[who]}", f"--port={self.port}", f"--server-id={number}"]
-        more += ["--log-bin=log", "--log-slave-updates", "--skip-name-resolve"]
-        made = Mariadb(place / who, "example", accounts=True, more=more)
-        (place / who / "init.sql").write_text("")
-        return made
-
-    def begin(self) -> None:
-        """Start both; the standby follows."""
-        for server in (self.primary, self.standby):
-            server.start()
-            assert server.sql(ROLES) == ""
-        assert self.primary.sql("CREATE DATABASE example; CREATE TABLE example.t (n int)") == ""
-        self.follow("standby")
-        poll(lambda: self.rows(self.standby) == "0", 15, "replication")
-
-    def follow(self, who: str, more: str = "") -> None:
-        """Make that server a replica of the other one."""
-        replica, host = (self.standby, "primary") if who == "standby" else (self.primary, "standby")
-        assert replica.sql(FOLLOW.format(host=ADDRESSES[host], port=self.port, more=more)) == ""
-
-    def write(self, server: Mariadb, number: int = 1) -> None:
-        """That many transactions."""
-        assert server.sql("INSERT INTO example.t VALUES (1);" * number) == ""
-
-    def rows(self, server: Mariadb) -> str:
-        """How many it has."""
-        return server.sql("SELECT count(*) FROM example.t")
 
 
 @pytest.fixture(name="replicas")

@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from check_failover.syncstate import Refusal, SyncDirection
 from tests.lab.netns import poll
 from tests.lab.postgresql import PASSWORD, Postgresql
-from tests.lab.replicas import age, running
+from tests.lab.replicas import POSTGRESQL_ROLES, age, running
+from tests.lab.replicas import PostgresqlReplicas as Replicas
 from tests.lab.sshd import ADDRESSES
 from tests.lab.syncing import Syncing, ok, refused, servers_fixture, syncing_fixture  # noqa: F401
 
 pytestmark = pytest.mark.component
-
-ROLES = f"""
-CREATE ROLE monitor LOGIN PASSWORD '{PASSWORD}' IN ROLE pg_monitor;
-CREATE ROLE replicator LOGIN REPLICATION PASSWORD '{PASSWORD}';
-CREATE TABLE t (n int);
-"""
-SYNC = 'method = "postgresql"\nuser = "monitor"\npassword_file = "{secret}"'
-
-
-class Replicas:
-    """The primary, and the standby that follows it."""
-
-    def __init__(self, place: Path, syncing: Syncing) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
-        self.primary = Postgresql(place / "primary", ADDRESSES["primary"], port)
-        self.standby = Postgresql(place / "standby", ADDRESSES["standby"], port, empty=True)
-        secret = syncing.place / "secret"
-        secret.write_text(f"{PASSWORD}\n")
-        syncing.configure(SYNC.format(secret=secret), port=str(port))
-
-    def begin(self) -> None:
-        """Start both."""
-        self.primary.start()
-        assert self.primary.sql(ROLES) == ""
-        self.standby.replicate(self.primary, "replicator")
-
-    def write(self, server: Postgresql, number: int = 1) -> None:
-        """That many rows."""
-        assert server.sql(f"INSERT INTO t SELECT generate_series(1, {number})") == ""
 
 
 @pytest.fixture(name="replicas")
@@ -148,7 +116,7 @@ def test_what_the_administrator_forgot(syncing: Syncing, replicas: Replicas) -> 
     other = Postgresql(replicas.standby.directory.with_name("other"), ADDRESSES["standby"], replicas.standby.port)
     try:
         other.start()
-        assert other.sql(ROLES) == ""
+        assert other.sql(POSTGRESQL_ROLES) == ""
         refused(syncing, syncing.sync(), Refusal.BOTH_SERVED, "and the standby is writable too")
     finally:
         other.stop()

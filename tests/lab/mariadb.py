@@ -57,6 +57,10 @@ class Mariadb(Program):
         argv += ["--debug-no-sync", "--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M"]  # it may be lost
         return argv
 
+    def start(self) -> None:
+        self.log.unlink(missing_ok=True)  # an earlier start was ready too
+        super().start()
+
     def serves(self) -> bool:
         """Whether the tables are there."""
         return "ready for connections" in self.log.read_text("utf-8", "replace")
