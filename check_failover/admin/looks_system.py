@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from check_failover import story
+from check_failover import story, syncstate
 from check_failover.admin import looks_bsd
 from check_failover.admin.finding import Finding, Scene, User, absent, access, describe, how_to, output, user_of
 from check_failover.model import Target
+from check_failover.rights import user_name
 
 PROC = Path("/proc/sys/net")
 CONNTRACK_FULL = 0.8  # share of nf_conntrack_max from which the doctor warns
@@ -144,22 +145,33 @@ def files(scene: Scene) -> Iterator[Finding]:
 def _secrets(scene: Scene) -> dict[str, tuple[str, list[User | None]]]:
     """Each file with a secret: the right owner, group and mode, and its readers."""
     controller, monitoring, sms = scene.config.controller, scene.config.monitoring, scene.config.sms or {}
-    core, sniffer = user_of(controller.core_user), scene.sniffer.user
+    core, sniffer, syncer = user_of(controller.core_user), scene.sniffer.user, _sync_user(controller.state_dir)
     found: dict[str, tuple[str, list[User | None]]] = {}
 
-    def add(table: Mapping[str, Any], key: str, rights: str, *readers: User | None) -> None:
-        if key in table:
-            found[str(table[key])] = (rights, list(readers))
+    def add(path: object, rights: str, *readers: User | None) -> None:
+        if path:
+            found.setdefault(str(path), (rights, []))[1].extend(readers)
 
     for table in (sms, sms.get("second", {})):
-        add(table, "password_file", f"{controller.core_user}:root 400", core)
+        add(table.get("password_file"), f"{controller.core_user}:root 400", core)
     for service in scene.config.services:
         rights = f"{controller.core_user}:{controller.sniffer_user} 440"
-        add(service.check.options, "bind_password_file", rights, core, sniffer)
+        add(service.check.options.get("bind_password_file"), rights, core, sniffer)
+        if service.sync:
+            for path in (service.sync.password_file, service.sync.bind_password_file):
+                add(path, f"{syncer.name if syncer else 'root'}:root 400", syncer)
     for key in ("token_file", "password_file", "key_file"):
         rights = f"{controller.redirector_user}:{controller.sniffer_user} 440"
-        add(monitoring, key, rights, scene.redirector.user, sniffer)
+        add(monitoring.get(key), rights, scene.redirector.user, sniffer)
     return found
+
+
+def _sync_user(state_dir: Path) -> User | None:
+    """As which failover-sync runs: the owner of its records; before its first run: root."""
+    try:
+        return user_of(user_name(syncstate.directory(state_dir).stat().st_uid))
+    except OSError:
+        return user_of("root")
 
 
 def _secret(path: Path, rights: str, readers: list[User | None]) -> Iterator[Finding]:

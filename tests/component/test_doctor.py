@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,41 @@ def test_a_password_for_everybody(site: Site, usual: list[str]) -> None:
         assert found == code
         assert line.startswith(f"{level} password: ")
         assert f"{mode:04o}" in line
+
+
+def test_the_secrets_of_failover_sync(site: Site, usual: list[str]) -> None:
+    """Both files of ``[service.sync]``: each must be there, for the user that failover-sync runs as (the owner of its
+    records), and for no others.
+    """
+    text, secret, records = site.config.read_text(), site.directory / "sync-secret", site.directory / "state" / "sync"
+    records.mkdir(exist_ok=True)
+    owner = records.stat().st_uid
+    database = f'method = "postgresql"\nuser = "failover"\npassword_file = "{secret}"\n'
+    directory = f'method = "syncrepl"\nbind_dn = "cn=failover"\nbind_password_file = "{secret}"\n'
+    for sync in (database, directory):
+        secret.write_text("secret\n")
+        site.config.write_text(f"{text}\n[service.sync]\n{sync}")
+        try:
+            for mode, runs_as, wanted in (
+                (0o400, "root", ""),
+                (
+                    0o444,
+                    "root",
+                    f"warning  password: {secret} is 0444 root:root, all users may use it: chown root:root ",
+                ),
+                (0o400, "nobody", f"missing  password: nobody may not use {secret}: {secret} is 0400 root:root: chown"),
+                (0, "root", f"missing  password: {secret}: No such file or directory: write the password into it"),
+            ):
+                shutil.chown(records, runs_as)
+                secret.chmod(mode)
+                if not mode:
+                    secret.unlink()
+                found = "".join(line for line in new(site, usual)[1] if " password: " in line)
+                assert found.startswith(wanted), found
+                assert bool(found) == bool(wanted), found
+        finally:
+            site.config.write_text(text)
+            shutil.chown(records, owner)
 
 
 def test_no_place_for_reports(site: Site, usual: list[str]) -> None:
