@@ -84,7 +84,7 @@ class RedirectorRequests:
         if verb in ("fail-over", "drain", "fail-back"):
             return _answer(self._do(self._order(verb, service, by, message, peer)))
         if verb == "facts":
-            facts = inquiry.synced(self._controller, service, _facts(message))
+            facts = self._confirmed("fail-over", service, message)  # they may have waited in the sniffer
             acted = self._steering.facts(self._with_health(Order(service, "fail-over", by, facts)))
             if acted is None:
                 return {"flipped": False, "text": "nothing pending, or nothing new"}
@@ -171,9 +171,7 @@ class RedirectorRequests:
         if manual and not by_hand(self._controller, peer):
             raise RequestRefusedError(f"{verb}: only operators and root may order by hand")
         deadline = _deadline(service, message)
-        facts = inquiry.synced(self._controller, service, _facts(message))
-        since = self._steering.states()[service.name].since
-        facts = inquiry.with_missing_facts(self._controller, service, verb, facts, manual=manual, since=since)
+        facts = self._confirmed(verb, service, message, manual=manual)
         note = _words(message.get("note") or "")[:200]
         order = Order(service, verb, by, facts, manual=manual, note=note, peer=Caller(peer.pid, peer.uid))
         if verb == "fail-over":
@@ -184,6 +182,14 @@ class RedirectorRequests:
             return order
         order = self._with_primary(order, inquiry.health(self._controller, service, Target.PRIMARY))
         return replace(order, manual=True, primary_ok=inquiry.probe(self._controller, service, Target.PRIMARY))
+
+    def _confirmed(self, verb: str, service: Service, message: Message, *, manual: bool = False) -> Facts:
+        """A message's facts, as far as they hold now."""
+        facts, since = (
+            inquiry.synced(self._controller, service, _facts(message)),
+            self._steering.states()[service.name].since,
+        )
+        return inquiry.with_missing_facts(self._controller, service, verb, facts, manual=manual, since=since)
 
     def _with_health(self, order: Order) -> Order:
         """A fail-over with the facts that its table needs about the other server, from the sniffer's probes."""
