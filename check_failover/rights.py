@@ -24,6 +24,7 @@ OF_REDIRECTOR: Table = {
     "facts": frozenset({_SNIFFER}),
     "forget": frozenset({_SNIFFER}),
     "elsewhere": frozenset({_SNIFFER}),
+    "activity": frozenset({_SNIFFER}),
     "drain": frozenset({_OPERATORS}),
     "fail-back": frozenset({_CORE, _OPERATORS}),
     "downtime": frozenset({_CORE, _OPERATORS}),

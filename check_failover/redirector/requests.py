@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
 from check_failover.config import Config
@@ -54,6 +54,9 @@ class RedirectorRequests:
                 return self._downtime(message, by, peer)
             if verb == "follow":
                 return self._follow(message)
+            if verb == "activity":
+                names = [service.name for service in self._services if service.name in _names(message)]
+                return {"services": {name: astuple(self._steering.activity(name)) for name in names}}
             return self._act(verb, self._service(message), by, message, peer)
         except (RedirectError, StateError) as error:
             raise RequestRefusedError(str(error)) from None
@@ -276,6 +279,11 @@ class RedirectorRequests:
                 return service
         known = ", ".join(service.name for service in self._services)
         raise RequestRefusedError(f"no service {name!r}; configured are: {known}")
+
+
+def _names(message: Message) -> list[object]:
+    found = message.get("services")
+    return found if isinstance(found, list) else []
 
 
 def _of_primary(service: Service, host: str, description: str) -> bool:

@@ -22,7 +22,7 @@ from check_failover import story
 from check_failover.config import Config
 from check_failover.decide import RETRYABLE, Decision, Reason
 from check_failover.model import Endpoint, Facts, Hold, Service, Target
-from check_failover.records import Caller, DrillParts, JournalEntry, ServiceStatus
+from check_failover.records import Activity, Caller, DrillParts, JournalEntry, ServiceStatus
 from check_failover.redirector import Change, Redirect, RedirectError, Wiring, current
 from check_failover.redirector.draining import Drains
 from check_failover.redirector.order import Order, after, decided, explained, situation
@@ -315,6 +315,10 @@ class Steering:
         """Forget one unanswered connection, for a rescue; ``reads``: the client cannot write, nothing is recorded."""
         forget = partial(self._redirect.forget, self._services[name], client, port)
         return forget() if reads else self.reaching.rescue(name, forget)
+
+    def activity(self, name: str) -> Activity:
+        """The NAT's counters of a service. Raises RedirectError."""
+        return self._redirect.activity(self._services[name])
 
     def elsewhere(self, name: str) -> tuple[Target, list[Endpoint]]:
         """The target, and the clients with open connections to another server. Raises RedirectError."""

@@ -33,7 +33,7 @@ class ServiceActions:
         config: Config,
         monitors: Mapping[str, ServiceMonitor],
         link: RedirectorLink,
-        call: Callable[[Callable[[], None]], None],
+        call: Callable[..., None],  # ``Loop.call``
     ) -> None:
         self._config, self._monitors, self._link, self._call = config, monitors, link, call
         self._probes = {service.name: probe_function(service.check) for service in config.services}
@@ -59,7 +59,7 @@ class ServiceActions:
     def _probe(self, service: Service, target: Target, timeout: float) -> None:
         probe = self.probe_now(service, target, timeout)
         if probe is not None:
-            self._call(lambda: self._outcome(service, target, probe))
+            self._call(lambda: self._outcome(service, target, probe), service.name)
 
     def _outcome(self, service: Service, target: Target, probe: Probe) -> None:
         monitor = self._monitors.get(service.name)
@@ -73,7 +73,7 @@ class ServiceActions:
         except ProbeError as error:
             why = str(error)
             log.error("%s: cannot probe the %s: %s", service.name, target, why)
-            self._call(lambda: self._monitors[service.name].health[target].probe_error(why))
+            self._call(lambda: self._monitors[service.name].health[target].probe_error(why), service.name)
             return None
         if not probe.passed:
             known = self._monitors[service.name].health[target].ok is False  # then it is probed again and again

@@ -53,6 +53,10 @@ class CoreWatchdog:
         self._ordered: dict[str, float] = {}  # services with an order of the sniffer's, pending or carried out: when
         # it may be withdrawn, and again: a redirector that restarts meanwhile keeps a pending order
 
+    def concerned(self, name: str) -> bool:
+        """Whether ``due`` or ``must_withdraw`` may soon answer otherwise than now."""
+        return name in self._cases or name in self._ordered
+
     def order_refused(self, name: str, now: float, reason: str = "") -> None:
         """The redirector refused an order for this service, from the core or from the sniffer."""
         if reason != Reason.ALREADY:  # about a server that does not serve: no decision on the present fault

@@ -80,15 +80,12 @@ class ServiceMonitor:
     def packet(self, p: Packet, frame: bytes | None = None) -> Suspicion | None:
         """Feed a captured packet to stage 1; returns the suspicion that it raised."""
         suspicion = self.traffic.packet(p, frame)
-        if suspicion is not None:
-            self._suspect(suspicion, p.now)
+        self.suspect(suspicion, p.now)
         return suspicion
 
     def tick(self, now: float) -> None:
         """Do everything that is due: clocks of stage 1, probes, the heartbeat."""
-        suspicion = self.traffic.tick(now)
-        if suspicion is not None:
-            self._suspect(suspicion, now)
+        self.suspect(self.traffic.tick(now), now)
         if self._investigation is not None and self._investigation.expired(now):
             self._abandon(now)
         if self._investigation is None and now >= self._next_investigation and self.blind is None:
@@ -96,21 +93,22 @@ class ServiceMonitor:
                 again = Suspicion(self.service.name, Detector.SILENCE, now, "investigated again")
                 self._investigate(self._suspicion or again, now)
             elif self._pending is not None:
-                self._suspect(self._pending, now)
+                self.suspect(self._pending, now)
         self._start_probes(now)
         self._probe_idle_server(now)
-        if now - self._reported >= HEARTBEAT:
+        if now >= self._reported + HEARTBEAT:
             self._report(now)
 
     def deadline(self, now: float) -> float:
         """The latest moment at which the loop must call ``tick`` again."""
-        moments = [self._reported + HEARTBEAT, now + 1.0]
+        moments = [self._reported + HEARTBEAT]
         if self._investigation is not None:
             moments.append(self._investigation.deadline() or now + 1.0)
-        moments.append(self.traffic.deadline() or now + 1.0)
-        if (self.condition is Condition.FAILED or self._pending is not None) and self._investigation is None:
-            moments.append(self._next_investigation)
-        return min(moments)
+        else:
+            moments.append(self._idle_probe_due())
+            if self.condition is Condition.FAILED or self._pending is not None:
+                moments.append(self._next_investigation)
+        return min(*moments, *filter(None, [self.traffic.deadline()]))
 
     def probed(self, target: Target, probe: Probe, now: float) -> None:
         """A probe ended."""
@@ -175,7 +173,10 @@ class ServiceMonitor:
             return "already investigating"
         return _TOO_SOON if now < self._next_investigation else None
 
-    def _suspect(self, suspicion: Suspicion, now: float) -> None:
+    def suspect(self, suspicion: Suspicion | None, now: float) -> None:
+        """Investigate a suspicion of stage 1, if this is the moment for it."""
+        if suspicion is None:
+            return
         ignored = self._ignored(now)
         if ignored is not None:
             if ignored == _TOO_SOON and suspicion.detector in _ONE_SHOT:
@@ -279,12 +280,13 @@ class ServiceMonitor:
             self._detail_lines = []
             self._report(now)
 
-    def _probe_idle_server(self, now: float) -> None:
-        if self._investigation is not None:
-            return
+    def _idle_probe_due(self) -> float:
         health = self.health[self.target.other]
-        every = IDLE_PROBE_INTERVAL if self.target is Target.PRIMARY and health.ok else URGENT_PROBE_INTERVAL
-        if now - health.probe_started >= every:
+        usual = self.target is Target.PRIMARY and health.ok
+        return health.probe_started + (IDLE_PROBE_INTERVAL if usual else URGENT_PROBE_INTERVAL)
+
+    def _probe_idle_server(self, now: float) -> None:
+        if self._investigation is None and now >= self._idle_probe_due():
             self._probe(self.target.other, now)
 
     # ------------------------------------------------------------ reports

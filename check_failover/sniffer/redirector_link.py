@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Protocol
@@ -19,14 +19,13 @@ from check_failover import control
 from check_failover.config import Config
 from check_failover.control import ELSEWHERE_PAGE, MAX_ELSEWHERE, ControlError, Message, UnreachableError
 from check_failover.model import Facts, Service, Target
-from check_failover.records import RecordError, service_statuses
-from check_failover.sniffer.bypass import Bypass
 from check_failover.sniffer.core_watchdog import ALLOWED, AWAY, SILENT, CoreWatchdog
 from check_failover.sniffer.monitor import Condition, ServiceMonitor
 from check_failover.sniffer.stage1.flows import FlowKey
 from check_failover.transports.core_state import LIMIT, LIMIT_AWAY, CoreQuestion
 
 log = logging.getLogger("failover-sniffer")
+Counters = tuple[int, int]  # the NAT's, of one service: requests, answers
 
 
 class Listener(Protocol):
@@ -40,6 +39,9 @@ class Listener(Protocol):
     ) -> None:
         """These flows use another server than ``target``. ``asked``: when the question was sent."""
 
+    def counted(self, counters: Mapping[str, Counters]) -> None:
+        """The NAT's counters of the services that were asked for; empty: the redirector is away."""
+
     def order_refused(self, name: str, reason: str) -> None:
         """The redirector refused a fail-over, from the core or from the sniffer."""
 
@@ -47,14 +49,15 @@ class Listener(Protocol):
 class RedirectorLink:
     """One for all services. ``watchdog`` and ``order_if_core_is_silent`` belong to the loop's thread."""
 
-    def __init__(self, config: Config, listener: Listener, bypass: Bypass) -> None:
+    def __init__(self, config: Config, listener: Listener) -> None:
         self._socket = config.controller.redirector_socket
-        self._listener, self._bypass = listener, bypass
+        self._listener = listener
         self._deadline: float = config.monitoring["core_deadline"]
         self.watchdog = CoreWatchdog(self._deadline)
         self._core = CoreQuestion(config.monitoring)
         self._asker = ThreadPoolExecutor(1, thread_name_prefix="redirector")
         self._lister = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")  # a long list delays no order
+        self._counter = ThreadPoolExecutor(1, thread_name_prefix="counters")
         self._stop = threading.Event()
         self._subscription: socket.socket | None = None
 
@@ -69,7 +72,7 @@ class RedirectorLink:
 
     def close(self) -> None:
         self._stop.set()
-        for pool in (self._asker, self._lister):
+        for pool in (self._asker, self._lister, self._counter):
             pool.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ orders and questions
@@ -120,22 +123,19 @@ class RedirectorLink:
             message["note"] = f"the core did not order within {self._deadline:g} s: {does_it}"
         self.ask(message)
 
-    def compare_counters(self, seen: Mapping[str, int]) -> None:
-        """Compare the NAT's counters with the capture. ``seen``: service -> frames captured so far."""
-        self._asker.submit(self._compare, dict(seen))
+    def read_counters(self, names: Sequence[str]) -> None:
+        """Ask for the NAT's counters of these services; the listener gets them."""
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self._counter.submit(self._read_counters, names)
 
-    def _compare(self, seen: Mapping[str, int]) -> None:
-        reply = self.ask({"verb": "status"})
-        if reply is None:
-            return
+    def _read_counters(self, names: Sequence[str]) -> None:
+        reply, found = self.ask({"verb": "activity", "services": names}), dict[str, Counters]()
         try:
-            statuses = service_statuses(reply)
-        except RecordError as error:
-            log.warning("%s", error)
-            return
-        for name, status in statuses.items():
-            if name in seen and status.activity is not None:
-                self._bypass.compare(name, status.activity.asked, seen[name])
+            for name, (asked, answered) in dict(reply["services"] if reply else {}).items():
+                found[name] = (int(asked), int(answered))
+        except (LookupError, TypeError, ValueError) as error:
+            log.warning("the redirector's counters are not understood: %s", error)
+        self._listener.counted(found)
 
     def ask_elsewhere(self, name: str) -> None:
         """Ask which clients of a service use another server than the target; the listener gets the list."""

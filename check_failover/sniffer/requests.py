@@ -37,7 +37,7 @@ class SnifferRequests:
         probe = self._loop.actions.probe_now(service, target, service.check.timeout)
         if probe is None:
             raise RequestRefusedError(f"probe: cannot probe the {target}: see the sniffer's log")
-        self._loop.call(lambda: self._loop.monitors[service.name].probed(target, probe, time.monotonic()))
+        self._loop.call(lambda: self._loop.monitors[service.name].probed(target, probe, time.monotonic()), service.name)
         return {"passed": probe.passed, "seconds": probe.seconds, "text": probe.text}
 
     def _drill(self, service: Service, number: str, step: object) -> Message:

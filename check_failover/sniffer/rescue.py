@@ -59,10 +59,15 @@ class Rescue:
         if first is not None and reset.ack == (first[1].seq + 1) & 0xFFFFFFFF and self._allowed(monitor, reset.now):
             self._submit(monitor, reset.now, [[first]])
 
-    def overdue(self, monitor: ServiceMonitor, now: float) -> None:
-        """Rescue flows that a healthy server would have answered by now, while this one answers no client."""
-        if self._allowed(monitor, now):
-            self._submit(monitor, now, monitor.traffic.overdue(now))
+    def overdue(self, monitor: ServiceMonitor, now: float) -> bool:
+        """Rescue flows that a healthy server would have answered by now, while this one answers no client.
+
+        Returns whether others may become overdue soon.
+        """
+        if not monitor.traffic.flows.frames or not self._allowed(monitor, now):
+            return False
+        self._submit(monitor, now, monitor.traffic.overdue(now))
+        return bool(monitor.traffic.flows.frames)
 
     def replay(self, monitor: ServiceMonitor, now: float) -> None:
         """After a flip: send the unanswered first packets to the new target."""

@@ -7,6 +7,9 @@ threads, in percent of one core, over ``SECONDS``; RSS at the end of them. Traff
 whole connections of twelve packets at an exact rate, which no two servers on one machine would carry; a last row has
 real clients as fast as they are answered. ``watched`` is the sampling; ``dropped``: frames that found a ring full.
 
+The rows for some number of services have no traffic: the sniffer's start until it answers, and what it uses then. Each
+service has a TCP probe, and its standby is probed every thirty seconds.
+
 Times to suspicion and verdict are read in the sniffer's log, at 50 requests/s and five open sessions, the median of
 some runs (and the longest), each on a fresh site. They count from before the fault is made; ``to make`` is how long
 that took. ``dns-silent`` is a bind9 that is stopped (SIGSTOP), ``http-5xx`` an apache2 that is told to answer 503 and
@@ -36,7 +39,7 @@ from tests.bench.bench_rivals import machine, say, table
 from tests.bench.full_load import full_load
 from tests.lab.demo import from_log
 from tests.lab.load import Load
-from tests.lab.netns import SERVICE_ADDRESS, freeze, poll, python_argv
+from tests.lab.netns import PRIMARY, SERVICE_ADDRESS, STANDBY, freeze, poll, python_argv
 from tests.lab.others import Clients, config, start
 from tests.lab.site import BASE, ROOT, Site
 from tests.unit.packets import packed, service
@@ -49,6 +52,8 @@ OTHERS: dict[str, tuple[str, Callable[[Any], None]]] = {
 SECONDS, WARM = 8.0, 3.0  # measured; before it, until sampling and thresholds have settled
 CONNECTIONS = (1000, 5000)
 PACKETS = 100_000
+SERVICES = (1, 200, 1000)
+SETTLED, IDLE = 20.0, 30.0  # seconds after the start, seconds measured: a round of probes
 PATIENCE = 10.0  # for a verdict
 
 
@@ -67,6 +72,7 @@ class Cost:
         return (name, f"{self.packets:,.0f}", f"{self.cpu:.2f}", f"{self.rss:.1f}", watched, str(self.drops))
 
 
+MANY = ("services", "start s", "CPU %", "RSS MiB")
 COST = ("traffic", "packets/s", "CPU %", "RSS MiB", "watched", "dropped")
 TIMES = ("fault", "to make", "suspicion", "verdict", "longest")
 
@@ -82,6 +88,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="check_failover-bench-") as name:
         top = Path(name)
         top.chmod(0o755)
+        crowds = [MANY, *(many(top / f"many{number}", number) for number in SERVICES)]
         costs = [COST, *cost(top / "cost")]
         times = [TIMES]
         for fault in filter(None, arguments.faults.split(",")):
@@ -89,7 +96,7 @@ def main() -> int:
             times.append(seconds(fault, runs))
             say(" ".join(times[-1]))
     print(machine())
-    print("\n" + table(costs) + "\n\n" + parser_speed() + "\n\n" + table(times))
+    print("\n" + table(crowds) + "\n\n" + table(costs) + "\n\n" + parser_speed() + "\n\n" + table(times))
     print(f"\n{time.monotonic() - begun:.0f} s in all")
     return 0
 
@@ -114,6 +121,38 @@ def cost(directory: Path) -> list[tuple[str, ...]]:
         rows.append(real(site))
         say(" ".join(rows[-1]))
     return rows
+
+
+def many(directory: Path, number: int) -> tuple[str, ...]:
+    """So many services without traffic: seconds until the sniffer answers, its CPU and memory."""
+    with Site(directory, nagios=False, kannel=False, extra="".join(map(service_block, range(1, number)))) as site:
+        site.stop("sniffer")
+        begin = time.monotonic()
+        site.start("sniffer")
+        started = time.monotonic() - begin
+        time.sleep(SETTLED)
+        before, begin = used(site), time.monotonic()
+        time.sleep(IDLE)
+        cpu = 100 * (used(site) - before) / (time.monotonic() - begin)
+        row = (f"{number:,}", f"{started:.2f}", f"{cpu:.2f}", f"{resident(site):.1f}")
+        say(" ".join(row))
+        return row
+
+
+def service_block(number: int) -> str:
+    """One of many services, on the same two servers."""
+    return f"""
+[[service]]
+name = "s{number}"
+host = "h"
+protocol = "tcp"
+address = "{SERVICE_ADDRESS}"
+port = {1000 + number}
+primary = "{PRIMARY}:389"
+standby = "{STANDBY}:389"
+[service.check]
+type = "tcp"
+"""
 
 
 def watch(site: Site, duration: float) -> Cost:

@@ -39,51 +39,55 @@ CLIENT, SERVER, OTHER = "198.51.100.7", "192.0.2.10", "192.0.2.11"
 CLIENT6, SERVER6, OTHER6 = "2001:db8::7", "2001:db8::10", "2001:db8::11"
 
 
+LOADS = {
+    bpf.LDW: ("!I", 0), bpf.LDH: ("!H", 0), bpf.LDB: ("B", 0),
+    bpf.LDXW: ("!I", 1), bpf.LDXH: ("!H", 1), bpf.LDXB: ("B", 1),
+}  # fmt: skip
+SUMS: dict[int, Callable[[int, int, int], int]] = {
+    bpf.LD_IMM: lambda _a, k, _x: k,
+    bpf.ADD: lambda a, k, _x: a + k,
+    bpf.ADD_X: lambda a, _k, x: a + x,
+    bpf.MUL: lambda a, k, _x: a * k,
+    bpf.AND: lambda a, k, _x: a & k,
+    bpf.LSH: lambda a, k, _x: a << k,
+    bpf.RSH: lambda a, k, _x: a >> k,
+}
+JUMPS: dict[int, Callable[[int, int, int], bool]] = {
+    bpf.JEQ: lambda a, k, _x: a == k,
+    bpf.JEQ_X: lambda a, _k, x: a == x,
+    bpf.JGT: lambda a, k, _x: a > k,
+    bpf.JSET: lambda a, k, _x: a & k != 0,
+}
+
+
 def interpret(program: bytes, frame: bytes) -> int:
     """A classic BPF program over a frame: the bytes it lets through (McCanne and Jacobson; filter.rst)."""
-    a = x = at = memory = 0
-    instructions = list(struct.iter_unpack("HBBI", program))
-    for _ in range(len(instructions)):  # programs only jump forward
-        code, true, false, k = instructions[at]
+    a = x = at = 0
+    memory = [0] * 16
+    for _ in range(len(program) // 8):  # programs only jump forward
+        code, true, false, k = struct.unpack_from("HBBI", program, 8 * at)
         at += 1
         try:
-            if code == 0x30 and k == bpf.PACKET_TYPE:
+            if code == bpf.LDB and k == bpf.PACKET_TYPE:
                 a = 0  # to this host
-            elif code == 0x20:
-                a = struct.unpack_from("!I", frame, k)[0]
-            elif code == 0x28:
-                a = struct.unpack_from("!H", frame, k)[0]
-            elif code == 0x30:
-                a = frame[k]
-            elif code == 0x40:
-                a = struct.unpack_from("!I", frame, x + k)[0]
-            elif code == 0x48:
-                a = struct.unpack_from("!H", frame, x + k)[0]
-            elif code == 0x50:
-                a = frame[x + k]
-            elif code == 0xB1:
+            elif code in LOADS:
+                form, relative = LOADS[code]
+                (a,) = struct.unpack_from(form, frame, k + x * relative)
+            elif code == bpf.LDX_MSH:
                 x = 4 * (frame[k] & 15)
-            elif code == 0x01:
-                x = k
-            elif code == 0x02:
-                memory = a
-            elif code == 0x61:
-                x = memory
-            elif code == 0x04:
-                a += k
-            elif code == 0x0C:
-                a += x
-            elif code == 0x64:
-                a <<= k
-            elif code == 0x54:
-                a &= k
-            elif code == 0x74:
-                a >>= k
-            elif code == 0x15:
-                at += true if a == k else false
-            elif code == 0x45:
-                at += true if a & k else false
-            elif code == 0x06:
+            elif code in (bpf.ST, bpf.STX):
+                memory[k] = a if code == bpf.ST else x
+            elif code == bpf.LD_MEM:
+                a = memory[k]
+            elif code in (bpf.LDX_MEM, bpf.LDX_IMM, bpf.TAX):
+                x = {bpf.LDX_MEM: memory[k % 16], bpf.LDX_IMM: k, bpf.TAX: a}[code]
+            elif code in SUMS:
+                a = SUMS[code](a, k, x) & 0xFFFFFFFF
+            elif code in JUMPS:
+                at += true if JUMPS[code](a, k, x) else false
+            elif code == bpf.JA:
+                at += k
+            elif code == bpf.RET:
                 return int(k)
             else:
                 raise AssertionError(f"unknown instruction {code:#x}")
@@ -137,6 +141,12 @@ def service(protocol: str = "tcp", address: str = SERVER, port: int = 389) -> Se
     return made.service(protocol=protocol, address=address, port=port)
 
 
+def watching(one: Service, *sample: int) -> bytes:
+    """The filter for one service; ``sample``: bits and port."""
+    bits, port, *_ = (*sample, 0, 0)
+    return bpf.clients_filter({bpf.number(one.protocol, one.address): (bits, port)})
+
+
 def segment(protocol: str, sport: int, dport: int) -> Layer:
     return inet.TCP(sport=sport, dport=dport) if protocol == "tcp" else inet.UDP(sport=sport, dport=dport)
 
@@ -166,7 +176,7 @@ NETWORKS: dict[str, tuple[str, str, str, Callable[..., Layer]]] = {
 def test_both_directions_of_the_service_and_nothing_else(passes: Run, link: Layer, network: str, protocol: str) -> None:
     """Address and port together, at the server's end of the packet."""
     client, server, other, ip = NETWORKS[network]
-    program = bpf.clients_filter(service(protocol, server))
+    program = watching(service(protocol, server))
     wrong = "udp" if protocol == "tcp" else "tcp"
 
     def kept(source: str, sport: int, to: str, dport: int, kind: str = protocol) -> bool:
@@ -198,7 +208,7 @@ def test_both_directions_of_the_service_and_nothing_else(passes: Run, link: Laye
 )
 def test_what_else_is_on_the_wire_is_dropped(passes: Run, frame: Layer) -> None:
     """In the kernel, before anybody pays for it."""
-    assert passes(bpf.clients_filter(service()), frame) == 0
+    assert passes(watching(service()), frame) == 0
 
 
 def test_frames_may_end_anywhere(passes: Run) -> None:
@@ -206,14 +216,14 @@ def test_frames_may_end_anywhere(passes: Run) -> None:
     for link in (ETHER, ETHER / Dot1Q()):
         whole = bytes(link / IP(src=CLIENT, dst=SERVER) / inet.TCP(sport=40000, dport=389))
         for size in range(1, len(whole)):
-            if passes(bpf.clients_filter(service()), whole[:size]):
+            if passes(watching(service()), whole[:size]):
                 assert size >= len(whole) - 16  # the ports were there
 
 
 def test_no_more_than_the_snaplen_is_copied(passes: Run) -> None:
     """A large segment costs 512 bytes."""
     frame = ETHER / IP(src=CLIENT, dst=SERVER) / inet.TCP(sport=40000, dport=389) / Raw(b"x" * 1400)
-    assert passes(bpf.clients_filter(service()), frame) == bpf.SNAPLEN == 512
+    assert passes(watching(service()), frame) == bpf.SNAPLEN == 512
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -222,7 +232,7 @@ def test_no_more_than_the_snaplen_is_copied(passes: Run) -> None:
 def test_sampling_keeps_whole_connections(network: str, vlan: bool, sample: int) -> None:
     """Both directions of a connection or none; of even ports, which Linux favours, one of 2**sample."""
     client, server, _, ip = NETWORKS[network]
-    program = bpf.clients_filter(service("tcp", server), sample)
+    program = watching(service("tcp", server), sample)
     link = ETHER / Dot1Q(vlan=5) if vlan else ETHER
     up = bytearray(bytes(link / ip(src=client, dst=server) / inet.TCP(sport=1, dport=389)))
     down = bytearray(bytes(link / ip(src=server, dst=client) / inet.TCP(sport=389, dport=1)))
@@ -238,7 +248,7 @@ def test_sampling_keeps_whole_connections(network: str, vlan: bool, sample: int)
 
 def test_the_kernel_samples_alike(passes: Run) -> None:
     """A few ports through the kernel as well."""
-    program = bpf.clients_filter(service(), 2)
+    program = watching(service(), 2)
     for port in (32768, 32784, 32800, 32816, 32832, 40001, 50002):
         for ends, ports in (((CLIENT, SERVER), (port, 389)), ((SERVER, CLIENT), (389, port))):
             frame = ETHER / IP(src=ends[0], dst=ends[1]) / inet.TCP(sport=ports[0], dport=ports[1])
@@ -247,7 +257,7 @@ def test_the_kernel_samples_alike(passes: Run) -> None:
 
 def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
     """Watching fewer connections never begins to watch new ones in their middle."""
-    programs = [bpf.clients_filter(service(), bits) for bits in (0, 1, 2, 3)]
+    programs = [watching(service(), bits) for bits in (0, 1, 2, 3)]
     head = bytes(ETHER / IP(src=CLIENT, dst=SERVER) / inet.TCP())[:34]
     for port in range(32768, 61000, 2):
         kept = [interpret(program, head + struct.pack("!HH", port, 389)) > 0 for program in programs]
@@ -298,7 +308,7 @@ def test_refusals_are_sampled_like_the_connections(passes: Run, name: str) -> No
 def test_a_later_fragment_of_v6_has_no_ports(passes: Run) -> None:
     """Whatever its bytes look like."""
     frame = ETHER / IPv6(src=CLIENT6, dst=SERVER6) / IPv6ExtHdrFragment(offset=100, nh=6) / Raw(b"\x9c\x40\1\x85" * 9)
-    assert passes(bpf.clients_filter(service("tcp", SERVER6)), frame) == 0
+    assert passes(watching(service("tcp", SERVER6)), frame) == 0
 
 
 def test_the_connection_seen_last_is_kept() -> None:
@@ -306,12 +316,7 @@ def test_the_connection_seen_last_is_kept() -> None:
     syn = bytes(ETHER / IP(src=CLIENT, dst=SERVER) / inet.TCP(flags="S"))
     for port in (40001, 51234, 65535):
         for bits in range(9):
-            assert (
-                interpret(
-                    bpf.clients_filter(service(), bits, port), syn[:34] + struct.pack("!HH", port, 389) + syn[38:]
-                )
-                > 0
-            )
+            assert interpret(watching(service(), bits, port), syn[:34] + struct.pack("!HH", port, 389) + syn[38:]) > 0
 
 
 def test_a_jump_too_far_is_refused() -> None:
@@ -334,7 +339,7 @@ def test_a_clients_ack_without_data_is_dropped(passes: Run, network: str, option
         "6 behind an extension": IPv6(src=CLIENT6, dst=SERVER6)
         / IPv6ExtHdrHopByHop(options=[PadN(optdata=b"\0" * 12)]),
     }[network]
-    program = bpf.clients_filter(made.service(address=SERVER6 if "6" in network else SERVER))
+    program = watching(made.service(address=SERVER6 if "6" in network else SERVER))
 
     def segment(flags: str, data: bytes = b"") -> Layer:
         return ETHER / ip / inet.TCP(sport=40000, dport=389, flags=flags, options=options) / Raw(data)
@@ -347,12 +352,64 @@ def test_a_clients_ack_without_data_is_dropped(passes: Run, network: str, option
         assert passes(program, segment(flags, data)), flags
 
 
+def crowd(number: int) -> list[Service]:
+    """Services of both protocols and families: some share an address, some a port."""
+    found = []
+    for n in range(number):
+        address = f"192.0.{n // 200}.{n % 200 + 1}" if n % 3 else f"2001:db8::{n // 2:x}"
+        found.append(service("udp" if n % 5 == 0 else "tcp", address, 389 + n % 7 if n % 2 else 10_000 + n))
+    return found
+
+
+def ask(one: Service, port: int, back: bool = False) -> Layer:
+    client, ip = (CLIENT, IP) if one.address.family == 4 else (CLIENT6, IPv6)
+    ends = (client, one.address.address) if not back else (one.address.address, client)
+    ports = (port, one.address.port) if not back else (one.address.port, port)
+    return ETHER / ip(src=ends[0], dst=ends[1]) / segment(one.protocol, *ports)
+
+
+def test_one_program_for_a_thousand_services(passes: Run) -> None:
+    """Each is found in both directions, also while a hundred are sampled; the kernel takes the program."""
+    services = crowd(1023)
+    numbers = [bpf.number(one.protocol, one.address) for one in services]
+    assert len(set(numbers)) == 1023
+    program = bpf.clients_filter({key: (3 if n % 10 == 0 else 0, 40000) for n, key in enumerate(numbers)})
+    assert len(program) // 8 <= 4096
+    for n, one in enumerate(services[:60] + services[-60:]):
+        for back in (False, True):
+            assert passes(program, ask(one, 40000, back))
+            assert (passes(program, ask(one, 40016, back)) > 0) is (services.index(one) % 10 != 0)
+            assert not passes(program, ask(service(one.protocol, str(one.address.address), 9000 + n), 40000, back))
+
+
+def test_too_many_samples_keep_the_narrowest_in_the_kernel(passes: Run) -> None:
+    """A wide sample may be left to the reader, so the program always fits."""
+    services = crowd(1023)
+    numbers = [bpf.number(one.protocol, one.address) for one in services]
+    program = bpf.clients_filter({key: (9 if n < 100 else 1, 40000) for n, key in enumerate(numbers)}, leaving=True)
+    assert len(program) // 8 <= 4096
+    assert not any(passes(program, ask(one, 40016)) for one in services[:100])
+    assert sum(passes(program, ask(one, 40016)) > 0 for one in services[100:200]) > 50
+
+
+@pytest.mark.parametrize(("number", "foreign"), [(100, False), (400, True)])
+def test_a_short_program_for_a_bsd(passes: Run, monkeypatch: pytest.MonkeyPatch, number: int, foreign: bool) -> None:
+    """512 instructions, bpf(4). With too many services the reader looks each packet up."""
+    monkeypatch.setattr(bpf, "LONGEST", 512)
+    services = crowd(number)
+    program = bpf.clients_filter({bpf.number(one.protocol, one.address): (0, 0) for one in services})
+    assert len(program) // 8 <= 512
+    assert all(passes(program, ask(one, 40000, back)) for one in services[:20] for back in (False, True))
+    assert (passes(program, ask(service(port=9), 40000)) > 0) is foreign
+    assert not passes(program, ETHER / ARP())
+
+
 @pytest.mark.parametrize("six", [False, True], ids=["4", "6"])
 def test_a_servers_rst_without_ack_is_dropped(passes: Run, six: bool) -> None:
     """It answers a segment of a connection that the server does not have. A refusal or an abort has ACK."""
     server, client = (SERVER6, CLIENT6) if six else (SERVER, CLIENT)
     ip = (IPv6 if six else IP)(src=server, dst=client)
-    for program in (bpf.clients_filter(service(address=server)), bpf.clients_filter(service(address=server), 1, 40000)):
+    for program in (watching(service(address=server)), watching(service(address=server), 1, 40000)):
         for flags, kept in (("R", False), ("RA", True), ("SA", True), ("A", True), ("FA", True)):
             found = passes(program, ETHER / ip / inet.TCP(sport=389, dport=40000, flags=flags))
             assert (found > 0) is kept, flags

@@ -14,7 +14,6 @@ import pytest
 from check_failover.config import load
 from check_failover.decide import FAIL_OVER, Reason, Situation, decide
 from check_failover.model import Detector, Facts, Policy, Service, Target
-from check_failover.sniffer.bypass import Bypass
 from check_failover.sniffer.redirector_link import RedirectorLink
 from check_failover.transports import core_state
 from check_failover.transports.core_state import CoreQuestion, CoreState
@@ -129,7 +128,7 @@ def link(tmp_path: Path) -> Iterator[tuple[RedirectorLink, Service, Redirector]]
     path = tmp_path / "config.toml"
     path.write_text(CONFIG.format(tmp_path))
     config, redirector = load(path), Redirector(tmp_path / "redirector.sock")
-    made = RedirectorLink(config, None, Bypass())  # type: ignore[arg-type]  # it does not listen here
+    made = RedirectorLink(config, None)  # type: ignore[arg-type]  # it does not listen here
     yield made, config.services[0], redirector
     made.close()
     redirector.server.close()
@@ -184,7 +183,7 @@ def test_a_withdrawal_is_repeated_until_the_redirector_has_it(tmp_path: Path) ->
     path = tmp_path / "config.toml"
     path.write_text(CONFIG.format(tmp_path))
     config = load(path)
-    made, one = RedirectorLink(config, None, Bypass()), config.services[0].name  # type: ignore[arg-type]
+    made, one = RedirectorLink(config, None), config.services[0].name  # type: ignore[arg-type]
     assert made.watchdog.due(one, 100.0, failed=True, reachable=False), "it orders"
     made.withdraw(one, 101.0, well=True)
     made._asker.submit(int).result(5.0)  # it has asked, and nobody answered

@@ -324,11 +324,11 @@ def test_the_sniffer_asks_again_while_connections_are_elsewhere(loop: Loop, tmp_
     poll(lambda: len(known(loop)) == 1, 5.0, "one is elsewhere")
     now = time.monotonic() + 100.0
     for moment in (0.0, 1.0, 2.0):
-        loop._check_taps(now + moment)
+        loop._count(now + moment)
     poll(lambda: len(redirector.asked) == 2, 5.0, "asked again")
-    loop._check_taps(now + 10.0)
+    loop._count(now + 10.0)
     poll(lambda: known(loop) == {}, 5.0, "none is left")
-    loop._check_taps(now + 20.0)
+    loop._count(now + 20.0)
     assert len(redirector.asked) == 3
     redirector.server.close()
 

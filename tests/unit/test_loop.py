@@ -73,7 +73,7 @@ def test_an_order_of_our_own_ends_with_its_fault(loop: Loop, tmp_path: Path) -> 
     take it back, and the next fault would find it, whatever the core says by then."""
     redirector = Redirector(tmp_path / "redirector.sock")
     monitor, now = loop.monitors["ldap"], time.monotonic()
-    monitor._suspect(Suspicion("ldap", Detector.REFUSED, now, "connection refused"), now)
+    monitor.suspect(Suspicion("ldap", Detector.REFUSED, now, "connection refused"), now)
     for target in (Target.PRIMARY, Target.PRIMARY, Target.STANDBY):
         monitor.probed(target, FAILED, now)
     assert monitor.failed
@@ -103,3 +103,25 @@ def test_events_that_make_no_sense_are_not_the_end(loop: Loop, tmp_path: Path) -
 
     poll(moved, 10.0, "the flip is heard of")
     redirector.server.close()
+
+
+def test_only_services_with_something_to_look_at_are_looked_at(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its probes and its results, an idle service is left alone; what happens to it is looked at at once."""
+    ticks: list[float] = []
+    monitor, now = loop.monitors["ldap"], time.monotonic()
+    tick = monitor.tick
+    monkeypatch.setattr(monitor, "tick", lambda at: (ticks.append(at), tick(at)))
+    loop._look(now)
+    monitor.probed(Target.STANDBY, PASSED, now)
+    loop._touched.add("ldap")
+    loop._look(now)
+    assert len(ticks) == 2
+    for step in range(290):
+        loop._look(now + step / 10)
+    assert len(ticks) <= 12, "one every three seconds, as long as the probe was urgent"
+    loop._look(now + 30.1)
+    assert ticks[-1] == now + 30.1
+    loop.call(lambda: None, "ldap")
+    loop._drain_wake()
+    loop._look(now + 31.0)
+    assert ticks[-1] == now + 31.0

@@ -621,9 +621,9 @@ class TestDebug:
         scene = Scene()
         suspicion = Suspicion("ldap", Detector.REFUSED, scene.now, "connection refused")
         for _ in range(2):
-            scene.monitor._suspect(suspicion, scene.now)
+            scene.monitor.suspect(suspicion, scene.now)
         scene.wait(0.1)
-        scene.monitor._suspect(suspicion, scene.now)
+        scene.monitor.suspect(suspicion, scene.now)
         assert scene.notes == [
             "ldap: suspicion, refused: connection refused",
             "ldap: refuted, refused: connection refused: primary passes its probe",
@@ -636,11 +636,11 @@ class TestDebug:
         scene = Scene()
         scene.servers[PRIMARY] = refuses
         suspicion = Suspicion("ldap", Detector.UNANSWERED_SYN, scene.now, "no answer")
-        scene.monitor._suspect(suspicion, scene.now)
+        scene.monitor.suspect(suspicion, scene.now)
         scene.wait(0.5)
-        scene.monitor._suspect(suspicion, scene.now)
+        scene.monitor.suspect(suspicion, scene.now)
         scene.monitor.set_blind("cl0 has no carrier", scene.now)
-        scene.monitor._suspect(suspicion, scene.now)
+        scene.monitor.suspect(suspicion, scene.now)
         assert [line.partition(": not investigated: ")[2] for line in scene.debug] == [
             "failed already, looked at every second",
             "blind, cl0 has no carrier",

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import random
+import selectors
+from types import SimpleNamespace
 
 import pytest
 
-from check_failover.sniffer.capture.sampling import BUDGET, BURST, MAX_BITS, STRAY, STRAYS, WINDOW, Sampling, Strays
-from check_failover.sniffer.capture.taps import TapSlot
+from check_failover.sniffer.capture.sampling import (
+    BUDGET,
+    LEAST,
+    MAX_BITS,
+    STRAY,
+    STRAYS,
+    TOTAL,
+    WINDOW,
+    Budget,
+    Sampling,
+    Strays,
+)
+from check_failover.sniffer.capture.taps import Taps
 from check_failover.sniffer.stage1.packet import ACK, FIN, RST, SYN, UDP
 from tests.unit import packets as made
 
@@ -32,7 +45,7 @@ def test_what_is_looked_at_does_not_grow_with_traffic(rate: int) -> None:
 def test_a_flood_is_sampled_within_its_first_frames() -> None:
     """The ring holds 30 ms of it: there is no time to measure."""
     sampling = Sampling(0.0)
-    assert sampling.count(BURST + 128, [40000], 0.01)
+    assert sampling.count(BUDGET + 128, [40000], 0.01)
     assert sampling.share > 32
 
 
@@ -121,15 +134,69 @@ def test_who_floods_from_one_port_is_not_all_that_is_watched(flood: int, alone: 
     assert kept / 90 < BUDGET
 
 
+def shared(rates: list[float], seconds: float) -> tuple[list[Sampling], Budget, float]:
+    """Services with so many frames a second each; returns also what was kept per second at the end."""
+    samplings, budget, kept = [Sampling(0.0) for _ in rates], Budget(0.0), 0.0
+    due = [0.0] * len(rates)
+    for step in range(1, int(seconds * 100) + 1):
+        now, frames = step / 100, 0
+        for n, (sampling, rate) in enumerate(zip(samplings, rates, strict=True)):
+            due[n] += rate / sampling.share / 100
+            passed, due[n] = int(due[n]), due[n] % 1
+            frames += passed
+            sampling.count(passed, [40000], now, budget.each)
+        budget.count(frames, now)
+        if now > seconds - 2:
+            kept += frames / 2
+    return samplings, budget, kept
+
+
+def test_a_busy_service_takes_nothing_from_the_others() -> None:
+    """One is flooded, fifty are not: all connections of these are watched."""
+    samplings, budget, kept = shared([100_000.0, *[20.0] * 50], 10.0)
+    assert samplings[0].share >= 128
+    assert {sampling.share for sampling in samplings[1:]} == {1}
+    assert budget.each == BUDGET
+    assert kept <= TOTAL
+
+
+@pytest.mark.parametrize("many", [20, 200])
+def test_many_services_share_a_budget(many: int) -> None:
+    """Below their own budgets, above the common one: the busy half is sampled, within a second, and the rest is not."""
+    rates = [n % 2 * 880.0 + 5.0 for n in range(many)]
+    samplings, budget, kept = shared(rates, 8.0)
+    assert kept <= TOTAL
+    assert LEAST <= budget.each < BUDGET
+    assert {sampling.share for sampling in samplings[::2]} == {1}
+    assert {sampling.share for sampling in samplings[1::2]} != {1}
+    assert shared(rates, 2.0)[2] <= 3 * TOTAL
+
+
+def test_the_common_budget_grows_again() -> None:
+    """When there is less to watch."""
+    budget = Budget(0.0)
+    for step in range(100):
+        budget.count(500, step / 100)
+    assert budget.each < BUDGET / 8
+    for step in range(100, 1500):
+        budget.count(10, step / 100)
+    assert budget.each == BUDGET
+
+
 def test_what_the_server_never_answered_is_stray() -> None:
     """Data, FIN and RST of such a connection, not its SYN; the server's RST is no answer."""
-    service = made.service()
-    slot = TapSlot("cl0", service, Sampling(0.0))
-    server, client = service.address, b"\xc6\x33\x64\x07"
+    client = b"\xc6\x33\x64\x07"
+
+    def watching(**service: str) -> Taps:
+        controller = SimpleNamespace(client_interfaces=["cl0"])
+        config = SimpleNamespace(controller=controller, services=(made.service(**service),))
+        return Taps(config, selectors.DefaultSelector())  # type: ignore[arg-type]
+
+    taps, server = watching(), made.service().address
 
     def stray(flags: int, port: int = 40000, *, answer: bool = False) -> bool:
         ends = (server.packed, server.port, client, port) if answer else (client, port, server.packed, server.port)
-        return slot.is_stray(made.Packet(1.0, 6, *ends, flags, 1, 1, b"", 0))
+        return taps._between(made.Packet(1.0, 6, *ends, flags, 1, 1, b"", 0))[2]
 
     assert not stray(SYN)
     assert not stray(RST, answer=True)
@@ -137,8 +204,8 @@ def test_what_the_server_never_answered_is_stray() -> None:
     assert not stray(SYN | ACK, answer=True)
     assert not stray(ACK)
     assert stray(ACK, 40001)
-    slot.service = made.service(protocol="udp")
-    assert not slot.is_stray(made.Packet(1.0, UDP, client, 1, server.packed, server.port, 0, 0, 0, b"", 0))
+    question = made.Packet(1.0, UDP, client, 1, server.packed, server.port, 0, 0, 0, b"", 0)
+    assert watching(protocol="udp")._between(question) == (["ldap"], 1, False)
 
 
 def test_answered_connections_are_remembered_for_a_while() -> None:
@@ -148,14 +215,14 @@ def test_answered_connections_are_remembered_for_a_while() -> None:
         strays.answered((b"x", number), number / 100)
     assert not strays.stray((b"x", 99_000))
     assert strays.stray((b"x", 10))
-    assert len(strays._answered) + len(strays._before) < 10_000
+    assert len(strays._answered) + len(strays._before) < 40_000
 
 
 def test_strays_neither_narrow_the_sample_nor_cost_much() -> None:
     """20,000 a second beside 200 frames of others: a few pass, and all connections are watched."""
     sampling, strays, passed = Sampling(0.0), Strays(), 0
     for step in range(1, 1000):
-        few = sum(strays.passes(step / 100) for _ in range(200))
+        few = sum(strays.passes("ldap", step / 100) for _ in range(200))
         passed += few
         assert not sampling.count(2 + few + STRAY * (200 - few), [40000], step / 100)
     assert sampling.share == 1

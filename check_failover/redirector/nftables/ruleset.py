@@ -33,6 +33,7 @@ CT_SERVER = CT_MASK | ON_STANDBY
 CT_REST = 0x000FFFFF
 MOST_SERVICES = 1023
 _TCP_DEMAND = "tcp flags & (syn | psh | fin) != 0 "  # a bare ACK demands nothing: counting it gives false alarms
+_TCP_ANSWER = "tcp flags & (psh | fin) != 0 "  # the kernel of a server that hangs still sends SYN-ACKs
 _SERVER_SETS = ("dead", "refusing")  # of ct marks; a change of the config leaves them
 _SHARED = "shared"  # stands for a service's name in the signature of what all services share
 
@@ -114,6 +115,7 @@ def _of(kind: str, service: Service, mark: int, target: Target | None = None) ->
         IP="ip6" if six else "ip",
         V=service.address.family,
         DEMAND=_TCP_DEMAND if tcp else "",
+        ANSWER=_TCP_ANSWER if tcp else "",
         SERVICE=service.address,
         ADDRESS=service.address.address,
         PORT=service.address.port,

@@ -1,7 +1,8 @@
-"""All taps of the sniffer: one for each client interface and service, one for faults on every interface.
+"""All taps of the sniffer: one for each client interface, one for faults on every interface.
 
-The loop decides how often it reads the rings: frames carry the kernel's time, and ``read`` sorts the frames of all
-taps by it. Above a packet budget the taps sample (``sampling``).
+One socket, filter and ring serve all services: the reader finds a packet's service by protocol, address and port. The
+loop decides how often it reads the rings: frames carry the kernel's time, and ``read`` sorts the frames of all taps by
+it. Above a packet budget the taps sample each service's connections (``sampling``).
 
 The redirector withholds RSTs to SYNs, so they never reach the client interface; the faults tap sees them arrive from
 the servers.
@@ -11,13 +12,14 @@ import logging
 import selectors
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from check_failover.config import Config
-from check_failover.model import Service
+from check_failover.model import Endpoint, Service
 from check_failover.sniffer.capture import CaptureError, bpf, down
-from check_failover.sniffer.capture.sampling import STRAY, Sampling, Strays
+from check_failover.sniffer.capture.sampling import STRAY, Budget, Sampling, Strays
 from check_failover.sniffer.stage1.packet import RST, SYN, TCP, Packet, parse
 
 if sys.platform == "linux":
@@ -26,77 +28,52 @@ else:
     from check_failover.sniffer.capture.bsd import BsdTap as Tap
 
 COUNT_EVERY = 128  # frames between two checks of the budget
+WIDEN_EVERY = 0.1  # seconds between two changes of the filter that are not urgent
 
 log = logging.getLogger("failover-sniffer")
-Row = tuple[str | None, Packet, bytes]  # the service; None: seen by the faults tap
+Row = tuple[Sequence[str], Packet, bytes]  # the services that the packet is about
+End = tuple[int, bytes, int]  # protocol, address, port
 
 
 @dataclass(slots=True, eq=False)
 class TapSlot:
-    """``service`` None: the faults tap; ``interface`` None: all interfaces."""
+    """``interface`` None: the faults tap, on all interfaces."""
 
     interface: str | None
-    service: Service | None
-    sampling: Sampling  # one for all interfaces of a service
     tap: Tap | None = None
-    strays: Strays = field(default_factory=Strays)
-
-    def program(self) -> bytes:
-        sample = (self.sampling.bits, self.sampling.port)
-        if self.service is None:
-            return bpf.faults_filter(*sample)
-        return bpf.clients_filter(self.service, *sample, leaving=sys.platform == "linux")
-
-    def port(self, packet: Packet) -> int:
-        """The client's port."""
-        if self.service is None:
-            return packet.sport if packet.unreachable else packet.dport
-        return packet.dport if packet.src == self.service.address.packed else packet.sport
-
-    def is_stray(self, packet: Packet) -> bool:
-        """Whether this is a segment of a TCP connection that the server did not answer, no SYN."""
-        if self.service is None or packet.proto != TCP:
-            return False
-        if packet.src != self.service.address.packed or packet.sport != self.service.address.port:
-            return not packet.flags & SYN and self.strays.stray((packet.src, packet.sport))
-        if not packet.flags & RST:
-            self.strays.answered((packet.dst, packet.dport), packet.now)
-        return False
 
 
 class Taps:
-    """Owns the taps. Interfaces may disappear and return; a service is blind when none of its taps works."""
+    """Owns the taps. Interfaces may disappear and return; the sniffer is blind when no tap of the clients works."""
 
     def __init__(self, config: Config, selector: selectors.BaseSelector) -> None:
-        self._selector = selector
-        self._sampling: dict[str, Sampling] = {}
-        self._slots: list[TapSlot] = []
-        # Without packet(7) there is no tap for all interfaces; none is needed, because ipfilter withholds no RST.
-        self._faults = [TapSlot(None, None, Sampling(time.monotonic()))] if sys.platform == "linux" else []
-        self._arrange(config)
-        self._read = 0.0
-        self._narrowed: set[str] = set()
-
-    def _arrange(self, config: Config) -> None:
-        """One slot for each interface and service; those that a new config leaves as they are stay open."""
         now = time.monotonic()
-        kept = {
-            (slot.interface, slot.service.name): slot
-            for slot in self._slots
-            if slot.service in config.services and slot.service
-        }
-        known = {name for _, name in kept}
-        self._sampling = {s.name: self._sampling[s.name] if s.name in known else Sampling(now) for s in config.services}
-        wanted = [(name, service) for name in config.controller.client_interfaces for service in config.services]
-        slots = [kept.get((i, s.name)) or TapSlot(i, s, self._sampling[s.name]) for i, s in wanted]
-        for slot in self._slots:
-            if slot not in slots:
-                self._close(slot)
-        self._slots, self._all = slots, [*self._faults, *slots]
+        self._selector = selector
+        self._services: tuple[Service, ...] = ()
+        self._sampling: dict[str | None, Sampling] = {None: Sampling(now)}  # None: of the faults tap
+        self._budget, self._strays = Budget(now), Strays()
+        self._slots = [TapSlot(name) for name in config.controller.client_interfaces]
+        # Without packet(7) there is no tap for all interfaces; none is needed, because ipfilter withholds no RST.
+        self._all = [*([TapSlot(None)] if sys.platform == "linux" else []), *self._slots]
+        self._read, self._refilter_at = 0.0, float("inf")
+        self._changed: set[str | None] = set()
+        self._arrange(config.services)
+
+    def _arrange(self, services: tuple[Service, ...]) -> None:
+        """Watch these services; the sampling of those that a new config leaves as they are goes on."""
+        now, before = time.monotonic(), self._sampling
+        kept = {None, *(service.name for service in services if service in self._services)}
+        self._services = services
+        self._numbers = {service.name: bpf.number(service.protocol, service.address) for service in services}
+        self._sampling = {name: before[name] if name in kept else Sampling(now) for name in (None, *self._numbers)}
+        self._sampled = {name for name, one in self._sampling.items() if one.bits}
+        self._addresses = _ends(services, lambda service: [service.address])
+        self._servers = _ends(services, lambda service: [service.primary, service.standby])
 
     def reload(self, config: Config) -> None:
         """Watch what a new config says. Raises CaptureError without the permission to capture."""
-        self._arrange(config)
+        self._arrange(config.services)
+        self._refilter()
         self.open()
 
     def open(self) -> None:
@@ -108,76 +85,122 @@ class Taps:
     def read(self) -> list[Row]:
         """All packets captured until now, in order of time. Call ``narrowed`` before you process them."""
         now, wall = time.monotonic(), time.time()
-        found: list[Row] = []
+        found: list[tuple[Sampling, int, Row]] = []
         for slot in self._all:
             if slot.tap is not None:
-                found += self._packets(slot, slot.tap, now, wall)
+                found += self._packets(slot.tap, now, wall, faults=slot.interface is None)
+        self._budget.count(len(found), now)
+        for name in list(self._sampled):  # without a frame too: the filter must widen
+            self._count(name, 0.0, (), now)
+        if now >= self._refilter_at:
+            self._refilter()
         self._read = now
-        found.sort(key=lambda row: row[1].now)
-        return found
+        # Drop frames from before the filter change: half a connection would look like a fault.
+        rows = [row for sampling, port, row in found if sampling.keeps(port)]
+        rows.sort(key=lambda row: row[1].now)
+        return rows
 
     def narrowed(self) -> Iterator[tuple[str, Callable[[int], bool]]]:
         """Each service whose sampling changed since the last call, with the test whether a client port is kept."""
-        names, self._narrowed = self._narrowed, set()
-        for name in names:
-            yield name, self._sampling[name].keeps
+        names, self._changed = self._changed - {None}, set()
+        for name in names & self._sampling.keys():
+            if name is not None:
+                yield name, self._sampling[name].keeps
 
-    def _packets(self, slot: TapSlot, tap: Tap, now: float, wall: float) -> list[Row]:
-        found: list[Row] = []
-        before, cost = self._read, 0.0
-        name = None if slot.service is None else slot.service.name
-        ports: list[int] = []
+    def _packets(self, tap: Tap, now: float, wall: float, *, faults: bool) -> list[tuple[Sampling, int, Row]]:
+        found: list[tuple[Sampling, int, Row]] = []
+        costs, ports = defaultdict[str | None, float](float), defaultdict[str | None, list[int]](list)
+        before, whose = self._read, self._about if faults else self._between
         for when, frame in tap.frames(wall):
             at = when - wall + now
             packet = parse(frame, at if before <= at <= now else now)  # outside: the clock was set meanwhile
-            cost += 1.0
-            if packet is not None:
-                stray = slot.is_stray(packet)
-                if not stray:
-                    ports.append(slot.port(packet))
-                if not stray or slot.strays.passes(now):
-                    found.append((name, packet, frame))
-                else:
-                    cost += STRAY - 1.0
-            if cost >= COUNT_EVERY:
-                if slot.sampling.count(cost, ports, now):
-                    self._refilter(slot)
-                cost, ports = 0.0, []
-        if slot.sampling.count(cost, ports, now):
-            self._refilter(slot)
-        if slot.sampling.bits:  # drop frames from before the filter change: half a connection would look like a fault
-            found = [row for row in found if slot.sampling.keeps(slot.port(row[1]))]
+            names, port, stray = whose(packet) if packet is not None else ((), 0, False)
+            if packet is None or not names:
+                continue
+            name = None if faults else names[0]
+            sampling = self._sampling[name]
+            if not sampling.keeps(port):
+                continue
+            if not stray:
+                ports[name].append(port)
+            if not stray or self._strays.passes(names[0], now):
+                found.append((sampling, port, (names, packet, frame)))
+                costs[name] += 1.0
+            else:
+                costs[name] += STRAY
+            if costs[name] >= COUNT_EVERY:
+                self._count(name, costs.pop(name), ports.pop(name, ()), now)
+        for name, cost in costs.items():
+            self._count(name, cost, ports.get(name, ()), now)
         return found
 
-    def _refilter(self, changed: TapSlot) -> None:
+    def _between(self, packet: Packet) -> tuple[Sequence[str], int, bool]:
+        """The service of a packet between it and a client, the client's port, and whether the packet is a stray.
+
+        That is a segment of a TCP connection that the server did not answer, no SYN.
+        """
+        names = self._addresses.get((packet.proto, packet.dst, packet.dport), ())
+        if names:
+            old = packet.proto == TCP and not packet.flags & SYN
+            return names, packet.sport, old and self._strays.stray((packet.src, packet.sport))
+        names = self._addresses.get((packet.proto, packet.src, packet.sport), ())
+        if names and packet.proto == TCP and not packet.flags & RST:
+            self._strays.answered((packet.dst, packet.dport), packet.now)
+        return names, packet.dport, False
+
+    def _about(self, packet: Packet) -> tuple[Sequence[str], int, bool]:
+        """The services that a packet of the faults tap may be about: a server's refusal, or an ICMP error."""
+        if not packet.unreachable:
+            return self._servers.get((packet.proto, packet.src, packet.sport), ()), packet.dport, False
+        end = (packet.proto, packet.dst, packet.dport)
+        return self._addresses.get(end, ()) or self._servers.get(end, ()), packet.sport, False
+
+    def _count(self, name: str | None, cost: float, ports: Sequence[int], now: float) -> None:
+        sampling = self._sampling[name]
+        before = sampling.bits
+        if sampling.count(cost, ports, now, self._budget.each):
+            self._changed.add(name)
+            self._sampled = {name for name, one in self._sampling.items() if one.bits}
+            self._refilter_at = min(self._refilter_at, now if sampling.bits > before else now + WIDEN_EVERY)
+            log.info("%s: watching one of %d", name or "refused connections", sampling.share)
+
+    def _refilter(self) -> None:
+        self._refilter_at = float("inf")
+        clients, faults = self._clients_filter(), self._faults_filter()
         for slot in self._all:
-            if slot.sampling is changed.sampling and slot.tap is not None:
-                slot.tap.refilter(slot.program())
-        if changed.service is not None:
-            self._narrowed.add(changed.service.name)
-        what = "refused connections" if changed.service is None else f"{changed.service.name}: connections"
-        log.info("%s: watching one of %d", what, changed.sampling.share)
+            if slot.tap is not None:
+                slot.tap.refilter(faults if slot.interface is None else clients)
+
+    def _clients_filter(self) -> bytes:
+        samples: dict[int, bpf.Sample] = {}
+        for name, number in self._numbers.items():
+            one = self._sampling[name]
+            samples[number] = (0, 0) if number in samples else (one.bits, one.port)  # two by chance: the reader samples
+        return bpf.clients_filter(samples, leaving=sys.platform == "linux")
+
+    def _faults_filter(self) -> bytes:
+        return bpf.faults_filter(self._sampling[None].bits, self._sampling[None].port)
 
     def alarmed(self, slot: object) -> bool:
         """Whether the kernel reported an error of this tap: the interface went down or is gone."""
         return isinstance(slot, TapSlot) and slot.tap is not None and slot.tap.failed()
 
-    def check_taps(self, now: float) -> dict[str, tuple[str | None, int]]:
-        """For each service: why it is blind (or None), and the number of frames dropped since the last call."""
-        found: dict[str, tuple[str | None, int]] = {}
+    def check_taps(self) -> tuple[str | None, int]:
+        """Why the sniffer is blind (or None), and the number of frames dropped since the last call."""
+        reasons, dropped = [], 0
         for slot in self._slots:
-            if slot.interface is None or slot.service is None:
-                continue
-            why = down(slot.interface, slot.tap.index if slot.tap is not None else 0)
+            why = down(str(slot.interface), slot.tap.index if slot.tap is not None else 0)
             if slot.tap is not None and why is not None and "gone" in why:
                 self._close(slot)
             elif slot.tap is None and why is None:
                 why = self._try_open(slot)
-            drops = slot.tap.drops() if slot.tap is not None else 0
-            before, dropped = found.get(slot.service.name, ("", 0))
-            blind = None if why is None or before is None else ", ".join(filter(None, (before, why)))
-            found[slot.service.name] = (blind, dropped + drops)
-        return found
+            dropped += slot.tap.drops() if slot.tap is not None else 0
+            reasons.append(why)
+        return None if None in reasons else ", ".join(filter(None, reasons)), dropped
+
+    def sampled(self) -> list[str]:
+        """The services of which only some connections are kept."""
+        return [name for name in self._sampled if name is not None]
 
     def share(self, service: str) -> int:
         """N, where the taps keep one of N connections of a service."""
@@ -190,7 +213,7 @@ class Taps:
     def _try_open(self, slot: TapSlot) -> str | None:
         """Open a tap; returns why it cannot be opened. Raises CaptureError when no tap can be opened at all."""
         try:
-            slot.tap = Tap(slot.interface, slot.program())
+            slot.tap = Tap(slot.interface, self._faults_filter() if slot.interface is None else self._clients_filter())
         except CaptureError as error:
             if slot.interface is None or "permission" in str(error):
                 raise
@@ -204,3 +227,12 @@ class Taps:
             self._selector.unregister(slot.tap)
             slot.tap.close()
             slot.tap = None
+
+
+def _ends(services: Iterable[Service], ends: Callable[[Service], Iterable[Endpoint]]) -> dict[End, list[str]]:
+    """Endpoint -> the services that it belongs to."""
+    found: dict[End, list[str]] = defaultdict(list)
+    for service in services:
+        for end in ends(service):
+            found[bpf.PROTOCOLS[service.protocol], end.packed, end.port].append(service.name)
+    return dict(found)

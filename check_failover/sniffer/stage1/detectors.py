@@ -26,7 +26,7 @@ from check_failover.model import Detector, Suspicion
 from check_failover.sniffer.stage1 import thresholds
 from check_failover.sniffer.stage1.flows import WINDOW, Flow, FlowKey, Request
 from check_failover.sniffer.stage1.flowtable import FlowTable
-from check_failover.sniffer.stage1.thresholds import ERROR_SHARE, Errors, Quiet, ReplyTimes, RoundTrip, Scale
+from check_failover.sniffer.stage1.thresholds import ERROR_SHARE, Counters, Errors, Quiet, ReplyTimes, RoundTrip, Scale
 from check_failover.sniffer.stage1.voices import Kind, Scales, client, weigh
 
 MAX_RECENT = 20000  # requests remembered for ``since``
@@ -209,6 +209,17 @@ class Detectors:
         text = text or f"{asked - answered} of {asked} requests without reply for {now - request.asked:.2f} s"
         return self._raise(kind, who, now, text, max(request.asked, self._answered_at), anyway=anyway)
 
+    def forwarded(self, asked: int, answered: int, now: float) -> Suspicion | None:
+        """The NAT's counters: several requests of all connections in a row without an answer (see ``ReplyTimes``)."""
+        requests, seconds = self._counters.read(asked, answered, now)
+        kind = (Detector.UNANSWERED_REQUEST, "forwarded")
+        known = (times.usual() for times in self.reply_times.values() if times.count)
+        usual = max(known, default=thresholds.UNKNOWN_WAIT)
+        if requests < thresholds.SEVERAL or seconds < usual * self._scales.now(kind, b"", now):
+            return None
+        text = f"none of {requests} forwarded requests answered for {seconds:.2f} s"
+        return self._raise(kind, b"", now, text, now - seconds)
+
     def _single_slow_query(self, request: Request, now: float) -> bool:
         """Whether nearly all later requests of the same operation are answered: one slow query, not a hang."""
         answered = others = 0
@@ -321,7 +332,7 @@ class Detectors:
         self._reset_silence(now)
 
     def _forget_suspicions(self) -> None:
-        self._scales, self._silence = Scales(), Scale()
+        self._scales, self._silence, self._counters = Scales(), Scale(), Counters()
         self._raised: dict[Kind, float] = {}
         self._raisers: dict[Detector, tuple[Kind, bytes]] = {}
 

@@ -18,6 +18,7 @@ _MAX_SCALE = 64.0
 ERRORS, ERROR_SHARE, MAX_ERROR_SHARE, ERRORS_LEAST = 100, 0.2, 0.9, 5
 FIRST_AGAIN = 60.0  # seconds until another single error counts as a first one
 SILENCE, SILENCE_GAPS = 60.0, 10.0  # seconds, usual gaps
+STALE_READING = 1.0  # seconds between two readings of the NAT's counters after which they begin anew
 _BURST = 1.0  # seconds: shorter gaps belong to one burst of traffic
 
 
@@ -151,3 +152,22 @@ class Quiet:
         if self.last is None or self.probed:
             return None
         return self.last + max(SILENCE, SILENCE_GAPS * self._usual) * scale.now(self.last)
+
+
+@dataclass(slots=True, eq=False)
+class Counters:
+    """The NAT's counters: requests forwarded since the last answer. They cover the connections that are not watched."""
+
+    _read_at: float = float("-inf")
+    _asked: int = 0  # when an answer was counted last
+    _answered: int = -1
+    _since: float | None = None  # when a later request was seen first
+
+    def read(self, asked: int, answered: int, now: float) -> tuple[int, float]:
+        """(requests since the last answer, seconds since the first of them was seen)."""
+        if answered != self._answered or asked < self._asked or now - self._read_at > STALE_READING:
+            self._asked, self._answered, self._since = asked, answered, None
+        elif self._since is None and asked > self._asked:
+            self._since = now
+        self._read_at = now
+        return asked - self._asked, 0.0 if self._since is None else now - self._since
