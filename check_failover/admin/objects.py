@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 
 from check_failover.admin import FailedError
 from check_failover.checks.external import arguments
@@ -18,6 +19,7 @@ from check_failover.model import Service
 from check_failover.places import LINUX
 
 FILES = ("commands.cfg", "templates.cfg")
+_SERVICE = Path(__file__).with_name("service.cfg").read_text("utf-8")
 
 
 def nagios(config: Config, *, templates: bool = True) -> str:
@@ -61,38 +63,25 @@ def with_paths(text: str, config: Config) -> str:
 
 
 def _service(service: Service, shown: Mapping[str, str]) -> str:
-    name, host, check = service.name, {"host_name": service.host}, service.check
+    """``service.cfg`` for one service; its lines that end in #sync are for a service with ``[service.sync]``."""
+    name, check = service.name, service.check
     parts = [f"# ---- {name}: {service.protocol} {service.address}, {service.primary} or {service.standby}"]
     standby = f"check_failover_{check.type}!{name}!standby"
     if check.type == "plugin":  # the site's own plugin: ``check_command`` would split its arguments at each ``!``
         standby = f"check_failover_plugin_{name}"
         line = shlex.join(arguments(check.options, service.standby)).replace("$", "$$")
         parts.append(_block("command", {"command_name": standby, "command_line": line}))
-    own = {
-        "traffic": {"check_command": f"check_failover_traffic!{name}"},
-        "primary": {"event_handler": f"check_failover_event!{name}"},
-        "standby": {"check_command": standby},
-        "redirect": {"check_command": f"check_failover_redirect!{name}"},
-        "fail-back": {"event_handler": f"check_failover_event_fail_back!{name}"},
-        **({"sync": {"check_command": f"check_failover_sync!{name}"}} if service.sync else {}),
-        "drill": {"event_handler": f"check_failover_event_drill!{name}", "_DRILL_OF": name},
-    }
-    for suffix, directives in own.items():
-        head = {"use": f"failover-{suffix}", **host, "service_description": f"{name} {suffix}"}
-        parts.append(_block("service", {**head, **directives, **shown}))
-    once = {  # one page per fault: "NAME traffic" does not notify while "NAME primary" is CRITICAL
-        **host,
-        "service_description": f"{name} primary",
-        "dependent_host_name": service.host,
-        "dependent_service_description": f"{name} traffic",
-        "execution_failure_criteria": "n",
-        "notification_failure_criteria": "c,u,p",
-    }
-    return "\n".join([*parts, _block("servicedependency", once)])
+    lines = (line.partition("  #sync") for line in _SERVICE.splitlines())
+    text = Template("\n".join(line for line, only, _ in lines if service.sync or not only))
+    shown_too = "".join(f"    {key:<19}  {_escaped(value)}\n" for key, value in shown.items())
+    return "\n".join([*parts, text.substitute(NAME=name, HOST=service.host, STANDBY=standby, LINKS=shown_too)])
 
 
 def _block(kind: str, directives: dict[str, str]) -> str:
     width = max(map(len, directives))
-    escaped = {key: value.replace(";", "\\;") for key, value in directives.items()}  # it would begin a comment
-    lines = "".join(f"    {key:<{width}}  {value}\n" for key, value in escaped.items())
+    lines = "".join(f"    {key:<{width}}  {_escaped(value)}\n" for key, value in directives.items())
     return f"define {kind} {{\n{lines}}}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace(";", "\\;")  # it would begin a comment
