@@ -52,10 +52,10 @@ class Postgresql(Daemon):
         options = f"-k {self.directory} -c listen_addresses={self.address} -p {self.port} -c max_connections=20 -F"
         self._run([PROGRAMS / "pg_ctl", "-D", self.data, "-w", "-o", options, "start"])
 
-    def stop(self) -> None:
-        """End it; nothing where it does not run."""
+    def stop(self, mode: str = "immediate") -> None:
+        """End it (``fast``: in order); nothing where it does not run."""
         if (self.data / "postmaster.pid").exists():
-            self._run([PROGRAMS / "pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop"])
+            self._run([PROGRAMS / "pg_ctl", "-D", self.data, "-m", mode, "-w", "stop"])
 
     def replicate(self, source: Postgresql, user: str) -> None:
         """Stop; become a standby of that cluster, by streaming replication as that user; start."""

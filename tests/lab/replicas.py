@@ -110,6 +110,8 @@ class PostgresqlReplicas(_Replicas):
 
     def begin(self) -> None:
         """Start both."""
+        with (self.primary.data / "postgresql.conf").open("a") as file:
+            file.write("wal_log_hints = on\nwal_keep_size = 64MB\n")
         self.primary.start()
         assert self.primary.sql(POSTGRESQL_ROLES) == ""
         self.standby.replicate(self.primary, "replicator")
