@@ -21,14 +21,14 @@ SILENT_FOR = 3.0  # seconds for which no further status asks a sniffer that hang
 _silent_until = float("-inf")
 
 
-def probe(controller: Controller, service: Service, target: Target) -> bool | None:
-    """Whether that server passes a probe now. None: the sniffer could not probe."""
+def probe(controller: Controller, service: Service, target: Target, *, quick: bool = False) -> bool | None:
+    """Whether that server passes a probe now. None: the sniffer could not probe.
+
+    ``quick``: with the timeout of the sniffer's own probes, which is learned from the traffic.
+    """
+    request = {"verb": "probe", "service": service.name, "target": str(target), "quick": quick}
     try:
-        reply = control.ask(
-            controller.sniffer_socket,
-            {"verb": "probe", "service": service.name, "target": str(target)},
-            timeout=service.check.timeout + 2.0,
-        )
+        reply = control.ask(controller.sniffer_socket, request, timeout=service.check.timeout + 2.0)
     except ControlError as error:
         log.warning("%s: cannot probe the %s: %s", service.name, target, error)
         return None
@@ -52,7 +52,8 @@ def with_missing_facts(
     - missing: CRITICAL from a freshness check that could not run, or from a core whose NRPE can carry fixed words only;
     - older than the last flip (``since``): the transport kept the result while the core was away.
 
-    Facts older than ``RECENT`` (core or redirector were stopped or are slow) make the sniffer probe both servers anew.
+    Facts older than ``RECENT`` (core or redirector were stopped or are slow): the standby is probed anew, and the other
+    server too unless the sniffer's last probe of it is recent.
     """
     if verb == "fail-over" and not manual:
         unknown = facts.detector is None and not (facts.probes or facts.blind)
@@ -84,7 +85,9 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts, *, la
         said = Facts()
     if said.detector is not None:
         said = replace(said, downtime=facts.downtime, handlers_off=facts.handlers_off)
-        if late and probe(controller, service, said.server):
+        last = known.get(str(said.server), {})
+        seen = last.get("ok") is False and last.get("ago", RECENT) < RECENT
+        if late and not seen and probe(controller, service, said.server, quick=True):
             said = replace(said, probes=1, probes_failed=0)
         return synced(controller, service, said)
     outcomes = [probe(controller, service, facts.server) for _ in range(2)]

@@ -38,4 +38,5 @@ class Health:
 
     def as_dict(self, now: float) -> dict[str, Any]:
         good_for = now - self.since if self.ok else 0.0
-        return {"ok": self.ok, "passes": self.passes, "good_for": round(good_for, 1), "text": self.text}
+        ago = None if self.ok is None else round(now - self.at, 3)
+        return {"ok": self.ok, "passes": self.passes, "good_for": round(good_for, 1), "ago": ago, "text": self.text}

@@ -201,15 +201,18 @@ class ServiceMonitor:
             self._probe(target, now)
 
     def _probe(self, target: Target, now: float) -> None:
-        """Probe with a timeout of max(200 ms, 10 * p99 of the traffic, 4 * median probe), at most the configured one.
+        self.health[target].probe_started = now
+        self._actions.probe(self.service, target, self.patience())
+
+    def patience(self) -> float:
+        """Timeout of a probe: max(200 ms, 10 * p99 of the traffic, 4 * median probe), at most the configured one.
 
         500 ms while no p99 is known. The median counts both servers: the standby's probes have measured it already.
         """
-        self.health[target].probe_started = now
         usual = self.traffic.usual()
         took = max(health.median() for health in self.health.values())
         timeout = max(0.5 if usual is None else max(0.2, 10 * usual), 4 * took)
-        self._actions.probe(self.service, target, min(timeout, self.service.check.timeout))
+        return min(timeout, self.service.check.timeout)
 
     def _conclude(self, now: float, *, expired: bool = False) -> None:
         investigation = self._investigation

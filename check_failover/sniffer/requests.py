@@ -34,7 +34,8 @@ class SnifferRequests:
             target = Target(str(message.get("target")))
         except (ConfigError, ValueError) as error:
             raise RequestRefusedError(f"probe: {error}") from None
-        probe = self._loop.actions.probe_now(service, target, service.check.timeout)
+        timeout = self._loop.monitors[service.name].patience() if message.get("quick") else service.check.timeout
+        probe = self._loop.actions.probe_now(service, target, timeout)
         if probe is None:
             raise RequestRefusedError(f"probe: cannot probe the {target}: see the sniffer's log")
         self._loop.call(lambda: self._loop.monitors[service.name].probed(target, probe, time.monotonic()), service.name)

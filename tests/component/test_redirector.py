@@ -523,9 +523,10 @@ def test_an_order_that_was_long_on_its_way_is_looked_into(controller: Controller
     def sniffer(message: dict[str, Any], _peer: Peer) -> dict[str, Any]:
         if message["verb"] == "status":
             return {"services": {"tcp4": known, "udp4": known}}
+        probed.append((message["target"], message["quick"]))
         return {"passed": message["target"] in well}
 
-    well = {"primary"}
+    well, probed = {"primary"}, []
     late = (
         f"detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 evidence={time.time() * 1000 - 5000:.0f}"
     )
@@ -538,8 +539,15 @@ def test_an_order_that_was_long_on_its_way_is_looked_into(controller: Controller
         known["facts"] = {**FACTS, "requests": 7, "evidence": int(time.time() * 1000) - 5000}
         refused = controller.say("fail-over", perfdata=late)  # the primary is well again, the verdict is about to end
         assert (refused["reason"], refused["text"]) == ("not-confirmed", "only 0 of 1 probes of the primary failed")
+        probed.clear()
         well.clear()
         assert controller.say("fail-over", perfdata=late)["reason"] == "no-healthy-server"
+        assert probed == [("primary", True), ("standby", False)]
+        known["primary"] = {"ok": False, "ago": 0.5}
+        probed.clear()
+        assert controller.say("fail-over", perfdata=late)["reason"] == "no-healthy-server"
+        assert probed == [("standby", False)], "orders for many services must not wait for a dead server each"
+        known["primary"] = {"ok": False, "ago": 1.5}
         stood, known["facts"] = known["facts"], None
         well |= {"primary", "standby"}  # meanwhile the sniffer's own facts for the pending order waited to be sent
         waited = {**FACTS, "requests": 71, "evidence": int(time.time() * 1000) - 500}
