@@ -1,11 +1,17 @@
-"""The redirector's questions to the sniffer before a decision. The sniffer probes, because it has fewer privileges."""
+"""The redirector's questions to the sniffer before a decision. The sniffer probes, because it has fewer privileges.
+
+While the sniffer is away, a process without capabilities probes for an order (``checks.apart``).
+"""
 
 import logging
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from check_failover import control, syncstate
+from check_failover.checks import ProbeError, apart
 from check_failover.config import Controller
 from check_failover.control import ControlError, SilentError
 from check_failover.model import Detector, Facts, Service, Target
@@ -19,6 +25,9 @@ ORDER_TIMEOUT = 0.4  # seconds, where an order has facts of its own
 LATE_TIMEOUT = 3.0  # seconds, where these facts are late
 SILENT_FOR = 3.0  # seconds for which no further status asks a sniffer that hangs: one of fifty services asks it often
 _silent_until = float("-inf")
+_apart = ThreadPoolExecutor(8, "probe")  # so many processes at once; no thread of it starts anything else
+_running: dict[tuple[str, Target], Future[list[bool]]] = {}
+_lock = threading.Lock()
 
 
 def probe(controller: Controller, service: Service, target: Target, *, quick: bool = False) -> bool | None:
@@ -47,7 +56,8 @@ def with_missing_facts(
     """The facts of an order, as the sniffer's verdict or probes confirm them now.
 
     An order's own facts may be late, or invented: who may submit a passive result writes its perfdata. They count only
-    if the sniffer is away, because it may have died of the same fault, and even then not if they are
+    if the sniffer is away, perhaps by the same fault, and the redirector cannot have the servers probed itself, for
+    example because it must not read the password. Even then they do not count if they are
 
     - missing: CRITICAL from a freshness check that could not run, or from a core whose NRPE can carry fixed words only;
     - older than the last flip (``since``): the transport kept the result while the core was away.
@@ -61,14 +71,43 @@ def with_missing_facts(
         before = measured is not None and since is not None and measured < since
         late = measured is not None and abs(time.time() - measured) > RECENT
         # Late facts may move clients off a server that is well again, so a slow sniffer is waited for.
-        there = bool(_sniffer(controller, service, LATE_TIMEOUT if late else ORDER_TIMEOUT))
-        if unknown or before or there:
+        if _sniffer(controller, service, LATE_TIMEOUT if late else ORDER_TIMEOUT):
             facts = _ask_for_facts(controller, service, facts, late=late)
-        if late and there and facts.server is Target.PRIMARY:
-            facts = replace(facts, standby_ok=None)
+            if late and facts.server is Target.PRIMARY:
+                facts = replace(facts, standby_ok=None)
+        else:
+            facts = _without_sniffer(controller, service, facts, believed=not (unknown or before))
     if facts.standby_ok is None:
         facts = replace(facts, standby_ok=probe(controller, service, Target.STANDBY))
     return facts
+
+
+def _without_sniffer(controller: Controller, service: Service, facts: Facts, *, believed: bool) -> Facts:
+    """The order's facts, where our own probes do not contradict them; not ``believed``: the probes alone."""
+    found = Facts(server=facts.server, downtime=facts.downtime, handlers_off=facts.handlers_off)
+    try:
+        *outcomes, other = _probed_apart(service, facts.server)
+    except ProbeError as error:
+        log.warning("%s: the sniffer is away, and no probe can be made here: %s", service.name, error)
+        return facts if believed else found
+    failed, standby_ok = outcomes.count(False), facts.standby_ok
+    if not believed:
+        facts = replace(found, detector=Detector.CORE)
+    if not believed or failed < len(outcomes):
+        facts = replace(facts, probes=len(outcomes), probes_failed=failed)
+    if standby_ok is not False:
+        facts = replace(facts, standby_ok=other if facts.server is Target.PRIMARY else failed < len(outcomes))
+    return synced(controller, service, facts)
+
+
+def _probed_apart(service: Service, server: Target) -> list[bool]:
+    """Two probes of a server and one of the other; orders that come together share them. Raises ProbeError."""
+    key, servers = (service.name, server), [service.server(each) for each in (server, server, server.other)]
+    with _lock:
+        running = _running.get(key)
+        if running is None or running.done():
+            running = _running[key] = _apart.submit(apart.ask, service.check, servers)
+    return running.result()
 
 
 def _ask_for_facts(controller: Controller, service: Service, facts: Facts, *, late: bool) -> Facts:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from check_failover import rights
 from check_failover.config import Config, load
+from check_failover.control import Message
 from check_failover.listening import Server
 from check_failover.model import Endpoint, Service, Target
 from check_failover.peer import Peer
@@ -93,8 +94,15 @@ def config(directory: Path) -> Config:
     return load(directory / "config.toml")
 
 
+def sniffer(message: Message, _peer: Peer) -> Message:
+    """A sniffer that has no verdict, while the primary fails its probes: it confirms each fail-over."""
+    if message["verb"] == "status":
+        return {"services": {name: {"facts": None, "blind": None} for name in SERVICES}}
+    return {"passed": message["target"] == "standby"}
+
+
 class Redirector:
-    """As ``redirector.daemon`` builds it. ``close`` it before the next one starts."""
+    """As ``redirector.daemon`` builds it, and a sniffer. ``close`` it before the next one starts."""
 
     def __init__(self, config: Config, kernel: Kernel) -> None:
         self.config = config
@@ -110,6 +118,8 @@ class Redirector:
             looks=partial(rights.looks, config.controller),
         )
         self.server.start()
+        self._sniffer = Server(config.controller.sniffer_socket, rights.OF_SNIFFER, sniffer, lambda *_: None)
+        self._sniffer.start()
 
     def beat(self) -> None:
         """One turn of the daemon's loop, without its guard."""
@@ -120,5 +130,6 @@ class Redirector:
 
     def close(self) -> None:
         self.server.close()
+        self._sniffer.close()
         self.requests.close()
         self._report.close()

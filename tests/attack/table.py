@@ -8,8 +8,22 @@ from contextlib import contextmanager
 
 # key: the attack; on the first release. A test says ``measured(key, ...)``.
 ATTACKS: dict[str, tuple[str, str]] = {
-    "acks": ("20,000 bare ACKs/s that the server resets", "hang noticed after 12 s"),
-    "orphans": ("20,000 requests/s of connections that do not exist", "hang noticed after 8 s"),
+    "strays": ("searches whose TTL ends at the controller, while the primary hangs", "not noticed in 60 s"),
+    "forged": ("the same from connections that do not exist", "not noticed in 60 s"),
+    "provoke": ("50 empty binds/s, while all searches fail", "3,000 of 3,001 clients' requests failed"),
+    "acks": ("20,000 bare ACKs/s that the server resets", "a hang noticed after 12 s"),
+    "orphans": ("20,000 requests/s of connections that do not exist", "a hang noticed after 8 s"),
+    "veto": ("60 stray segments/s, while the primary fails the probes only", "flipped after 1.2 s"),
+    "reply": ("frames with the primary's address from a client", "held the veto for 30 to 40 s"),
+    "invented": ("a passive CRITICAL with invented perfdata, without a sniffer", "flipped at once"),
+    "drip": ("a byte now and then, after StartTLS for example", "no flip in 60 s"),
+    "endless": ("answers without an end", "2.2 GB in 20 s"),
+    "output": ("a command of failover-sync prints without an end", "5.9 GB"),
+    "history": ("100 questions for the history at once", "no flip in 60 s, 1.7 GB"),
+    "pages": ("a journal of 20,000 entries", "`history --show`: reply too long from 9,000 on"),
+    "journal": ("damaged journals", "299 of 8,634 ended the daemon"),
+    "refused": ("refused orders", "279 erased the audit journal"),
+    "alarm": ("the time limit expires while a check prints", "11 of 225 runs ended by signal 14"),
 }
 _worst: dict[str, dict[str, tuple[float, str]]] = {}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from check_failover import control
-from tests.attack.table import measured
+from tests.attack.table import measured, timed
 from tests.lab.attacker import forge_reply
 from tests.lab.load import Load
 from tests.lab.netns import CLIENT, CLIENT6, CONTROLLER, PRIMARY, PRIMARY6, SERVICE_ADDRESS, SERVICE_ADDRESS6, inside
@@ -47,11 +47,13 @@ def load(site: Site, rate: float, kept: int = 3) -> Load:
     return Load(site.house, site.directory / "load", base=BASE, attribute="description", kept=kept, rate=rate)
 
 
-def flipped_within(site: Site, fault: str, seconds: float) -> None:
+def flipped_within(site: Site, fault: str, seconds: float) -> float:
     site.fault(fault)
     begun = time.monotonic()
     site.wait_target("standby", seconds)
-    assert time.monotonic() - begun < seconds
+    took = time.monotonic() - begun
+    assert took < seconds
+    return took
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_it_hides_no_fault(site: Site, attack: Attack, kind: str, rate: float, f
         time.sleep(20.0)
         assert process.poll() is None, (site.directory / "attacker.log").read_text()
         assert site.status()["target"] == "primary"
-        flipped_within(site, fault, seconds)
+        measured(kind, "flipped after", flipped_within(site, fault, seconds), "{:.1f} s")
 
 
 FLOOD = 20_000.0  # a second
@@ -122,6 +124,7 @@ def test_it_voids_no_veto(site: Site, attack: Attack, kind: str) -> None:
         site.house.run("primary", "/usr/sbin/nft", "-f", "-", input=DEAF)
         time.sleep(8.0)
         assert [entry for entry in site.journal() if entry.get("flipped")] == []
+        measured("veto", "no flip in", 8.0, "{:.0f} s")
         assert all(request.server for request in clients.requests())
 
 
@@ -140,6 +143,7 @@ def test_a_reply_that_a_client_forges_is_no_reply(tmp_path: Path, six: bool) -> 
         address, server = (SERVICE_ADDRESS6, PRIMARY6) if six else (SERVICE_ADDRESS, PRIMARY)
         found = inside(house.name("client"), lambda: forge_reply(address, server, 389, link, b"forged"))
         assert found == b""
+        measured("reply", "dropped")
         house.run("controller", "/usr/sbin/nft", "flush chain inet check_failover forged")
         found = inside(house.name("client"), lambda: forge_reply(address, server, 389, link, b"forged"))
         assert found == b"forged", "the attack itself no longer works"
@@ -152,3 +156,15 @@ def test_an_invented_verdict_moves_nothing(site: Site) -> None:
         order = {"verb": "fail-over", "service": "ldap", "perfdata": perfdata}
         assert control.ask(site.socket("redirector"), order, timeout=10.0)["reason"] == "not-confirmed"
     assert site.status()["target"] == "primary"
+
+
+def test_an_invented_verdict_moves_nothing_while_the_sniffer_is_away(site: Site) -> None:
+    """The redirector has the servers probed itself; once the primary hangs, the same order moves the traffic."""
+    site.kill("sniffer")
+    order = {"verb": "fail-over", "service": "ldap", "perfdata": "detector=0 probes=2 probes_failed=2 standby_ok=1"}
+    with timed("invented", "refused within"):
+        assert control.ask(site.socket("redirector"), order, timeout=10.0)["reason"] == "not-confirmed"
+    assert site.status()["target"] == "primary"
+    site.fault("hang")
+    with timed("invented", "a real hang moved within"):
+        assert control.ask(site.socket("redirector"), order, timeout=10.0)["flipped"]

@@ -85,7 +85,8 @@ class Forked:
         return services
 
     def flip(self, service: str) -> dict[str, Any]:
-        return control.ask(self.socket, {"verb": "fail-over", "service": service, "facts": FACTS}, timeout=20.0)
+        order = {"verb": "fail-over", "service": service, "facts": FACTS, "manual": True}
+        return control.ask(self.socket, order, timeout=20.0)
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
