@@ -27,6 +27,7 @@ from check_failover.sms.spool import AWAITED, FAILED, QUEUE, SENT, Spool, Text
 from check_failover.syncstate import Digests, Phase, Problem, Refusal, Running, Size, SyncDirection, SyncState
 from tests.attack import ROUNDS
 from tests.attack.ground import PEERS, Kernel, Redirector, config
+from tests.attack.table import measured
 
 NOW = time.time()
 SAVED = ServiceState(
@@ -106,7 +107,7 @@ def test_the_journal(tmp_path: Path) -> None:
     """A damaged line hides no other; it is kept aside."""
     lines = [json.dumps(to_json(entry)).encode() for entry in ENTRIES]
     path, aside = tmp_path / "journal.jsonl", tmp_path / "journal.jsonl.damaged"
-    for content in damaged(lines[1]):
+    for number, content in enumerate(damaged(lines[1]), 1):
         aside.unlink(missing_ok=True)
         path.write_bytes(b"\n".join([lines[0], content, lines[2], b""]))
         found = Journal(path).read(10)
@@ -114,6 +115,7 @@ def test_the_journal(tmp_path: Path) -> None:
         if len(found) == 2 and content:
             assert set(aside.read_bytes().split(b"\n")) - {b""} == set(content.split(b"\n")) - {b""}
         json.dumps([to_json(entry) for entry in found], ensure_ascii=False).encode()
+        measured("journal", "none of", number, "{:,}")
 
 
 def test_the_sync_record(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from check_failover.records import JournalEntry
 from check_failover.redirector import journal
 from check_failover.redirector.journal import Journal
+from tests.attack.table import measured
 
 
 def test_flips_outlive_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +28,7 @@ def test_flips_outlive_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [number for number in found if number.startswith("f")] == [f"f{number}" for number in range(0, 1000, 100)]
     assert found[-1] == "r999"
     assert len(found) == len(set(found)), "each once"
+    measured("refused", "990 erased no flip")
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3 * 20_000
 
 

@@ -17,6 +17,7 @@ from check_failover.config import Controller
 from check_failover.control import MAX_HISTORY, UnreachableError
 from check_failover.records import JournalEntry, to_json
 from tests.attack.ground import LOOKER, PEERS, Kernel, Redirector, config
+from tests.attack.table import measured
 from tests.lab.netns import poll
 
 ASKS = """
@@ -69,13 +70,16 @@ def test_a_hundred_questions_at_once(redirector: Redirector) -> None:
             assert asking.stdout.readline() == "asking\n"
             poll(lambda: redirector.server._clients[LOOKER] >= 50, 20, "it asks")
             for verb in ("fail-over", "fail-back") * 3:
-                began = time.monotonic()
                 message = {"verb": verb, "service": "ldap", "manual": True, "facts": {"standby_ok": True}}
+                began = time.monotonic()
                 reply = control.ask(path, message, 20.0)
                 assert "flipped" in reply
-                assert time.monotonic() - began < 5.0, "a flip is not behind the questions"
+                took = time.monotonic() - began
+                measured("history", "an order answered within", took, "{:.1f} s")
+                assert took < 5.0, "a flip is not behind the questions"
         finally:
             asking.kill()
+    measured("history", "with", (memory() - before) / (1 << 20), "{:.0f} MiB")
     assert memory() - before < 200 << 20
 
 
@@ -87,6 +91,7 @@ def test_the_history_is_read_page_by_page(redirector: Redirector) -> None:
     second = control.ask(redirector.server.path, more)
     assert [int(one["id"]) for one in second["entries"]] == list(range(19_490, 19_500))
     assert second["more"] is False
+    measured("pages", "in pages of", control.HISTORY_PAGE, "{}")
 
 
 def test_a_probe_is_no_question(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from check_failover.checks import PROBES, probe_function
 from check_failover.model import CheckSpec, Endpoint
 from tests.attack.servers import Serve, after, drip, flood, ldap, peak, reset_peak, within_tls
+from tests.attack.table import measured
 from tests.lab.scripted import HOST, Scripted
 
 TIMEOUT = 0.6  # seconds
@@ -78,6 +79,8 @@ def test_a_probe_ends(name: str, place: Path) -> None:
         outcome = probe(Endpoint(HOST, server.port), options, TIMEOUT)
         took = time.monotonic() - began
         new = {thread.name for thread in threading.enumerate()} - threads
+    measured("endless" if "flood" in name or "without" in name else "drip", "a probe failed after", took, "{:.1f} s")
+    measured("endless", "with", (peak() - before) / MIB, "{:.0f} MiB")
     assert not outcome.passed, outcome
     assert took < TIMEOUT + 1.0, outcome
     assert peak() - before < ROOM, outcome
