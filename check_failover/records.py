@@ -7,7 +7,7 @@ are ignored, a field with a default may be missing, and the only exception is ``
 msgspec reads them by the fields' annotations. A field's name is its key in JSON, but ``from_`` is ``from`` there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -190,6 +190,27 @@ def read_json(kind: type[T], text: bytes) -> T:
         return from_json(kind, parse(text))
     except ControlError as error:
         raise RecordError(str(error)) from None
+
+
+def read_own(kind: type[T], text: bytes, former: Sequence[str] = ()) -> T:
+    """The record of that kind in a file that this product alone writes. Raises RecordError.
+
+    A key that no version has, neither this one nor an earlier one (``former``), is a damaged name: its value would read
+    as missing.
+    """
+    found = read_json(kind, text)
+    if unknown := _unknown(parse(text), msgspec.to_builtins(found)) - set(former):
+        raise RecordError(f"no such key: {min(unknown)!r}")
+    return found
+
+
+def _unknown(raw: object, known: object) -> set[str]:
+    """The keys in ``raw`` that ``known`` does not have, at any depth."""
+    if isinstance(raw, dict) and isinstance(known, dict):
+        return set(raw) - set(known) | {key for name in raw for key in _unknown(raw[name], known.get(name))}
+    if isinstance(raw, list) and isinstance(known, list | tuple):
+        return {key for pair in zip(raw, known, strict=True) for key in _unknown(*pair)}
+    return set()
 
 
 def _with_names(raw: object) -> object:

@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from check_failover.model import Facts, Service, State, Target
-from check_failover.records import Count, Moment, RecordError, Seconds, read_json
+from check_failover.records import Count, Moment, RecordError, Seconds, read_json, read_own
 
 CLOCK_SLACK = 60.0  # seconds by which a time may be ahead of our clock and still be valid
 LIMIT = 1 << 20  # bytes that are read of a record; a valid one has about a thousand
@@ -169,9 +169,14 @@ class SyncState:
         return now - valid <= end <= now + CLOCK_SLACK
 
 
-def parse(text: str, now: float = math.inf) -> SyncState:
-    """The record that ``text`` holds as JSON. Raises RecordError for a wrong type, and for a time after ``now``."""
-    found = read_json(SyncState, text.encode())
+def parse(text: str, now: float = math.inf, *, own: bool = False) -> SyncState:
+    """The record that ``text`` holds as JSON. Raises RecordError for a wrong type, and for a time after ``now``.
+
+    ``own``: from a file of ours; without a key that each version writes, or with an unknown one, it is damaged.
+    """
+    found = (read_own if own else read_json)(SyncState, text.encode())
+    if own and not {"equal_at", "synced_back", "running", "problem"} <= set(json.loads(text)):
+        raise RecordError("a key is missing")
     times = {name: getattr(found, name) for name in ("equal_at", "synced_back", "synced_back_end")}
     times |= {"running.since": found.running and found.running.since, "problem.at": found.problem and found.problem.at}
     for name, at in times.items():
@@ -225,7 +230,7 @@ def own(state_dir: Path, name: str) -> SyncState:
 
 def _load(path: Path) -> SyncState:
     try:
-        return parse(read_file(path).decode(), time.time())
+        return parse(read_file(path).decode(), time.time(), own=True)
     except FileNotFoundError:
         return SyncState()
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from check_failover import syncstate
 from check_failover.config import Config
+from check_failover.records import RecordError
 
 
 def ours(config: Config) -> dict[str, Any]:
@@ -38,10 +39,15 @@ def last_word(config: Config) -> float:
 
 
 def keep(config: Config, records: object) -> None:
-    """Keep a copy of each record; ``syncstate.read`` checks it. A disk that refuses hinders no following of targets."""
+    """Keep a copy of each record; a disk that refuses hinders no following of targets.
+
+    ``syncstate.read`` checks it. Keys of a newer version are left out.
+    """
     for service in config.services:
         raw = records.get(service.name) if isinstance(records, dict) and service.sync is not None else None
         path, text = syncstate.peer_record(config.controller.state_dir, service.name), json.dumps(raw)
+        with contextlib.suppress(RecordError):
+            text = syncstate.dump(syncstate.parse(text))
         with contextlib.suppress(OSError):
             if raw is not None and not (path.exists() and path.read_text() == text):
                 path.parent.mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any
 from check_failover import reach
 from check_failover.damping import Damping
 from check_failover.model import Hold, Target
-from check_failover.records import Drain, Moment, Reach, RecordError, from_json, read_json
+from check_failover.records import Drain, Moment, Reach, RecordError, from_json, read_json, read_own
 
 
 class StateError(Exception):
@@ -159,7 +159,9 @@ def _rank(state: ServiceState) -> tuple[int, int, str]:
 
 def _read(path: Path) -> ServiceState:
     """The state in a file. Raises OSError, RecordError."""
-    return parsed(read_json(dict[str, Any], path.read_bytes()))
+    text = path.read_bytes()
+    read_own(ServiceState, text, former=("flips",))
+    return parsed(read_json(dict[str, Any], text))
 
 
 def parsed(raw: object) -> ServiceState:

@@ -121,7 +121,7 @@ def test_what_is_no_object_is_damaged(tmp_path: Path, text: str) -> None:
 
 def test_a_time_within_the_slack_is_believed(tmp_path: Path) -> None:
     """Two clocks are never the same."""
-    assert judged(tmp_path, json.dumps({"equal_at": time.time() + syncstate.CLOCK_SLACK / 2}))[0] is State.OK
+    assert judged(tmp_path, syncstate.dump(SyncState(time.time() + syncstate.CLOCK_SLACK / 2)))[0] is State.OK
 
 
 @pytest.mark.parametrize(
