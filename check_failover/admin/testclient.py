@@ -32,15 +32,16 @@ _CLONE_NEWNET = 0x40000000
 def client_at(address: str, service: Endpoint) -> Iterator[Callable[[Callable[[], T]], T]]:
     """Yields ``run``, which calls a function as that client. Raises FailedError."""
     try:
-        keeper = subprocess.Popen([UNSHARE, "--net", "/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        keeper = programs.start([UNSHARE, "--net", "/bin/cat"])
     except OSError as error:
         raise FailedError(f"{UNSHARE}: {error.strerror}: install util-linux") from None
     try:
-        _wire(keeper, address, service)
-        yield lambda act: _inside(keeper.pid, act)
+        with programs.ended(keeper, patience=0.0):
+            _wire(keeper, address, service)
+            yield lambda act: _inside(keeper.pid, act)
     finally:
-        keeper.communicate()
-        subprocess.run([IP, "link", "delete", LINK], capture_output=True, check=False)  # the kernel does it later
+        with contextlib.suppress(FailedError):
+            _ip("link", "delete", LINK)  # the kernel does it later
 
 
 def _wire(keeper: subprocess.Popen[bytes], address: str, service: Endpoint) -> None:

@@ -18,11 +18,12 @@ Where stage 1 can read the protocol, a dialect with the type's name is used by i
 """
 
 import importlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
-from check_failover.model import CheckSpec, Endpoint, OneLineError, Probe, Target
+from check_failover.model import CheckSpec, Endpoint, OneLineError, Probe, Target, clean
 
 # check type in the config -> module; imported when first used, because ldap3 and requests weigh 20 MiB each
 PROBES = {
@@ -54,11 +55,29 @@ class ProbeFunction(Protocol):
 
 
 def probe_function(spec: CheckSpec) -> ProbeFunction:
-    """The probe() of a check type; imports its module. Raises ProbeError when a Python package is missing."""
+    """The probe() of a check type; imports its module. Raises ProbeError when a Python package is missing.
+
+    Any other exception, by what the server sends, is a failed probe: one that never ended would prove nothing.
+    """
     try:
-        return cast("ProbeFunction", importlib.import_module(PROBES[spec.type]).probe)
+        probe = cast("ProbeFunction", importlib.import_module(PROBES[spec.type]).probe)
     except ImportError as error:
         raise ProbeError(f"check type {spec.type!r} needs a Python package: {error}") from None
+
+    def guarded(server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe:
+        began = time.monotonic()
+        try:
+            return probe(server, options, timeout)
+        except ProbeError:
+            raise
+        except Exception as error:
+            import logging  # 10 ms, which a check need not spend
+
+            text, log = clean(f"internal error: {error!r}")[:200], logging.getLogger(__name__)
+            log.error("probe of %s: %s", server, text, exc_info=log.isEnabledFor(logging.DEBUG))
+            return Probe(False, time.monotonic() - began, text)
+
+    return guarded
 
 
 def secret(path: object, what: str) -> str:

@@ -17,17 +17,15 @@ exists. The file stays when this program ends, so that no address moves then; a 
 import argparse
 import json
 import logging
-import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from check_failover import __version__, control
+from check_failover import __version__, control, programs
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, Controller, load
 from check_failover.control import ControlError, Message
 from check_failover.notify import fail, log_to_stderr, notify
@@ -113,27 +111,32 @@ def command(controller: Controller, peer: str) -> list[str]:
 
 def lines(argv: list[str]) -> Iterator[Message]:
     """Each line of the peer. Ends with ControlError, which says what failed."""
-    reader, writer = os.pipe()
-    with (
-        os.fdopen(reader, "rb", buffering=0) as said,
-        subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, env={"LC_ALL": "C"}) as ssh,
-    ):
-        os.close(writer)
-        try:
-            buffer = bytearray()
-            while select.select([said], [], [], SILENCE)[0]:
-                chunk = said.read(65536)
-                if not chunk:
-                    raise ControlError(f"{argv[-2]}: the connection has ended")
-                buffer += chunk
-                if not buffer.startswith(b"{"):  # an error message of ssh
-                    raise ControlError(f"{argv[-2]}: {buffer.decode(errors='replace').strip().splitlines()[-1][:200]}")
-                yield from list(control.split_lines(buffer))[-1:]  # an older one is outdated
-                if len(buffer) > LIMIT:
-                    raise ControlError(f"{argv[-2]}: a line that does not end")
-            raise ControlError(f"{argv[-2]}: silent for {SILENCE} s")
-        finally:
-            ssh.kill()
+    try:
+        ssh = programs.start(argv)
+    except OSError as error:
+        raise ControlError(f"{argv[0]}: cannot run: {error.strerror}") from None
+    out, err, buffer = programs.pipe(ssh.stdout), programs.pipe(ssh.stderr), bytearray()
+    with programs.ended(ssh, patience=0.0):
+        programs.pipe(ssh.stdin).close()
+        while ready := select.select([out, err], [], [], SILENCE)[0]:
+            chunk = out.read(65536) if out in ready else b""
+            if not chunk:
+                raise ControlError(f"{argv[-2]}: {_complaint(err) or 'the connection has ended'}")
+            buffer += chunk
+            if not buffer.startswith(b"{"):  # not from failover-pair
+                raise ControlError(f"{argv[-2]}: {programs.last_line(bytes(buffer))[:200]}")
+            yield from list(control.split_lines(buffer))[-1:]  # an older one is outdated
+            if len(buffer) > LIMIT:
+                raise ControlError(f"{argv[-2]}: a line that does not end")
+        raise ControlError(f"{argv[-2]}: silent for {SILENCE} s")
+
+
+def _complaint(err: IO[bytes]) -> str:
+    """The last line of what ssh says on its stderr within a moment."""
+    said = b""
+    while len(said) < LIMIT and select.select([err], [], [], 0.3)[0] and (piece := err.read(65536)):
+        said += piece
+    return programs.last_line(said)[:200]
 
 
 def _pass_on(controller: Controller, line: Message) -> bool:

@@ -171,3 +171,13 @@ def test_thin_scripts_hold_no_logic(path: Path) -> None:
     kinds = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.Try)
     assert not [node for node in ast.walk(tree) if isinstance(node, kinds)]
     assert len([line for line in lines if line.strip() and not line.startswith("#")]) <= 20
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "programs.py"], ids=name_of)
+def test_programs_are_started_in_one_place(path: Path) -> None:
+    """With a limit of time and of output, in a process group of their own: ``programs``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            what = ast.unparse(node.func)
+            assert what not in {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_output")}, path
+            assert what not in {"os.system", "os.popen"}, path
