@@ -5,16 +5,20 @@ applies the JSON schema; this module checks the rest (addresses, duplicates, add
 and 11 MiB, so only programs that read the config import this module; the event handler does not.
 """
 
+import contextlib
+import hashlib
 import ipaddress
 import math
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from check_failover import config_shape
+from check_failover import __version__, config_shape
 from check_failover.model import CheckSpec, Endpoint, OneLineError, Policy, Service, SyncSpec
 from check_failover.places import HERE
 
@@ -62,6 +66,7 @@ class Config:
     services: tuple[Service, ...]
     monitoring: Mapping[str, Any]
     sms: Mapping[str, Any] | None
+    digest: str = ""  # of the file, and of what it was validated by
 
     def service(self, name: str) -> Service:
         """The service of that name. Raises ConfigError with the names of the configured services."""
@@ -72,28 +77,67 @@ class Config:
         raise ConfigError(f"{self.path}: no service {name!r}; configured are: {known}")
 
 
-def load(path: str | Path = DEFAULT_PATH) -> Config:
-    """Read and validate a config file. Raises ConfigError."""
+def load(path: str | Path = DEFAULT_PATH, *, quick: bool = False) -> Config:
+    """Read and validate a config file. Raises ConfigError.
+
+    ``quick``: without jsonschema, if the redirector validated this very file (``publish``).
+    """
     path = Path(path)
-    raw = _parse(path)
-    wrong = config_shape.problem(raw)
-    if wrong is not None:
-        raise ConfigError(f"{path}: {wrong}")
-    return _freeze(path, raw)
+    data, raw = _parse(path)
+    digest = hashlib.sha256(b"\0".join((data, __version__.encode(), config_shape.text()))).hexdigest()
+    known = False
+    with contextlib.suppress(ConfigError):
+        known = quick and _published(_run_dir(path, raw), digest)
+    if not known:
+        wrong = config_shape.problem(raw)
+        if wrong is not None:
+            raise ConfigError(f"{path}: {wrong}")
+    return replace(_freeze(path, raw), digest=digest)
+
+
+def publish(config: Config) -> None:
+    """Note beside the redirector's socket that this config is valid. Only the redirector calls this."""
+    path = _note(config.controller.run_dir)
+    with contextlib.suppress(OSError):  # then each check validates the config itself
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "w") as note:
+            note.write(config.digest)
+
+
+def _published(run_dir: Path, digest: str) -> bool:
+    """Whether the owner of the redirector's directory, or root, noted this digest where nobody else can write."""
+    try:
+        path = _note(run_dir)
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as note:
+            about = os.fstat(note.fileno())
+            safe = about.st_uid in (0, path.parent.stat().st_uid) and not about.st_mode & 0o022
+            return safe and stat.S_ISREG(about.st_mode) and note.read(len(digest) + 1) == digest
+    except (OSError, ValueError):
+        return False
+
+
+def _note(run_dir: Path) -> Path:
+    return (run_dir / "redirector.sock").resolve().with_name("config.valid")
 
 
 def run_dir(path: str | Path) -> Path:
     """Where the sockets are by a config file, which is not validated. Raises ConfigError."""
-    table = _parse(Path(path)).get("controller", {})
+    return _run_dir(path, _parse(Path(path))[1])
+
+
+def _run_dir(path: str | Path, raw: Mapping[str, Any]) -> Path:
+    table = raw.get("controller", {})
     found = table.get("run_dir", HERE["run_dir"]) if isinstance(table, dict) else None
     if not isinstance(found, str) or not found.startswith("/"):
         raise ConfigError(f"{path}: $.controller.run_dir: want an absolute path")
     return Path(found)
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The file's bytes and its TOML. Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_bytes().decode(), parse_float=_finite)
+        data = path.read_bytes()
+        return data, tomllib.loads(data.decode(), parse_float=_finite)
     except OSError as error:
         hint = ": is this user in the group check_failover?" if isinstance(error, PermissionError) else ""
         raise ConfigError(f"{path}: cannot read: {error.strerror}{hint}") from None

@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 _LONG = 60  # characters; an error message does not show a longer value
 
 
-def schema() -> dict[str, Any]:
+def text() -> bytes:
     """The JSON schema beside this module (draft 2020-12). "form" is our own key: a pattern in words."""
-    text = resources.files("check_failover").joinpath("config.schema.json").read_text("utf-8")
-    loaded: dict[str, Any] = json.loads(text)
+    return Path(__file__).with_name("config.schema.json").read_bytes()
+
+
+def schema() -> dict[str, Any]:
+    """``text``, parsed."""
+    loaded: dict[str, Any] = json.loads(text())
     return loaded
 
 

@@ -146,7 +146,7 @@ def socket_of(config: str | None, name: str) -> Path:
 
     path = run_dir(config) / name
     if not os.access(path, os.F_OK):
-        load(config)  # a mistake in the config may be the reason: name it; otherwise it is not validated, to save time
+        load(config, quick=True)  # a mistake in the config may be the reason: name it; otherwise save the time
     return path
 
 

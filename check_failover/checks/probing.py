@@ -89,7 +89,7 @@ def _what(
 def _from_config(arguments: argparse.Namespace, kind: str) -> tuple[Endpoint, dict[str, object], float]:
     from check_failover.config import load
 
-    service = load(arguments.config).service(arguments.service)
+    service = load(arguments.config, quick=True).service(arguments.service)
     if service.check.type != kind:
         text = f"{arguments.config}: service {service.name!r} has check type {service.check.type!r}, not {kind}"
         raise CheckError(text)

@@ -42,7 +42,7 @@ def check(argv: Sequence[str]) -> Outcome:
     arguments = made.parse_args(argv)
     end = time.monotonic() + arguments.timeout
     plugin.deadline(arguments.timeout + _RESERVE, "comparison")
-    config = load(arguments.config)
+    config = load(arguments.config, quick=True)
     service = config.service(arguments.service)
     if service.sync is None:
         raise CheckError(f"{config.path}: service {service.name!r} has no [service.sync]")

@@ -6,17 +6,21 @@ are CRITICAL. ``-w`` and ``-c`` are ranges for the reply gap's p99 in seconds; `
 ``--critical-errors`` for the error share in percent.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from check_failover import control
 from check_failover.checks import plugin
 from check_failover.checks.plugin import CheckError, Outcome, Perf, judge, number, seconds, socket_of, threshold, worst
 from check_failover.control import ControlError
 from check_failover.model import State
-from check_failover.records import Activity, service_statuses
+
+if TYPE_CHECKING:
+    from check_failover.records import Activity
 
 T = TypeVar("T")
 MIN_PACKETS = 3  # packets that demand an answer; with fewer, no answer is no evidence
@@ -107,6 +111,8 @@ def _service(daemon: str, arguments: argparse.Namespace, read: Callable[[Mapping
 
 
 def _activity(arguments: argparse.Namespace) -> Activity:
+    from check_failover.records import service_statuses  # its msgspec costs 10 ms, and the sniffer is asked first
+
     found = _service("redirector", arguments, service_statuses)
     if found.activity is None:
         raise CheckError(f"the redirector cannot read the counters: {found.problem or 'no reason given'}")

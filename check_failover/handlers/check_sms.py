@@ -36,7 +36,7 @@ def check(argv: Sequence[str]) -> Outcome:
     arguments = made.parse_args(argv)
     plugin.deadline(arguments.timeout, "SMS gateway")
     try:
-        ready = sender(load(arguments.config))
+        ready = sender(load(arguments.config, quick=True))
     except (ConfigError, GatewayError) as error:
         raise CheckError(str(error)) from None
     return plugin.together([gateways(ready.ways), room(ready.spool), texts(ready, arguments)])

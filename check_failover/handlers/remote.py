@@ -78,7 +78,7 @@ def _check(verb: str, words: dict[str, str], config: str) -> int:
         from check_failover.config import ConfigError, load
 
         try:
-            service = load(config).service(words["service"])
+            service = load(config, quick=True).service(words["service"])
         except ConfigError as error:
             raise UsageError(str(error)) from None
         if service.check.type == "plugin":  # the site's own, with the sniffer's arguments and environment

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from check_failover import __version__, rights
-from check_failover.config import DEFAULT_PATH, Config, ConfigError, fixed, load
+from check_failover.config import DEFAULT_PATH, Config, ConfigError, fixed, load, publish
 from check_failover.control import ControlError
 from check_failover.listening import Server
 from check_failover.model import Target
@@ -83,6 +83,7 @@ def run(config: Config, wake: Wake) -> bool:
     )
     published.append(server)
     server.start()
+    publish(config)
     notify("READY=1")
     for name, target in steering.targets().items():
         log.info("started, %s: %s", name, target)

@@ -293,7 +293,8 @@ def test_a_hundred_handlers(make_site: MakeSite, make_load: MakeLoad, redirect: 
 
     site = make_site(redirect=redirect, nagios=False, kannel=False)
     make_load(site)
-    site.stop("sniffer")  # it would not confirm these facts
+    site.stop("sniffer")  # it would order by itself
+    site.fault("hang")
     handler = [str(site.plugins() / "eventhandlers" / "failover_event"), "--service", "ldap", "--state", "CRITICAL"]
     handler += ["--state-type", "HARD", "--socket", str(site.socket("redirector")), "--perfdata"]
     handler += ["detector=0 probes=2 probes_failed=2 asked=9 answered=0 standby_ok=1 blind=0 sync_running=0"]
