@@ -27,7 +27,7 @@ def basket(config: Config) -> str:
     if config.sms is not None:
         sms = {"object_name": "failover sms", "object_type": "object", "imports": ["failover-sms"], "vars": {}}
         made["ServiceSet"][f"failover {config.services[0].name}"]["services"]["failover sms"] = sms
-    return json.dumps(made, indent=4, sort_keys=True) + "\n"
+    return json.dumps(made, indent=4, sort_keys=True)
 
 
 def _shipped(name: str, config: Config) -> dict[str, dict[str, Any]]:

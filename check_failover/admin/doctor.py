@@ -4,11 +4,13 @@ It changes nothing. Exit code: 0 no problem, 1 warnings or something that this u
 and a fail-over would not work. A new look is a function and one line in ``LOOKS``.
 """
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 
 from check_failover.admin import looks_core, looks_system
 from check_failover.admin.finding import SEVERITY, Finding, Scene, scene
+from check_failover.admin.show import shortened
 from check_failover.config import Config
 
 LOOKS: dict[str, Callable[[Scene], Iterable[Finding]]] = {
@@ -36,7 +38,24 @@ def doctor(config: Config, nagios_cfg: str | Path) -> int:
             said = " ".join(f"{type(error).__name__}: {error}".split())
             do = "report this as a fault of check_failover"
             findings = [Finding("unknown", name, f"the look failed: {said}", do)]
-        for finding in findings:
+        for finding in shared(findings, {service.name for service in config.services}):
             print(finding)
             worst = max(worst, SEVERITY[finding.level])
     return worst
+
+
+def shared(findings: Iterable[Finding], services: Container[str]) -> Iterator[Finding]:
+    """The findings, with one in place of those about several services that differ in names and numbers only."""
+    groups: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
+    for one in findings:
+        name, _, about = one.about.partition(" ")
+        if name not in services:
+            yield one
+            continue
+        found = re.sub(rf"\b{re.escape(name)}\b|\d+", "#", one.found)
+        groups.setdefault((one.level, about, found), []).append((name, one.found, one.do))
+    for (level, about, _), group in groups.items():
+        names, found, do = (shortened(list(dict.fromkeys(each))) for each in zip(*group, strict=True))
+        yield Finding(
+            level, f"{names}:{' ' * bool(about)}{about}" if len(group) > 1 else f"{names} {about}".strip(), found, do
+        )

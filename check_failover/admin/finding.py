@@ -25,7 +25,8 @@ from check_failover.records import JournalEntry, RecordError, ServiceStatus, jou
 from check_failover.rights import user_name
 
 S = TypeVar("S")
-LOOK_TIMEOUT = 0.9  # seconds for each daemon's status: the doctor answers within 2 s even if both hang
+# seconds for a daemon's status, and more for each service: the doctor answers within 2 s even if both hang
+LOOK_TIMEOUT, LOOK_MORE = 0.9, 0.002
 COMMAND_LIMIT = 10.0  # seconds for one external program
 INSTRUCTIONS: dict[str, dict[str, str]] = tomllib.loads(Path(__file__).with_name("instructions.toml").read_text())
 SEVERITY = {"ok": 0, "warning": 1, "unknown": 1, "missing": 2}  # also the exit code
@@ -78,14 +79,15 @@ class Scene:
 
 def scene(config: Config, nagios_cfg: Path) -> Scene:
     controller = config.controller
-    redirector = _daemon(controller.redirector_socket, "failover-redirector", service_statuses)
-    sniffer = _daemon(controller.sniffer_socket, controller.sniffer_user, lambda reply: reply.get("services") or {})
+    limit, sniffs = LOOK_TIMEOUT + LOOK_MORE * len(config.services), controller.sniffer_user
+    redirector = _daemon(controller.redirector_socket, "failover-redirector", service_statuses, limit)
+    sniffer = _daemon(controller.sniffer_socket, sniffs, lambda reply: reply.get("services") or {}, limit)
     return Scene(config, nagios_cfg, redirector, sniffer)
 
 
-def _daemon(path: Path, usual_user: str, read: Callable[[Message], Mapping[str, S]]) -> Daemon[S]:
+def _daemon(path: Path, usual_user: str, read: Callable[[Message], Mapping[str, S]], limit: float) -> Daemon[S]:
     try:
-        status = read(control.ask(path, {"verb": "status"}, LOOK_TIMEOUT))
+        status = read(control.ask(path, {"verb": "status"}, limit))
     except (ControlError, RecordError) as error:
         return Daemon(None, str(error), user_of(usual_user), isinstance(error, SilentError))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -154,10 +156,8 @@ def absent(path: str | Path) -> bool:
     """Whether ``path`` certainly does not exist."""
     try:
         Path(path).stat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
     return False
 
 

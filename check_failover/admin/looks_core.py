@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ SETTINGS = ["check_external_commands", "accept_passive_service_checks", "enable_
 SETTINGS += ["check_service_freshness"]
 UNSAFE = "`~$&|'\"<>"  # in a macro that becomes part of a shell's command line
 LOG_TAIL, LOG_LINES = 1 << 20, 200  # bytes of nagios.log; lines after a handler's start
-ASK_LIMIT = 3.0  # seconds
+ASK_LIMIT, ASK_ALL_LIMIT = 3.0, 10.0  # seconds for the core's answer about one service, and about all
 HANDLERS = {
     "primary": "check_failover_event",
     "fail-back": "check_failover_event_fail_back",
@@ -136,8 +137,11 @@ def nagios(scene: Scene) -> Iterator[Finding]:
         return
     values = dict(parsed.maincfg_values)
     yield from _settings(scene.config, path, values)
+    defined: dict[object, list[dict[str, Any]]] = {}
+    for found in parsed.data.get("all_service", []):
+        defined.setdefault(found.get("service_description"), []).append(found)
     for service in scene.config.services:
-        yield from _objects(service, parsed.data.get("all_service", []))
+        yield from _objects(service, defined)
     try:
         resources = parsed.get_resources() or ()
     except OSError as error:
@@ -163,7 +167,7 @@ def _settings(config: Config, path: Path, values: Mapping[str, str]) -> Iterator
         yield Finding("missing", "command file", f"{path} says {theirs}, not {ours}", "set [monitoring] command_file")
 
 
-def _objects(service: Service, objects: list[dict[str, Any]]) -> Iterator[Finding]:
+def _objects(service: Service, objects: Mapping[object, list[dict[str, Any]]]) -> Iterator[Finding]:
     def on_host(found: Mapping[str, Any]) -> bool:
         hosts = [name.strip() for name in str(found.get("host_name", "")).split(",")]
         return service.host in hosts or "hostgroup_name" in found
@@ -171,7 +175,7 @@ def _objects(service: Service, objects: list[dict[str, Any]]) -> Iterator[Findin
     lost = []
     for suffix in (*SUFFIXES, *(["sync"] if service.sync else [])):
         name = f"{service.name} {suffix}"
-        found = next((o for o in objects if o.get("service_description") == name and on_host(o)), None)
+        found = next(filter(on_host, objects.get(name, ())), None)
         if found is None:
             lost.append(name)
         elif suffix in HANDLERS and (
@@ -253,9 +257,10 @@ def settings(scene: Scene) -> Iterator[Finding]:
     options = {**scene.config.monitoring, "nagios_cfg": str(scene.nagios_cfg)}
     if options["transport"] not in QUESTIONS:
         return
-    question = CoreQuestion(options)
+    question, end = CoreQuestion(options), time.monotonic() + ASK_ALL_LIMIT
     for service in scene.config.services:
-        name, state = f"{service.name} primary", question.ask(service, ASK_LIMIT)
+        limit = min(ASK_LIMIT, end - time.monotonic())
+        name, state = f"{service.name} primary", question.ask(service, limit) if limit > 0 else None
         if state is None:
             if options["transport"] == "icinga2":
                 do = "is Icinga there, with the permissions of nagios-conf/icinga2/api-user.conf?"
@@ -284,15 +289,16 @@ def orders(scene: Scene) -> Iterator[Finding]:
     except ControlError as error:
         yield Finding("unknown", "orders", str(error), "see failover-redirector's log")
         return
+    last = {}
+    for entry in entries:
+        callers = entry.peer, (entry.parts or {}).get("handler")  # of the order, or of the handler in a drill
+        if any(caller and caller.uid == core.uid for caller in callers):
+            last[entry.service] = f"the core ran it, last: {entry.line}"
     for service in scene.config.services:
-        about = f"{service.name} event handler"
-        for entry in reversed(entries):
-            callers = entry.peer, (entry.parts or {}).get("handler")  # of the order, or of the handler in a drill
-            if entry.service == service.name and any(caller and caller.uid == core.uid for caller in callers):
-                yield Finding("ok", about, f"the core ran it, last: {entry.line}")
-                break
+        about, do = f"{service.name} event handler", f"failoverctl drill {service.name}"
+        if service.name in last:
+            yield Finding("ok", about, last[service.name])
         else:
-            do = f"failoverctl drill {service.name}"
             yield Finding("warning", about, "the core has never run it (no journal entry)", do)
 
 

@@ -76,24 +76,26 @@ def _forwarding_linux(scene: Scene) -> Iterator[Finding]:
 
 def _routes(scene: Scene) -> Iterator[Finding]:
     """The routes to both servers and the service address; then the reverse path filter of their interfaces."""
-    interfaces = set(scene.config.controller.client_interfaces)
-    for service in scene.config.services:
+    interfaces, services = set(scene.config.controller.client_interfaces), scene.config.services
+    ends = {end.address for service in services for end in (service.address, service.primary, service.standby)}
+    routes = {address: _route(address) for address in ends}  # services share servers
+    for service in services:
         for target in Target:
             server, about = service.server(target).address, f"{service.name} {target}"
-            route = _route(server)
+            route = routes[server]
             if route is None:
                 yield Finding("missing", about, f"no route to {server}", f"ip route get {server}")
                 continue
             interfaces.add(str(route.get("dev")))
             yield Finding("ok", about, f"{server} is reached by {route.get('dev')}")
         address = service.address.address
-        if (_route(address) or {}).get("type") == "local":
+        if (routes[address] or {}).get("type") == "local":
             yield Finding("ok", f"{service.name} address", f"{address} is this machine's own")
         else:
             found = f"{address} is on no interface here"
             do = "add it, unless the router before sends its packets here"
             yield Finding("warning", f"{service.name} address", found, do)
-    if any(service.address.family == 4 for service in scene.config.services):
+    if any(service.address.family == 4 for service in services):
         every = _proc("ipv4/conf/all/rp_filter") or 0
         for name in sorted(interfaces - {"lo"}):
             if max(every, _proc(f"ipv4/conf/{name}/rp_filter") or 0) == 1:  # the higher one counts (ip-sysctl.rst)

@@ -1,14 +1,65 @@
 """``failoverctl``'s output: status, history and config as lines of text. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from check_failover import decide, reach, story
 from check_failover.config import Config
 from check_failover.damping import SUPPRESS
-from check_failover.model import Service, Target
+from check_failover.model import Service, State, Target
 from check_failover.records import Drain, JournalEntry, ServiceStatus, to_json
 from check_failover.story import moment
+
+SCREENFUL = 20  # services; of more, those that are well share a line
+UNKNOWN = "the redirector does not know it: restart failover-redirector"
+_URGENCY = (State.CRITICAL, State.UNKNOWN, State.WARNING)
+
+
+def shortened(texts: Sequence[str]) -> str:
+    """``ldap-1, ldap-2 and 198 more``."""
+    return ", ".join(texts) if len(texts) <= 3 else f"{', '.join(texts[:2])} and {len(texts) - 2} more"
+
+
+def brief(service: Service, redirect: ServiceStatus | None, more: Sequence[tuple[State, str]]) -> tuple[State, str]:
+    """The worst state of a service, and its line: all that a person must look at. ``more``: others' findings."""
+    found: list[tuple[State, object]] = [(State.UNKNOWN, UNKNOWN)]
+    if redirect is not None:
+        found = [
+            (redirect.state, redirect.text),
+            (State.WARNING, redirect.hold and redirect.target is Target.STANDBY and f"held by {redirect.hold.by}"),
+            (State.CRITICAL, redirect.refused and f"fail-over refused, {redirect.refused}"),
+            (State.WARNING, redirect.drain and "drains"),
+            (State.WARNING, redirect.withheld is False and f"withholding is off, {story.unwithheld(redirect)}"),
+        ]
+    shown = [(state, text) for state, text in (*found, *more) if text]
+    worst = next((state for state in _URGENCY if any(one is state for one, _ in shown)), State.OK)
+    return worst, f"{service.name}: {worst.name}: {'; '.join(str(text) for _, text in shown)}"
+
+
+def seen(sniffer: Mapping[str, Any] | None) -> list[tuple[State, str]]:
+    """What a person must look at in the sniffer's status of a service."""
+    if sniffer is None:
+        return [(State.UNKNOWN, "the sniffer does not know it: restart failover-sniffer")]
+    try:
+        verdict, other = sniffer["verdict"], Target(sniffer["target"]).other
+        level = {"suspect": State.WARNING, "failed": State.CRITICAL}.get(verdict)
+        found = [(level, f"verdict on the {sniffer['target']}: {verdict}: {sniffer['text']}")] if level else []
+        if sniffer["blind"]:
+            found.append((State.UNKNOWN, f"blind: {sniffer['blind']}"))
+        if sniffer[other]["ok"] is False:
+            found.append((State.WARNING, f"the {other} fails its probe: {sniffer[other]['text']}"))
+    except (KeyError, TypeError, ValueError):  # of another version
+        return [(State.UNKNOWN, "the sniffer's answer is not understood: restart failover-sniffer")]
+    return found
+
+
+def briefs(found: Sequence[tuple[State, str]], *, every: bool) -> list[str]:
+    """The lines of all services, the most urgent first; those of many that are well are summed up unless ``every``."""
+    lines = [text for level in _URGENCY for state, text in found if state is level]
+    well = [text for state, text in found if state is State.OK]
+    if len(found) > SCREENFUL and len(well) > 1 and not every:
+        well = [f"{len(well)} services: all well, on the primary"]
+    return lines + well
 
 
 def status(
@@ -66,6 +117,16 @@ def drain(name: str, going_on: Drain) -> str:
     until = "" if deadline is None else f", cut at {moment(deadline)}"
     left = "an unknown number of" if going_on.left is None else going_on.left
     return f"{name}: {left} open connections left on the {going_on.old}{until}"
+
+
+def drains(names: Sequence[str], going_on: Mapping[str, Drain]) -> str:
+    """The progress of the drains of these services."""
+    if not going_on:
+        return f"{shortened(names)}: no open connection is left to wait for"
+    if len(going_on) == 1:
+        return drain(*next(iter(going_on.items())))
+    left = sum(one.left or 0 for one in going_on.values())
+    return f"{shortened([*going_on])}: {left} open connections left in all"
 
 
 def line(entry: JournalEntry) -> str:

@@ -6,34 +6,28 @@ A function raises FailedError if an order is refused or impossible; errors of ot
 
 import argparse
 import json
-import os
 import sys
 import time
-from typing import Any
 
 from check_failover import control, syncstate
-from check_failover.admin import FailedError, remote, reports, show
-from check_failover.admin.director import basket
+from check_failover.admin import FailedError, reports, show
 from check_failover.admin.doctor import doctor
-from check_failover.admin.finding import LOOK_TIMEOUT, journal
-from check_failover.admin.icinga2_objects import icinga2
-from check_failover.admin.objects import nagios
+from check_failover.admin.finding import LOOK_MORE, LOOK_TIMEOUT, journal
+from check_failover.admin.orders import operator
 from check_failover.config import Config
 from check_failover.control import MAX_HISTORY, ControlError
-from check_failover.model import Service, printable
+from check_failover.model import State, printable
 from check_failover.records import JournalEntry, service_statuses, to_json
-from check_failover.rights import user_name
-
-REPLY_TIMEOUT = 20.0  # seconds; a flip may wait for a probe of either server
-PROGRESS_EVERY = 0.5  # seconds between two lines during a drain
 
 
 def status(config: Config, arguments: argparse.Namespace) -> None:
-    services = _chosen(config, arguments.service)
-    reply = control.ask(config.controller.redirector_socket, {"verb": "status"}, LOOK_TIMEOUT)
+    services = [config.service(name) for name in arguments.names] or config.services
+    message = {"verb": "status", **({"service": services[0].name} if len(services) == 1 else {})}
+    limit = LOOK_TIMEOUT + LOOK_MORE * len(config.services)
+    reply = control.ask(config.controller.redirector_socket, message, limit)
     redirector = service_statuses(reply)
     try:
-        sniffer = control.ask(config.controller.sniffer_socket, {"verb": "status"}, LOOK_TIMEOUT)["services"]
+        sniffer = control.ask(config.controller.sniffer_socket, message, limit)["services"]
         away = None
     except ControlError as error:
         sniffer, away = {}, str(error)
@@ -41,60 +35,25 @@ def status(config: Config, arguments: argparse.Namespace) -> None:
         names, replies = [service.name for service in services], reply["services"]
         print(json.dumps({n: {"redirector": replies.get(n), "sniffer": sniffer.get(n)} for n in names}, indent=2))
         return
+    briefs, now = [], time.time()
     for service in services:
-        if service.name not in redirector:
-            raise FailedError(f"{service.name}: the redirector does not know it: restart failover-redirector")
-        found = redirector[service.name]
-        _show(*show.status(service, found, sniffer.get(service.name), away, time.time()))
+        found, seen, more = redirector.get(service.name), sniffer.get(service.name), []
         if service.sync is not None:
-            now, record = time.time(), syncstate.read(config.controller.state_dir, service.name)
-            level, text = syncstate.judge(record, now, *syncstate.limits(service))
-            _show(f"  sync: {level.name}: {text}")
-
-
-def fail_over(config: Config, arguments: argparse.Namespace) -> None:
-    service = config.service(arguments.service)
-    message: dict[str, Any] = {"verb": "fail-over", "service": service.name, "by": _by(), "manual": True}
-    reply = _ask(config, message)
-    if reply["reason"] == "standby-not-probed":  # the sniffer is away: probe here
-        from check_failover.checks import ProbeError, probe_function
-
-        check = service.check
-        try:
-            probe = probe_function(check)(service.standby, check.options, check.timeout)
-        except ProbeError as error:
-            raise FailedError(f"cannot probe the standby: {error}") from None
-        reply = _ask(config, {**message, "facts": {"standby_ok": probe.passed}})
-    _print_text(reply)
-
-
-def drain(config: Config, arguments: argparse.Namespace) -> None:
-    """``drain`` and ``fail-back``: give the order and show the open connections, once or until none is left.
-
-    Ctrl-C ends only the display.
-    """
-    name = config.service(arguments.service).name
-    order = {"verb": arguments.verb, "service": name, "by": _by(), "manual": True, "deadline": arguments.deadline}
-    _print_text(_ask(config, order))
-    shown = None
-    while (going_on := service_statuses(_ask(config, {"verb": "status"}))[name].drain) is not None:
-        if going_on.left != shown:
-            print(show.drain(name, going_on), flush=True)
-            shown = going_on.left
-        if not arguments.wait:
-            return
-        time.sleep(PROGRESS_EVERY)
-    print(f"{name}: no open connection is left to wait for")
-
-
-def hold(config: Config, arguments: argparse.Namespace) -> None:
-    """``hold`` and ``release``."""
-    order = {"verb": arguments.verb, "service": config.service(arguments.service).name, "by": _by()}
-    _show(_ask(config, {**order, "reason": vars(arguments).get("reason")})["text"])
+            record = syncstate.read(config.controller.state_dir, service.name)
+            more = [syncstate.judge(record, now, *syncstate.limits(service))]
+        if not arguments.names:
+            synced = [(level, f"sync: {text}") for level, text in more if level is not State.OK]
+            briefs.append(show.brief(service, found, [*([] if away else show.seen(seen)), *synced]))
+        elif found is None:
+            raise FailedError(f"{service.name}: {show.UNKNOWN}")
+        else:
+            _show(*show.status(service, found, seen, away, now), *(f"  sync: {s.name}: {text}" for s, text in more))
+    if briefs:
+        _show(*([f"failover-sniffer: away: {away}"] if away else []), *show.briefs(briefs, every=arguments.all))
 
 
 def history(config: Config, arguments: argparse.Namespace) -> None:
-    chosen = {service.name for service in _chosen(config, arguments.service)}
+    chosen = [config.service(arguments.service)] if arguments.service else config.services
     if arguments.limit < 1:
         raise FailedError("--limit must be at least 1")
     wanted = arguments.show or arguments.report
@@ -108,7 +67,8 @@ def history(config: Config, arguments: argparse.Namespace) -> None:
         else:
             _show(*show.entry(found[-1]), *_evidence(config, found[-1]))
         return
-    for entry in [entry for entry in entries if entry.service in chosen][-arguments.limit :]:
+    names = {service.name for service in chosen}
+    for entry in [entry for entry in entries if entry.service in names][-arguments.limit :]:
         _show(json.dumps(to_json(entry)) if arguments.json else show.line(entry))
 
 
@@ -134,7 +94,7 @@ def write_reports(config: Config, arguments: argparse.Namespace) -> None:
 def drill(config: Config, arguments: argparse.Namespace) -> None:
     from check_failover.admin.drill import DrillRun
 
-    service, by = config.service(arguments.service), _by()
+    service, by = config.service(arguments.service), operator()
     client = arguments.client or service.test_client
     print(f"{service.name}: drill, ordered by {by}", flush=True)
     failed = DrillRun(config, service, by, client, arguments.wait, arguments.limit, arguments.sms).run()
@@ -149,53 +109,6 @@ def run_doctor(config: Config, arguments: argparse.Namespace) -> None:
     sys.exit(code)
 
 
-def check_config(config: Config, _arguments: argparse.Namespace) -> None:
-    print("\n".join(show.config(config)))
-
-
-def nagios_config(config: Config, arguments: argparse.Namespace) -> None:
-    print(nagios(config, templates=not arguments.services_only))
-
-
-def icinga2_config(config: Config, arguments: argparse.Namespace) -> None:
-    if arguments.director:
-        print(basket(config), end="")
-        return
-    print(icinga2(config, templates=not arguments.services_only, endpoint=arguments.endpoint))
-
-
-def remote_config(config: Config, arguments: argparse.Namespace) -> None:
-    site = remote.Site(arguments.controller, arguments.plugins)
-    print(remote.WAYS[arguments.way][arguments.on](config, site))
-
-
 def _show(*lines: str) -> None:
     """Print lines that contain texts from elsewhere."""
     print(printable("\n".join(lines), kept="\n"))
-
-
-def _chosen(config: Config, name: str | None) -> tuple[Service, ...]:
-    return config.services if name is None else (config.service(name),)
-
-
-def _ask(config: Config, message: dict[str, Any]) -> dict[str, Any]:
-    return control.ask(config.controller.redirector_socket, message, timeout=REPLY_TIMEOUT)
-
-
-def _print_text(reply: dict[str, Any]) -> None:
-    """Print the outcome of an order; a refusal is a failure, "already there" is not."""
-    if reply.get("flipped"):
-        print(reply.get("line") or reply.get("text"))
-        if reply.get("error"):
-            raise FailedError(f"flipped, but {reply['error']}")
-    elif reply["reason"] == "already-there":
-        print(reply["text"])
-    else:
-        raise FailedError(f"refused, {reply['reason']}: {reply['text']}")
-
-
-def _by() -> str:
-    """The operator's user name, also behind sudo (sudo(8), SUDO_USER)."""
-    if os.getuid() == 0 and "SUDO_USER" in os.environ:
-        return os.environ["SUDO_USER"]
-    return user_name(os.getuid())

@@ -23,7 +23,7 @@ def check(argv: Sequence[str]) -> Outcome:
     deadline(arguments.timeout, "failover-redirector")
     path = arguments.socket or socket_of(arguments.config, "redirector.sock")
     try:
-        reply = control.ask(path, {"verb": "status"}, timeout=arguments.timeout)
+        reply = control.ask(path, {"verb": "status", "service": arguments.service}, arguments.timeout)
     except ControlError as error:
         if isinstance(error, UnreachableError) and not isinstance(error, DeniedError):
             return Outcome(State.CRITICAL, f"failover-redirector is away: {error}")

@@ -104,7 +104,7 @@ def from_counters(first: Activity, second: Activity, interval: float) -> Outcome
 def _service(daemon: str, arguments: argparse.Namespace, read: Callable[[Mapping[str, Any]], Mapping[str, T]]) -> T:
     """The service in a daemon's status. Raises ControlError, CheckError."""
     path = socket_of(arguments.config, f"{daemon}.sock")
-    known = read(control.ask(path, {"verb": "status"}, timeout=arguments.timeout / 2))
+    known = read(control.ask(path, {"verb": "status", "service": arguments.service}, arguments.timeout / 2))
     if arguments.service not in known:
         raise CheckError(f"no service {arguments.service!r}; configured are: {', '.join(sorted(known)) or 'none'}")
     return known[arguments.service]

@@ -76,8 +76,8 @@ class Redirect(Protocol):
         Otherwise a client that reuses a port would be sent to ``old`` as part of its former connection.
         """
 
-    def open_connections(self, service: Service, server: Target) -> int:
-        """The number of clients' open connections to that server (UDP: flows that the kernel still remembers)."""
+    def open_connections(self, servers: Mapping[str, Target]) -> dict[str, int]:
+        """Service name -> number of clients' open connections to that server (UDP: flows still remembered)."""
 
     def elsewhere(self, service: Service, target: Target) -> list[Endpoint]:
         """Clients with an open connection to another server than ``target`` (UDP: the kernel still remembers it)."""
@@ -88,7 +88,7 @@ class Redirect(Protocol):
         Called right after ``wire``, with ``old`` as the dead server.
         """
 
-    def activity(self, service: Service) -> Activity:
+    def activity(self, services: Iterable[Service]) -> dict[str, Activity]:
         """Counters for ``check_failover_traffic`` without the sniffer."""
 
     def forget(self, service: Service, client: str, port: int) -> bool:

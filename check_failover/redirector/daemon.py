@@ -96,11 +96,12 @@ def run(config: Config, wake: Wake) -> bool:
         _guarded(partial(steering.reconcile, change))
         said = float("-inf")
         for service in config.services:
-            for act in (requests.advance, requests.fail_back, requests.look):
+            for act in (requests.advance, requests.fail_back):
                 _guarded(partial(act, service))
             if time.monotonic() - said > 1:
                 alive(_summary(steering))  # the lock could be taken
                 said = time.monotonic()
+        _guarded(requests.look)
         if wake.hangup:
             wake.hangup = False
             anew = _can_begin_anew(config, drills)

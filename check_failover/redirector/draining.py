@@ -49,7 +49,7 @@ class Drains:
                 return None
             old, freed = state.drain.old, None
             try:
-                left = self._redirect.open_connections(service, old)
+                left = self._redirect.open_connections({name: old})[name]
                 why = ending(state.drain, left, old_failed=old_failed, now=store.drain_now(name, state.drain))
                 if why is None:
                     return None

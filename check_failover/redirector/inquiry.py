@@ -6,6 +6,7 @@ While the sniffer is away, a process without capabilities probes for an order (`
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -44,10 +45,15 @@ def probe(controller: Controller, service: Service, target: Target, *, quick: bo
     return bool(reply.get("passed"))
 
 
-def health(controller: Controller, service: Service, target: Target, timeout: float = 2.0) -> dict[str, Any]:
+def health(controller: Controller, service: Service, target: Target) -> dict[str, Any]:
     """The sniffer's latest probe results of a server; empty if the sniffer does not answer."""
-    found = _sniffer(controller, service, timeout).get(target, {})
-    return found if isinstance(found, dict) else {}
+    return _part(_sniffer(controller, service), target)
+
+
+def primaries(controller: Controller, services: Sequence[Service]) -> dict[str, dict[str, Any]]:
+    """The same of the primaries of these services, by one question, where a person waits for a status."""
+    found = _ask(controller, services[0].name if len(services) == 1 else None, STATUS_TIMEOUT)
+    return {service.name: _part(_part(found, service.name), Target.PRIMARY) for service in services}
 
 
 def with_missing_facts(
@@ -139,19 +145,28 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts, *, la
 
 def _sniffer(controller: Controller, service: Service, timeout: float = 2.0) -> dict[str, Any]:
     """The sniffer's status of a service (see ``control``); empty if the sniffer does not answer within ``timeout``."""
+    return _part(_ask(controller, service.name, timeout), service.name)
+
+
+def _ask(controller: Controller, name: str | None, timeout: float) -> dict[str, Any]:
+    """The same for all services, or for the one of that name."""
     global _silent_until
     if timeout == STATUS_TIMEOUT and time.monotonic() < _silent_until:
         return {}
     try:
-        reply = control.ask(controller.sniffer_socket, {"verb": "status"}, timeout=timeout)
+        message = {"verb": "status", **({"service": name} if name else {})}
+        return _part(control.ask(controller.sniffer_socket, message, timeout=timeout), "services")
     except SilentError:
         if timeout == STATUS_TIMEOUT:
             _silent_until = time.monotonic() + SILENT_FOR
         return {}
     except ControlError:
         return {}
-    found = reply.get("services", {}).get(service.name, {})
-    return found if isinstance(found, dict) else {}
+
+
+def _part(found: dict[str, Any], key: str) -> dict[str, Any]:
+    inner = found.get(key)
+    return inner if isinstance(inner, dict) else {}
 
 
 def synced(controller: Controller, service: Service, facts: Facts) -> Facts:

@@ -90,7 +90,7 @@ class Repair:
         event = {"event": "flip", "service": service.name, "target": str(old.other), "old": str(old)}
         self._publish({**event, "at": entry.at, "drain": drain})
         if drain:
-            self._try(done, "left", lambda: self._redirect.open_connections(service, old))
+            self._try(done, "left", lambda: self._redirect.open_connections({service.name: old})[service.name])
         else:
             self._try(done, "freed", lambda: self._redirect.free_stranded(service, old))
             self.sweep_later(service, old)

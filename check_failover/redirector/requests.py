@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, replace
 from typing import Any
 
@@ -42,7 +43,8 @@ class RedirectorRequests:
     def handle(self, message: Message, peer: Peer) -> Message:
         verb = str(message["verb"])
         if verb == "status":
-            return {"services": {service.name: to_json(self.status(service)) for service in self._services}}
+            chosen = [one for one in self._services if one.name == message.get("service")] or self._services
+            return {"services": {name: to_json(status) for name, status in self.statuses(chosen).items()}}
         if verb == "history":
             return self._history(message)
         if verb == "state":
@@ -55,25 +57,34 @@ class RedirectorRequests:
             if verb == "follow":
                 return self._follow(message)
             if verb == "activity":
-                names = [service.name for service in self._services if service.name in _names(message)]
-                return {"services": {name: astuple(self._steering.activity(name)) for name in names}}
+                found = self._steering.activity(one for one in self._services if one.name in _names(message))
+                return {"services": {name: astuple(counted) for name, counted in found.items()}}
             return self._act(verb, self._service(message), by, message, peer)
         except (RedirectError, StateError) as error:
             raise RequestRefusedError(str(error)) from None
 
     def status(self, service: Service) -> ServiceStatus:
-        """The steering's status, with the state and the lines of "NAME redirect"."""
-        order = None
-        if self._steering.targets()[service.name] is Target.STANDBY:
-            ending = self._afterwards.closing
-            timeout = inquiry.STATUS_TIMEOUT
-            health = {} if ending else inquiry.health(self._controller, service, Target.PRIMARY, timeout)
-            facts = inquiry.synced(self._controller, service, Facts())
-            order = self._with_primary(Order(service, "fail-back", "", facts, manual=True), health)
-        status = self._steering.status(service.name, order)
-        state, text = redirect_state(status)
-        lines = tuple(detail_lines(service, status, self._report_url))
-        return replace(status, state=state, text=text, story=lines, drill=self._drill(service))
+        return self.statuses((service,))[service.name]
+
+    def statuses(self, services: Sequence[Service]) -> dict[str, ServiceStatus]:
+        """The steering's statuses, with the state and the lines of "NAME redirect"."""
+        targets, orders = self._steering.targets(), []
+        away = [service for service in services if targets[service.name] is Target.STANDBY]
+        known = inquiry.primaries(self._controller, away) if away and not self._afterwards.closing else {}
+        for service in services:
+            order = Order(service, "fail-back", "", Facts())
+            if targets[service.name] is Target.STANDBY:
+                order = replace(order, facts=inquiry.synced(self._controller, service, Facts()), manual=True)
+                order = self._with_primary(order, known.get(service.name, {}))
+            orders.append(order)
+        found = self._steering.statuses(orders)
+        for service in services:
+            status = found[service.name]
+            state, text = redirect_state(status)
+            lines = tuple(detail_lines(service, status, self._report_url))
+            status = replace(status, state=state, text=text, story=lines, drill=self._drill(service))
+            found[service.name] = status
+        return found
 
     def _drill(self, service: Service) -> DrillStatus | None:
         try:
@@ -236,14 +247,22 @@ class RedirectorRequests:
         if self._steering.drains.advance(service, old_failed=failed):
             self._report_state(service)
 
-    def look(self, service: Service) -> None:
-        """Report the state after a change, or as a heartbeat."""
-        now = self._steering.shown(service.name)
-        same, self._looked_at[service.name] = self._looked_at.get(service.name) == now, now
-        # A drain's and the checklist's facts change without the state.
-        if same and now[0].target is Target.PRIMARY and now[0].drain is None and not self._report.due(service):
-            return
-        self._afterwards.submit(lambda: self._report.look(service, self.status(service)), only=service.name)
+    def look(self) -> None:
+        """Report the states after a change, or as a heartbeat."""
+        self._afterwards.submit(self._look, only="look")
+
+    def _look(self) -> None:
+        chosen = []
+        for service in self._services:
+            now = self._steering.shown(service.name)
+            same, self._looked_at[service.name] = self._looked_at.get(service.name) == now, now
+            # A drain's and the checklist's facts change without the state.
+            if same and now[0].target is Target.PRIMARY and now[0].drain is None and not self._report.due(service):
+                continue
+            chosen.append(service)
+        found = self.statuses(chosen) if chosen else {}
+        for service in chosen:
+            self._report.look(service, found[service.name])
 
     def close(self) -> None:
         """Send the waiting reports."""

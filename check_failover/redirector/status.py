@@ -1,29 +1,45 @@
-"""A service's status, which the redirector answers to ``status``. Reads rule, counters, connections from the kernel."""
+"""The services' statuses, which the redirector answers to ``status``: rules, counters, connections from the kernel."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from check_failover.decide import FAIL_BACK, checklist
 from check_failover.records import AutoFailBack, ServiceStatus
-from check_failover.redirector import Redirect, RedirectError
+from check_failover.redirector import Redirect, RedirectError, Wiring
 from check_failover.redirector.order import Order, situation
 from check_failover.redirector.store import StateStore
 
 
-def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceStatus:
-    """See ``records``. ``fail_back``: an order to fail back, with the known facts about the primary."""
-    service, state = fail_back.service, store.state[fail_back.service.name]
-    wired = redirect.wired((service,)).get(service.name)
-    kernel = None if wired is None else wired.target
-    activity, drain = None, state.drain
-    problem = next(iter(store.problems[service.name].values()), None)
+def statuses(redirect: Redirect, store: StateStore, fail_backs: Sequence[Order]) -> dict[str, ServiceStatus]:
+    """See ``records``. ``fail_backs``: orders to fail back, with the known facts about the primary.
+
+    The kernel is asked once for all services: the time to read a table hardly depends on how many are looked for.
+    """
+    services = [order.service for order in fail_backs]
+    wired = redirect.wired(services)
+    drains = {one.name: drain.old for one in services if (drain := store.state[one.name].drain) is not None}
+    fault, activity, left = None, {}, {}
     try:
-        activity = redirect.activity(service)
-        if drain is not None:
-            drain = replace(drain, left=redirect.open_connections(service, drain.old))
+        activity = redirect.activity(services)
+        left = redirect.open_connections(drains)
     except RedirectError as error:
-        problem = problem or str(error)
+        fault = str(error)
+    found = {}
+    for order in fail_backs:
+        name = order.service.name
+        lost = fault if name not in activity or name in drains else None
+        status = _status(store, order, wired.get(name), lost)
+        drain = None if status.drain is None else replace(status.drain, left=left.get(name))
+        found[name] = replace(status, activity=activity.get(name), drain=drain)
+    return found
+
+
+def _status(store: StateStore, fail_back: Order, wired: Wiring | None, problem: str | None) -> ServiceStatus:
+    service, state = fail_back.service, store.state[fail_back.service.name]
+    kernel = None if wired is None else wired.target
+    problem = next(iter(store.problems[service.name].values()), problem)
     if kernel is not state.target and problem is None:
         problem = f"the kernel's rule says {kernel or 'nothing'}, not {state.target}"
     age = store.since_move(service.name)
@@ -38,11 +54,10 @@ def status(redirect: Redirect, store: StateStore, fail_back: Order) -> ServiceSt
         kernel=kernel,
         withheld=None if wired is None else wired.withheld,
         dead=None if wired is None else wired.dead,
-        drain=drain,
+        drain=state.drain,
         auto_fail_back=automatic,
         hold_down_left=0.0 if age is None else max(0.0, round(service.policy.hold_down - age, 1)),
         problem=problem,
-        activity=activity,
         fail_back=tuple(
             (str(reason), why) for reason, why in checklist(FAIL_BACK, fail_back.facts, service.policy, asked)
         ),

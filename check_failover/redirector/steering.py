@@ -14,14 +14,14 @@ event handler only once for each change of state. A restart keeps the order and 
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from check_failover import story
 from check_failover.config import Config
 from check_failover.decide import RETRYABLE, Decision, Reason
-from check_failover.model import Endpoint, Facts, Hold, Service, Target
+from check_failover.model import Endpoint, Hold, Service, Target
 from check_failover.records import Activity, Caller, DrillParts, JournalEntry, ServiceStatus
 from check_failover.redirector import Change, Redirect, RedirectError, Wiring, current
 from check_failover.redirector.draining import Drains
@@ -29,7 +29,7 @@ from check_failover.redirector.order import Order, after, decided, explained, si
 from check_failover.redirector.reaching import Reaching
 from check_failover.redirector.repair import Event, Repair, quietly
 from check_failover.redirector.state import ServiceState, StateError, disagreement, outranks
-from check_failover.redirector.status import status
+from check_failover.redirector.status import statuses
 from check_failover.redirector.store import StateStore
 
 log = logging.getLogger(__name__)
@@ -316,9 +316,9 @@ class Steering:
         forget = partial(self._redirect.forget, self._services[name], client, port)
         return forget() if reads else self.reaching.rescue(name, forget)
 
-    def activity(self, name: str) -> Activity:
-        """The NAT's counters of a service. Raises RedirectError."""
-        return self._redirect.activity(self._services[name])
+    def activity(self, services: Iterable[Service]) -> dict[str, Activity]:
+        """The NAT's counters of these services. Raises RedirectError."""
+        return self._redirect.activity(services)
 
     def elsewhere(self, name: str) -> tuple[Target, list[Endpoint]]:
         """The target, and the clients with open connections to another server. Raises RedirectError."""
@@ -336,7 +336,7 @@ class Steering:
 
     # ------------------------------------------------------------ queries
 
-    def status(self, name: str, fail_back: Order | None = None) -> ServiceStatus:
-        """See ``records``; ``fail_back``: an order to fail back, with the known facts about the primary."""
-        order = fail_back or Order(self._services[name], "fail-back", "", Facts())
-        return replace(status(self._redirect, self._store, order), **self.reaching.silence(name))
+    def statuses(self, orders: Iterable[Order]) -> dict[str, ServiceStatus]:
+        """See ``records``; ``orders``: to fail back, one for each service, with the known facts about the primary."""
+        found = statuses(self._redirect, self._store, tuple(orders))
+        return {name: replace(status, **self.reaching.silence(name)) for name, status in found.items()}

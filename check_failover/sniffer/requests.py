@@ -26,7 +26,7 @@ class SnifferRequests:
 
     def handle(self, message: Message, _peer: Peer) -> Message:
         if message["verb"] == "status":
-            return self._status()
+            return self._status(message.get("service"))
         try:
             service = self._loop.config.service(str(message.get("service")))
             if message["verb"] == "drill":
@@ -57,12 +57,14 @@ class SnifferRequests:
             time.sleep(0.01)
         return {"taken": not self._loop.actions.outbox.waiting()}
 
-    def _status(self) -> Message:
+    def _status(self, wanted: object) -> Message:
+        """Of the wanted service, or of all."""
         answer: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
         def look() -> None:
-            now = time.monotonic()
-            answer.put({name: monitor.status(now) for name, monitor in self._loop.monitors.items()})
+            now, every = time.monotonic(), self._loop.monitors
+            chosen = [wanted] if isinstance(wanted, str) and wanted in every else every
+            answer.put({name: every[name].status(now) for name in chosen})
 
         self._loop.call(look)
         try:

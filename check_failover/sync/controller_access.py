@@ -107,7 +107,7 @@ class LocalAccess:
         """Which server serves now, and whether the primary is failing."""
         name, controller = self._service.name, self._config.controller
         try:
-            services = control.ask(controller.redirector_socket, {"verb": "status"})["services"]
+            services = control.ask(controller.redirector_socket, {"verb": "status", "service": name})["services"]
             mine = services[name]
             target, since = Target(mine["target"]), mine.get("since")
             kernel, told, unsure = mine.get("kernel"), mine.get("reached"), mine.get("peer_unsure") is True
@@ -128,8 +128,9 @@ class LocalAccess:
     def _failing(self) -> str | None:
         """Why the primary is considered failing, or None; without a verdict of the sniffer one probe decides."""
         try:
-            services = control.ask(self._config.controller.sniffer_socket, {"verb": "status"})["services"]
-            mine = services[self._service.name]
+            name = self._service.name
+            message = {"verb": "status", "service": name}
+            mine = control.ask(self._config.controller.sniffer_socket, message)["services"][name]
             verdict, text = str(mine["verdict"]), str((mine.get("primary") or {}).get("text") or "")
         except (control.ControlError, KeyError, TypeError, AttributeError):
             verdict, text = "idle", ""

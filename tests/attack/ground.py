@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -56,13 +56,16 @@ class Kernel:
     def forget_unanswered(self, service: Service, old: Target) -> int:
         return 0
 
-    free_stranded = sweep = sweep_finished = open_connections = cut = forget_unanswered
+    free_stranded = sweep = sweep_finished = cut = forget_unanswered
+
+    def open_connections(self, servers: Mapping[str, Target]) -> dict[str, int]:
+        return dict.fromkeys(servers, 0)
 
     def elsewhere(self, service: Service, target: Target) -> list[Endpoint]:
         return []
 
-    def activity(self, service: Service) -> Activity:
-        return Activity(0, 0)
+    def activity(self, services: Collection[Service]) -> dict[str, Activity]:
+        return {service.name: Activity(0, 0) for service in services}
 
     def forget(self, service: Service, client: str, port: int) -> bool:
         return True

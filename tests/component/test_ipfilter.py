@@ -133,7 +133,7 @@ def test_recorded_current_and_activity(tmp_path: Path) -> None:
     replay = Replay(tmp_path / "bin", [("-lR", "", recorded("list-l")), ("-lvR", "", recorded("list-lv"))])
     redirect = _redirect(replay.path, tmp_path)
     assert current(redirect, WEB) is PRIMARY
-    activity = redirect.activity(WEB)
+    activity = redirect.activity([WEB])["web"]
     assert (activity.asked, activity.answered) == (8, 8)
     assert replay.finished, replay.refused
 
@@ -695,7 +695,7 @@ BLOCKED = """
     service = config.services[0]
     redirect.wire(service, Wiring(Target.STANDBY, Target.PRIMARY))
     redirect.forget_unanswered(service, Target.PRIMARY), redirect.free_stranded(service, Target.PRIMARY)
-    redirect.wired((service,)), redirect.activity(service), redirect.forget(service, "192.0.2.7", 1)
+    redirect.wired((service,)), redirect.activity((service,)), redirect.forget(service, "192.0.2.7", 1)
     print(current(redirect, service))
     try:
         REDIRECTS["nftables"](config)
@@ -771,12 +771,12 @@ def test_activity_goes_on_over_a_flip(kernel: Kernel, tmp_path: Path, poked: lis
     redirect.install({"web": PRIMARY, "dns": PRIMARY})
     kernel.connect(WEB, "192.0.2.7", 1001, asked=5, answered=4)
     kernel.connect(DNS, "192.0.2.7", 1002, asked=1, answered=1)
-    counted = [redirect.activity(WEB)]
+    counted = [redirect.activity([WEB])["web"]]
     kernel.connect(WEB, "192.0.2.7", 1001, asked=3, answered=0)
-    counted.append(redirect.activity(WEB))
+    counted.append(redirect.activity([WEB])["web"])
     redirect.wire(WEB, Wiring(STANDBY, STANDBY.other))
-    counted.append(redirect.activity(WEB))
+    counted.append(redirect.activity([WEB])["web"])
     kernel.connect(WEB, "192.0.2.7", 1003, asked=2, answered=2)
-    counted.append(redirect.activity(WEB))
+    counted.append(redirect.activity([WEB])["web"])
     assert [(one.asked, one.answered) for one in counted] == [(5, 4), (8, 4), (8, 4), (10, 6)]
     assert tag_of("web") == "cfo.web"

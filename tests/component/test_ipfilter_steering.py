@@ -77,7 +77,7 @@ def test_over_back_and_over_a_restart(kernel: Kernel, tmp_path: Path, events: li
     assert again.order(OVER).reason == "already-there"
     assert again.order(BACK).flipped is True
     assert _ours(kernel) == [OLD]
-    status = again.status("web")
+    status = again.statuses([BACK])["web"]
     assert (status.target, status.kernel, status.problem) == (Target.PRIMARY, Target.PRIMARY, None)
     assert status.activity == Activity(0, 0)
     assert [event["target"] for event in events if event["event"] == "flip"] == ["standby", "primary"]
@@ -169,12 +169,12 @@ def test_a_drain(kernel: Kernel, tmp_path: Path, events: list[dict[str, Any]]) -
         steering.order(replace(order, deadline=60.0))
     entry = steering.order(order)
     assert (entry.flipped, entry.forgotten, entry.freed) == (True, None, None)
-    assert entry.left == steering.status("web").drain.left == 1
+    assert entry.left == steering.statuses([BACK])["web"].drain.left == 1
     assert steering.drains.advance(WEB) is None
     over = steering.drains.advance(WEB, old_failed=True)
     assert over is not None
     assert over.text == "the primary fails its probes: 1 open connections stay with it"
-    assert steering.status("web").drain is None
+    assert steering.statuses([BACK])["web"].drain is None
     assert kernel.connect(WEB, "192.0.2.7", 1) == "10.0.0.1 8080"
     assert kernel.connect(WEB, "192.0.2.8", 1) == "10.0.0.2 8081"
 

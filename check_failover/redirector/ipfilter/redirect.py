@@ -143,10 +143,11 @@ class Ipfilter:
             raise self._unsaved
         return poked
 
-    def open_connections(self, service: Service, server: Target) -> int:
+    def open_connections(self, servers: Mapping[str, Target]) -> dict[str, int]:
         """Sessions as the NAT's table has them: a closed one stays for some minutes."""
-        wanted = service.server(server)
-        return sum(one.of(service) and one.server == wanted for one in self._ipnat.read(verbose=True).sessions)
+        sessions = self._ipnat.read(verbose=True).sessions if servers else ()
+        wanted = {name: (self._services[name], self._services[name].server(one)) for name, one in servers.items()}
+        return {name: sum(s.of(of) and s.server == server for s in sessions) for name, (of, server) in wanted.items()}
 
     def elsewhere(self, service: Service, target: Target) -> list[Endpoint]:
         wanted = service.server(target)
@@ -169,14 +170,15 @@ class Ipfilter:
         """None: asked in a drill only."""
         return frozenset()
 
-    def activity(self, service: Service) -> Activity:
+    def activity(self, services: Iterable[Service]) -> dict[str, Activity]:
         """Packets as the NAT's session table counts them, added up since this program started. All packets: the table
         does not tell those that demand an answer."""
         with self._metering:
             sessions = self._ipnat.read(verbose=True).sessions
             for name, meter in self._meters.items():
                 meter.look(session for session in sessions if session.of(self._services[name]))
-            return Activity(self._meters[service.name].asked, self._meters[service.name].answered)
+            meters = {service.name: self._meters[service.name] for service in services}
+            return {name: Activity(meter.asked, meter.answered) for name, meter in meters.items()}
 
     # ------------------------------------------------------------ what should be there
 

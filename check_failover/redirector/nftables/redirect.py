@@ -138,14 +138,24 @@ class Nftables:
     def sweep(self, service: Service, old: Target) -> None:
         self._flush(self._conntrack, service, old, ruleset.CT_SERVER)
 
-    def open_connections(self, service: Service, server: Target) -> int:
-        return sum(entry.open for entry in self._open(service, server))
+    def open_connections(self, servers: Mapping[str, Target]) -> dict[str, int]:
+        """One dump for all; the kernel filters by the bits in which their marks agree."""
+        marks = {self._mark(self._services[name], server): name for name, server in servers.items()}
+        mask, some, left = ruleset.CT_SERVER | ruleset.FINISHED, next(iter(marks), 0), dict.fromkeys(servers, 0)
+        for mark in marks:
+            mask &= ~(mark ^ some)
+        for family in {self._services[name].address.family for name in servers}:
+            for entry in self._conntrack.dump(some & mask, mask, family):
+                name = marks.get(entry.mark & (ruleset.CT_SERVER | ruleset.FINISHED))
+                if name is not None and entry.open:
+                    left[name] += 1
+        return left
 
     def elsewhere(self, service: Service, target: Target) -> list[Endpoint]:
         return [entry.client for entry in self._open(service, target.other) if entry.open]
 
     def cut(self, service: Service, old: Target) -> int:
-        cut = self.open_connections(service, old)
+        cut = self.open_connections({service.name: old})[service.name]
         self.forget_unanswered(service, old)
         self.free_stranded(service, old)
         return cut
@@ -165,8 +175,9 @@ class Nftables:
     def _flush(self, conntrack: Conntrack, service: Service, server: Target, mask: int, also: int = 0) -> None:
         conntrack.flush(self._mark(service, server) | also, mask, service.address.family)
 
-    def activity(self, service: Service) -> Activity:
-        return Activity(*(self._table.counter(f"{what}_{service.name}") for what in ("requests", "replies")))
+    def activity(self, services: Iterable[Service]) -> dict[str, Activity]:
+        count, what = self._table.counter, ("requests", "replies")
+        return {one.name: Activity(*(count(f"{which}_{one.name}") for which in what)) for one in services}
 
     def forget(self, service: Service, client: str, port: int) -> bool:
         entry = self._conntrack.find(service, Endpoint(client, port))
