@@ -329,8 +329,13 @@ class Site:
 
     def sniffer(self, name: str = "ldap") -> dict[str, Any]:
         """The sniffer's status of a service."""
-        found: dict[str, Any] = control.ask(self.socket("sniffer"), {"verb": "status"}, timeout=10.0)["services"][name]
+        found: dict[str, Any] = self.sniffers()[name]
         return found
+
+    def sniffers(self) -> dict[str, dict[str, Any]]:
+        """The sniffer's status of all services."""
+        found: dict[str, dict[str, Any]] = control.ask(self.socket("sniffer"), {"verb": "status"}, timeout=10.0)
+        return found["services"]
 
     def journal(self, *verbs: str) -> list[dict[str, Any]]:
         """The journal's entries with one of these verbs (all without), without a line that a full disk cut."""
