@@ -39,24 +39,22 @@ CLIENT, SERVER, OTHER = "198.51.100.7", "192.0.2.10", "192.0.2.11"
 CLIENT6, SERVER6, OTHER6 = "2001:db8::7", "2001:db8::10", "2001:db8::11"
 
 
-LOADS = {
-    bpf.LDW: ("!I", 0), bpf.LDH: ("!H", 0), bpf.LDB: ("B", 0),
-    bpf.LDXW: ("!I", 1), bpf.LDXH: ("!H", 1), bpf.LDXB: ("B", 1),
-}  # fmt: skip
-SUMS: dict[int, Callable[[int, int, int], int]] = {
-    bpf.LD_IMM: lambda _a, k, _x: k,
-    bpf.ADD: lambda a, k, _x: a + k,
-    bpf.ADD_X: lambda a, _k, x: a + x,
-    bpf.MUL: lambda a, k, _x: a * k,
-    bpf.AND: lambda a, k, _x: a & k,
-    bpf.LSH: lambda a, k, _x: a << k,
-    bpf.RSH: lambda a, k, _x: a >> k,
+NAMES = {code: name for name, code in bpf.CODES.items()}
+LOADS = {"ld [": "!I", "ldh [": "!H", "ldb [": "B"}
+SUMS: dict[str, Callable[[int, int, int], int]] = {
+    "ld #": lambda _a, k, _x: k,
+    "add #": lambda a, k, _x: a + k,
+    "add x": lambda a, _k, x: a + x,
+    "mul #": lambda a, k, _x: a * k,
+    "and #": lambda a, k, _x: a & k,
+    "lsh #": lambda a, k, _x: a << k,
+    "rsh #": lambda a, k, _x: a >> k,
 }
-JUMPS: dict[int, Callable[[int, int, int], bool]] = {
-    bpf.JEQ: lambda a, k, _x: a == k,
-    bpf.JEQ_X: lambda a, _k, x: a == x,
-    bpf.JGT: lambda a, k, _x: a > k,
-    bpf.JSET: lambda a, k, _x: a & k != 0,
+JUMPS: dict[str, Callable[[int, int, int], bool]] = {
+    "jeq #": lambda a, k, _x: a == k,
+    "jeq x": lambda a, _k, x: a == x,
+    "jgt #": lambda a, k, _x: a > k,
+    "jset #": lambda a, k, _x: a & k != 0,
 }
 
 
@@ -66,28 +64,30 @@ def interpret(program: bytes, frame: bytes) -> int:
     memory = [0] * 16
     for _ in range(len(program) // 8):  # programs only jump forward
         code, true, false, k = struct.unpack_from("HBBI", program, 8 * at)
+        name = NAMES[code]
         at += 1
         try:
-            if code == bpf.LDB and k == bpf.PACKET_TYPE:
+            if name == "ldb [" and k == bpf.PACKET_TYPE:
                 a = 0  # to this host
-            elif code in LOADS:
-                form, relative = LOADS[code]
-                (a,) = struct.unpack_from(form, frame, k + x * relative)
-            elif code == bpf.LDX_MSH:
+            elif name in LOADS:
+                (a,) = struct.unpack_from(LOADS[name], frame, k)
+            elif "[x + " in name:
+                (a,) = struct.unpack_from(LOADS[name.removesuffix("x + ")], frame, k + x)
+            elif name == "ldxb 4*([":
                 x = 4 * (frame[k] & 15)
-            elif code in (bpf.ST, bpf.STX):
-                memory[k] = a if code == bpf.ST else x
-            elif code == bpf.LD_MEM:
+            elif name in ("st M[", "stx M["):
+                memory[k] = a if name == "st M[" else x
+            elif name == "ld M[":
                 a = memory[k]
-            elif code in (bpf.LDX_MEM, bpf.LDX_IMM, bpf.TAX):
-                x = {bpf.LDX_MEM: memory[k % 16], bpf.LDX_IMM: k, bpf.TAX: a}[code]
-            elif code in SUMS:
-                a = SUMS[code](a, k, x) & 0xFFFFFFFF
-            elif code in JUMPS:
-                at += true if JUMPS[code](a, k, x) else false
-            elif code == bpf.JA:
+            elif name in ("ldx M[", "ldx #", "tax"):
+                x = {"ldx M[": memory[k % 16], "ldx #": k, "tax": a}[name]
+            elif name in SUMS:
+                a = SUMS[name](a, k, x) & 0xFFFFFFFF
+            elif name in JUMPS:
+                at += true if JUMPS[name](a, k, x) else false
+            elif name == "jmp ":
                 at += k
-            elif code == bpf.RET:
+            elif name == "ret #":
                 return int(k)
             else:
                 raise AssertionError(f"unknown instruction {code:#x}")
@@ -321,11 +321,13 @@ def test_the_connection_seen_last_is_kept() -> None:
 
 def test_a_jump_too_far_is_refused() -> None:
     """Offsets have eight bits; a program that does not fit must not be assembled into another one."""
-    far = [(bpf.JEQ, "end", 0, 0), *[(bpf.AND, 0, 0, 0)] * 256, "end", (bpf.RET, 0, 0, 0)]
+    middle = "and #0\n" * 256
     with pytest.raises(ValueError, match="jump too far at instruction 0"):
-        bpf.assemble(far)
+        bpf.assemble(bpf.parse(f"jeq #0, end\n{middle}end:\nret #0"))
     with pytest.raises(ValueError, match="jump too far"):
-        bpf.assemble(["end", (bpf.AND, 0, 0, 0), (bpf.JEQ, "end", 0, 0), (bpf.RET, 0, 0, 0)])
+        bpf.assemble(bpf.parse("end:\nand #0\njeq #0, end\nret #0"))
+    with pytest.raises(ValueError, match="not understood: mod #1 2 3"):
+        bpf.parse("mod #1 2 3")
 
 
 @pytest.mark.parametrize("network", ["4", "4 with options", "6", "6 behind an extension"])
