@@ -115,7 +115,7 @@ class Taps:
             at = when - wall + now
             packet = parse(frame, at if before <= at <= now else now)  # outside: the clock was set meanwhile
             names, port, stray = whose(packet) if packet is not None else ((), 0, False)
-            if packet is None or not names:
+            if packet is None or not (names or faults):
                 continue
             name = None if faults else names[0]
             sampling = self._sampling[name]
@@ -123,11 +123,10 @@ class Taps:
                 continue
             if not stray:
                 ports[name].append(port)
-            if not stray or self._strays.passes(names[0], now):
+            passes = not stray or self._strays.passes(names[0], now)
+            costs[name] += 1.0 if passes else STRAY  # a refusal by a foreign server too: there may be very many
+            if passes and names:
                 found.append((sampling, port, (names, packet, frame)))
-                costs[name] += 1.0
-            else:
-                costs[name] += STRAY
             if costs[name] >= COUNT_EVERY:
                 self._count(name, costs.pop(name), ports.pop(name, ()), now)
         for name, cost in costs.items():
