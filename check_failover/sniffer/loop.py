@@ -30,8 +30,8 @@ from check_failover.sniffer.stage1.packet import RST, Packet
 
 PAUSE = 0.01  # seconds between two reads of the rings while there is traffic
 CHECK_TAPS_EVERY = 0.5  # seconds between two checks of interfaces and drops
-SOON = 0.05  # seconds between two looks at a service whose first packets may need rescue
-COUNT_EVERY = 0.1  # seconds between two looks at the NAT's counters of the services that are sampled
+SOON = 0.05  # seconds between two looks at a service whose first packets may need rescue, or that answers nobody
+COUNT_EVERY = 0.2  # seconds between two looks at the NAT's counters of the services that are sampled
 COMPARE_EVERY = 5.0  # seconds between two comparisons of the NAT's counters and connections with what was captured
 NEVER_DUE = float("inf")
 
@@ -268,7 +268,10 @@ class Loop:
                 asked, answered = counters[name]
                 if self._taps.share(name) > 1:
                     self._touched.add(name)
-                    self.monitors[name].suspect(self.monitors[name].traffic.detect.forwarded(asked, answered, now), now)
+                    detect = self.monitors[name].traffic.detect
+                    self.monitors[name].suspect(detect.forwarded(asked, answered, now), now)
+                    if detect.counters.since is not None:
+                        self._counted = now - COUNT_EVERY + SOON
                 else:
                     self._bypass.compare(name, asked, self._captured[name])
 

@@ -211,7 +211,7 @@ class Detectors:
 
     def forwarded(self, asked: int, answered: int, now: float) -> Suspicion | None:
         """The NAT's counters: several requests of all connections in a row without an answer (see ``ReplyTimes``)."""
-        requests, seconds = self._counters.read(asked, answered, now)
+        requests, seconds = self.counters.read(asked, answered, now)
         kind = (Detector.UNANSWERED_REQUEST, "forwarded")
         known = (times.usual() for times in self.reply_times.values() if times.count)
         usual = max(known, default=thresholds.UNKNOWN_WAIT)
@@ -332,7 +332,7 @@ class Detectors:
         self._reset_silence(now)
 
     def _forget_suspicions(self) -> None:
-        self._scales, self._silence, self._counters = Scales(), Scale(), Counters()
+        self._scales, self._silence, self.counters = Scales(), Scale(), Counters()
         self._raised: dict[Kind, float] = {}
         self._raisers: dict[Detector, tuple[Kind, bytes]] = {}
 

@@ -161,13 +161,13 @@ class Counters:
     _read_at: float = float("-inf")
     _asked: int = 0  # when an answer was counted last
     _answered: int = -1
-    _since: float | None = None  # when a later request was seen first
+    since: float | None = None  # when a later request was seen first
 
     def read(self, asked: int, answered: int, now: float) -> tuple[int, float]:
         """(requests since the last answer, seconds since the first of them was seen)."""
         if answered != self._answered or asked < self._asked or now - self._read_at > STALE_READING:
-            self._asked, self._answered, self._since = asked, answered, None
-        elif self._since is None and asked > self._asked:
-            self._since = now
+            self._asked, self._answered, self.since = asked, answered, None
+        elif self.since is None and asked > self._asked:
+            self.since = now
         self._read_at = now
-        return asked - self._asked, 0.0 if self._since is None else now - self._since
+        return asked - self._asked, 0.0 if self.since is None else now - self.since
