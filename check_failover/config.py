@@ -85,13 +85,8 @@ def load(path: str | Path = DEFAULT_PATH, *, quick: bool = False) -> Config:
     path = Path(path)
     data, raw = _parse(path)
     digest = hashlib.sha256(b"\0".join((data, __version__.encode(), config_shape.text()))).hexdigest()
-    known = False
-    with contextlib.suppress(ConfigError):
-        known = quick and _published(_run_dir(path, raw), digest)
-    if not known:
-        wrong = config_shape.problem(raw)
-        if wrong is not None:
-            raise ConfigError(f"{path}: {wrong}")
+    if not (quick and _published(path, raw, digest)) and (wrong := config_shape.problem(raw)) is not None:
+        raise ConfigError(f"{path}: {wrong}")
     return replace(_freeze(path, raw), digest=digest)
 
 
@@ -104,15 +99,15 @@ def publish(config: Config) -> None:
             note.write(config.digest)
 
 
-def _published(run_dir: Path, digest: str) -> bool:
+def _published(path: Path, raw: Mapping[str, Any], digest: str) -> bool:
     """Whether the owner of the redirector's directory, or root, noted this digest where nobody else can write."""
     try:
-        path = _note(run_dir)
+        path = _note(_run_dir(path, raw))
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as note:
             about = os.fstat(note.fileno())
             safe = about.st_uid in (0, path.parent.stat().st_uid) and not about.st_mode & 0o022
             return safe and stat.S_ISREG(about.st_mode) and note.read(len(digest) + 1) == digest
-    except (OSError, ValueError):
+    except (ConfigError, OSError, ValueError):
         return False
 
 

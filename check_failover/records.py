@@ -7,7 +7,8 @@ are ignored, a field with a default may be missing, and the only exception is ``
 msgspec reads them by the fields' annotations. A field's name is its key in JSON, but ``from_`` is ``from`` there.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -192,25 +193,23 @@ def read_json(kind: type[T], text: bytes) -> T:
         raise RecordError(str(error)) from None
 
 
-def read_own(kind: type[T], text: bytes, former: Sequence[str] = ()) -> T:
+def read_own(kind: type[T], text: bytes, former: str = "") -> T:
     """The record of that kind in a file that this product alone writes. Raises RecordError.
 
-    A key that no version has, neither this one nor an earlier one (``former``), is a damaged name: its value would read
-    as missing.
+    A key that neither this version nor an earlier one (``former``) has is a damaged name: its value would read as
+    missing.
     """
     found = read_json(kind, text)
-    if unknown := _unknown(parse(text), msgspec.to_builtins(found)) - set(former):
+    if unknown := _keys(text) - _keys(msgspec.json.encode(found)) - {former}:
         raise RecordError(f"no such key: {min(unknown)!r}")
     return found
 
 
-def _unknown(raw: object, known: object) -> set[str]:
-    """The keys in ``raw`` that ``known`` does not have, at any depth."""
-    if isinstance(raw, dict) and isinstance(known, dict):
-        return set(raw) - set(known) | {key for name in raw for key in _unknown(raw[name], known.get(name))}
-    if isinstance(raw, list) and isinstance(known, list | tuple):
-        return {key for pair in zip(raw, known, strict=True) for key in _unknown(*pair)}
-    return set()
+def _keys(text: bytes) -> set[str]:
+    """The keys of all objects in a JSON text."""
+    found = set[str]()
+    json.loads(text, object_pairs_hook=lambda pairs: found.update(key for key, _ in pairs))
+    return found
 
 
 def _with_names(raw: object) -> object:

@@ -1,6 +1,6 @@
 """Probes in a process of their own: for a caller with capabilities, which it keeps from code that reads a peer's data.
 
-``python -m check_failover.checks.apart`` reads a JSON object (``ask``) and prints a list: whether each server passed.
+``python -m check_failover.checks.apart`` reads what ``ask`` writes and prints a list: whether each server passed.
 """
 
 import json
@@ -25,12 +25,10 @@ def ask(spec: CheckSpec, servers: Sequence[Endpoint]) -> list[bool]:
     The calling thread loses its ambient capabilities.
     """
     capabilities.drop_ambient()
-    argv = [sys.executable, "-P", "-m", __name__]
-    job = json.dumps({"spec": asdict(spec), "servers": [(each.address, each.port) for each in servers]})
+    job = json.dumps([asdict(spec), [(each.address, each.port) for each in servers]]).encode()
     env = programs.ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    limit = spec.timeout + STARTING + AGAIN * len(servers)
     try:
-        done = programs.run(argv, limit, stdin=job.encode(), env=env)
+        done = programs.run([sys.executable, "-P", "-m", __name__], spec.timeout + STARTING, stdin=job, env=env)
         if done.code == 0:
             return [bool(passed) for passed in json.loads(done.out)]
         raise ProbeError(done.said())
@@ -39,8 +37,8 @@ def ask(spec: CheckSpec, servers: Sequence[Endpoint]) -> list[bool]:
 
 
 def main() -> None:
-    job = json.load(sys.stdin)
-    spec, servers = CheckSpec(**job["spec"]), [Endpoint(*each) for each in job["servers"]]
+    options, asked = json.load(sys.stdin)
+    spec, servers = CheckSpec(**options), [Endpoint(*each) for each in asked]
 
     def one(number: int) -> bool:
         time.sleep(AGAIN * servers[:number].count(servers[number]))

@@ -77,8 +77,8 @@ def with_missing_facts(
         before = measured is not None and since is not None and measured < since
         late = measured is not None and abs(time.time() - measured) > RECENT
         # Late facts may move clients off a server that is well again, so a slow sniffer is waited for.
-        if _sniffer(controller, service, LATE_TIMEOUT if late else ORDER_TIMEOUT):
-            facts = _ask_for_facts(controller, service, facts, late=late)
+        if known := _sniffer(controller, service, LATE_TIMEOUT if late else ORDER_TIMEOUT):
+            facts = _ask_for_facts(controller, service, facts, known, late=late)
             if late and facts.server is Target.PRIMARY:
                 facts = replace(facts, standby_ok=None)
         else:
@@ -96,14 +96,13 @@ def _without_sniffer(controller: Controller, service: Service, facts: Facts, *, 
     except ProbeError as error:
         log.warning("%s: the sniffer is away, and no probe can be made here: %s", service.name, error)
         return facts if believed else found
-    failed, standby_ok = outcomes.count(False), facts.standby_ok
+    failed = outcomes.count(False)
+    standby_ok = facts.standby_ok is not False and (other if facts.server is Target.PRIMARY else failed < 2)
     if not believed:
         facts = replace(found, detector=Detector.CORE)
-    if not believed or failed < len(outcomes):
-        facts = replace(facts, probes=len(outcomes), probes_failed=failed)
-    if standby_ok is not False:
-        facts = replace(facts, standby_ok=other if facts.server is Target.PRIMARY else failed < len(outcomes))
-    return synced(controller, service, facts)
+    if not believed or failed < 2:
+        facts = replace(facts, probes=2, probes_failed=failed)
+    return synced(controller, service, replace(facts, standby_ok=standby_ok))
 
 
 def _probed_apart(service: Service, server: Target) -> list[bool]:
@@ -116,9 +115,10 @@ def _probed_apart(service: Service, server: Target) -> list[bool]:
     return running.result()
 
 
-def _ask_for_facts(controller: Controller, service: Service, facts: Facts, *, late: bool) -> Facts:
+def _ask_for_facts(
+    controller: Controller, service: Service, facts: Facts, known: dict[str, Any], *, late: bool
+) -> Facts:
     """The sniffer's present verdict; without one, two probes of the server that the order is about."""
-    known = _sniffer(controller, service)
     found = Facts(server=facts.server, downtime=facts.downtime, handlers_off=facts.handlers_off)
     if known.get("blind"):
         return replace(found, blind=True)
@@ -136,10 +136,8 @@ def _ask_for_facts(controller: Controller, service: Service, facts: Facts, *, la
             said = replace(said, probes=1, probes_failed=0)
         return synced(controller, service, said)
     outcomes = [probe(controller, service, facts.server) for _ in range(2)]
-    if None in outcomes:
-        return found
-    failed = outcomes.count(False)
-    found = replace(found, detector=Detector.CORE, probes=len(outcomes), probes_failed=failed)
+    if None not in outcomes:
+        found = replace(found, detector=Detector.CORE, probes=2, probes_failed=outcomes.count(False))
     return synced(controller, service, found)
 
 

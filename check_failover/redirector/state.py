@@ -160,7 +160,7 @@ def _rank(state: ServiceState) -> tuple[int, int, str]:
 def _read(path: Path) -> ServiceState:
     """The state in a file. Raises OSError, RecordError."""
     text = path.read_bytes()
-    read_own(ServiceState, text, former=("flips",))
+    read_own(ServiceState, text, former="flips")
     return parsed(read_json(dict[str, Any], text))
 
 

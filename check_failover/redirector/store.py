@@ -173,20 +173,11 @@ class StateStore:
     ) -> JournalEntry:
         """A new journal entry, without a flip so far."""
         now, target = time.time(), self.state[name].target
-        return JournalEntry(
-            id=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}-{name}-{next(self._numbers)}",
-            at=round(now, 6),
-            service=name,
-            verb=verb,
-            by=by,
-            peer=peer,
-            from_=target,
-            to=target,
-            reason=verb,
-            text=text,
-            line=f"{name}: {verb}: {text}",
-            facts=facts or Facts(),
+        number = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now))}-{name}-{next(self._numbers)}"
+        entry = JournalEntry(
+            number, round(now, 6), name, verb, by, line=f"{name}: {verb}: {text}", facts=facts or Facts()
         )
+        return replace(entry, peer=peer, from_=target, to=target, reason=verb, text=text)
 
     def journal_lags(self, name: str) -> bool:
         """Whether the journal's last entry has another target than the state."""

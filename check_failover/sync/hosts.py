@@ -24,16 +24,8 @@ from check_failover import programs
 from check_failover.model import SyncSpec, TooMuchError, clean
 
 SSH = "/usr/bin/ssh"
-_SSH_OPTIONS = (
-    "BatchMode=yes",
-    "ConnectTimeout=10",
-    "StrictHostKeyChecking=yes",
-    "ServerAliveInterval=15",
-    "ServerAliveCountMax=4",
-    "ClearAllForwardings=yes",
-    "ForwardAgent=no",
-    "LogLevel=ERROR",
-)
+_SSH_OPTIONS = ["BatchMode=yes", "ConnectTimeout=10", "StrictHostKeyChecking=yes", "ServerAliveInterval=15"]
+_SSH_OPTIONS += ["ServerAliveCountMax=4", "ClearAllForwardings=yes", "ForwardAgent=no", "LogLevel=ERROR"]
 _SETPRIV = "/usr/bin/setpriv"  # util-linux: the child gets SIGTERM when this process dies, even by SIGKILL
 # Seconds for a step of remote.sh: for those that remove or copy data; at the end of a run that was stopped
 _LIMITS = {"prepare": 3600.0, "prune": 3600.0, "discard": 3600.0, "keep": 3600.0, "release": 5.0}
