@@ -107,7 +107,7 @@ class Endpoint:
     @property
     def family(self) -> int:
         """4 or 6."""
-        return ipaddress.ip_address(self.address).version
+        return 6 if ":" in self.address else 4
 
     @property
     def packed(self) -> bytes:

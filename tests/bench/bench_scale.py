@@ -201,6 +201,7 @@ def flooded(many: Many, finished: int) -> tuple[str, ...]:
     argv = python_argv("tests.bench.crowd", "stay", SERVICE_ADDRESS, str(PORT), str(OPEN), str(TRIED))
     clients = many.house.start("client", *argv, log=log, cwd=ROOT)
     poll(lambda: "waiting" in log.read_text(), 60.0, "the clients wait")
+    poll(lambda: watched(many) == 1, 30.0, "the burst of their connections is over for the sniffer")
     chain = "type filter hook input priority 0"
     drop = f"table ip t {{\n chain c {{\n {chain}\n tcp dport {SERVER_PORT} drop\n }}\n}}\n"
     many.house.run("primary", "/usr/sbin/nft", "-f", "-", input=drop)
@@ -215,6 +216,12 @@ def flooded(many: Many, finished: int) -> tuple[str, ...]:
     last = f"{said['at'] - at:.2f}" if said["freed"] else ""
     times = (f"{1000 * entry['took']:.0f}", f"{1000 * entry['moved']:.1f}")
     return (f"{finished:,}", f"{OPEN:,}", *times, f"{said['served']} of {TRIED}", wait, f"{said['freed']:,}", last)
+
+
+def watched(many: Many) -> int:
+    """The sniffer watches one connection in so many."""
+    reply = control.ask(many.socket("sniffer"), {"verb": "status", "service": "s1"}, 20.0)
+    return int(reply["services"]["s1"]["stats"]["share"])
 
 
 def main() -> int:

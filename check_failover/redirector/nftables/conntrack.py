@@ -15,7 +15,7 @@ from check_failover.redirector.nftables.netlink import ACK, DUMP, NESTED, Netlin
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_PROTOINFO = 1, 2, 3, 4
+_CTA_TUPLE_ORIG, _CTA_STATUS, _CTA_PROTOINFO = 1, 3, 4
 _CTA_MARK, _CTA_ID, _CTA_MARK_MASK, _CTA_STATUS_MASK = 8, 12, 21, 26
 _SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 _ASSURED = 1 << 2  # IPS_ASSURED
@@ -27,12 +27,9 @@ _BATCH = 100  # deletes in one message
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tracked connection of a service: its client, its server and its state."""
+    """One tracked connection of a service: its client, its state, and by its mark its server."""
 
     client: Endpoint
-    service: Endpoint
-    server: Endpoint
-    protocol: int
     mark: int
     unanswered: bool  # no reply yet, or only a refusal: its client loses nothing when the entry is deleted
     assured: bool  # packets went both ways, more than a handshake's first two
@@ -103,41 +100,27 @@ def _tuple(source: Endpoint, destination: Endpoint, protocol: int) -> bytes:
     return nested(1, ip) + nested(2, proto)
 
 
-def _ends(data: bytes) -> tuple[Endpoint, Endpoint, int] | None:
-    """Source, destination and protocol of a tuple; None for one without ports."""
-    parts = dict(attributes(data))
-    ip, proto = dict(attributes(parts.get(1, b""))), dict(attributes(parts.get(2, b"")))
-    source, destination = ip.get(1) or ip.get(3), ip.get(2) or ip.get(4)
-    if not source or not destination or 2 not in proto or 3 not in proto:
-        return None
-    return (
-        Endpoint(ipaddress.ip_address(source).compressed, struct.unpack("!H", proto[2])[0]),
-        Endpoint(ipaddress.ip_address(destination).compressed, struct.unpack("!H", proto[3])[0]),
-        proto[1][0],
-    )
-
-
 def _entry(payload: bytes) -> Entry | None:
+    """None for one without ports. Few steps, because a flip waits for thousands of these."""
     parts = dict(attributes(payload))
-    original, reply = _ends(parts.get(_CTA_TUPLE_ORIG, b"")), _ends(parts.get(_CTA_TUPLE_REPLY, b""))
-    if original is None or reply is None:
+    status = int.from_bytes(parts.get(_CTA_STATUS, b""))
+    # Of the source (1, 3: its address, 2: its port) or the destination (2, 4 and 3), if it began with the server
+    # (``ruleset``).
+    v4, v6, port = (2, 4, 3) if status & (_SRC_NAT | _DST_NAT) == _SRC_NAT else (1, 3, 2)
+    original = dict(attributes(parts.get(_CTA_TUPLE_ORIG, b"")))
+    ip, proto = dict(attributes(original.get(1, b""))), dict(attributes(original.get(2, b"")))
+    if port not in proto or (v4 not in ip and v6 not in ip):
         return None
-    status = struct.unpack("!I", parts.get(_CTA_STATUS, b"\0\0\0\0"))[0]
-    client, service, server = original[0], original[1], reply[0]
-    if status & (_SRC_NAT | _DST_NAT) == _SRC_NAT:  # it began with a segment of the server (``ruleset``)
-        client, service, server = original[1], reply[1], original[0]
+    address = socket.inet_ntop(socket.AF_INET, ip[v4]) if v4 in ip else ipaddress.IPv6Address(ip[v6]).compressed
     tcp = dict(attributes(dict(attributes(parts.get(_CTA_PROTOINFO, b""))).get(1, b"")))
     state = tcp.get(1, b"\0")[0]
     return Entry(
-        client=client,
-        service=service,
-        server=server,
-        protocol=original[2],
-        mark=struct.unpack("!I", parts.get(_CTA_MARK, b"\0\0\0\0"))[0],
+        client=Endpoint(address, int.from_bytes(proto[port])),
+        mark=int.from_bytes(parts.get(_CTA_MARK, b"")),
         unanswered=not status & _SEEN_REPLY or (state == _TCP_CLOSE and not status & _ASSURED),
         assured=bool(status & _ASSURED),
         established=state == _TCP_ESTABLISHED,
-        open=original[2] != _PROTOCOLS["tcp"] or _TCP_SYN_SENT <= state <= _TCP_CLOSE_WAIT,
+        open=proto[1][0] != _PROTOCOLS["tcp"] or _TCP_SYN_SENT <= state <= _TCP_CLOSE_WAIT,
         original=parts[_CTA_TUPLE_ORIG],
         id=parts.get(_CTA_ID, b"\0\0\0\0"),
     )

@@ -22,6 +22,7 @@ REQUEST, ACK, DUMP = 0x1, 0x4, 0x300  # nlmsghdr's flags
 NESTED = 0x8000
 _ERROR, _DONE = 2, 3
 _BUFFER = 1 << 18
+_HEADER = struct.Struct("=HH").unpack_from  # of an attribute: length and kind
 _TIMEOUT = 2.0  # seconds for the kernel to answer
 
 
@@ -124,9 +125,9 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
+    offset, size = 0, len(data)
+    while offset + 4 <= size:
+        length, kind = _HEADER(data, offset)
         if length < 4:
             return
         yield kind & 0x3FFF, data[offset + 4 : offset + length]
