@@ -202,6 +202,7 @@ def flooded(many: Many, finished: int) -> tuple[str, ...]:
     clients = many.house.start("client", *argv, log=log, cwd=ROOT)
     poll(lambda: "waiting" in log.read_text(), 60.0, "the clients wait")
     poll(lambda: watched(many) == 1, 30.0, "the burst of their connections is over for the sniffer")
+    time.sleep(0.3)  # the sniffer's filter follows after 0.1 s
     chain = "type filter hook input priority 0"
     drop = f"table ip t {{\n chain c {{\n {chain}\n tcp dport {SERVER_PORT} drop\n }}\n}}\n"
     many.house.run("primary", "/usr/sbin/nft", "-f", "-", input=drop)
