@@ -150,12 +150,5 @@ def _same(record: dns.rdata.Rdata, expect: dns.rdata.Rdata) -> bool:
     return bool(record == expect)
 
 
-OPTIONS: dict[str, dict[str, object]] = {
-    "name": {"metavar": "NAME", "help": "name to ask for"},
-    "record": {"metavar": "TYPE", "help": "type of record to ask for (A)"},
-    "expect": {"metavar": "VALUE", "help": "value that a record of the answer must have"},
-    "rcode": {"metavar": "RCODE", "help": "rcode that the reply must have (NOERROR)"},
-    "transport": {"choices": ("udp", "tcp"), "help": "how to ask (udp)"},
-}
-
+OPTIONS = probing.options("dns")
 check = probing.check("dns", __doc__, probe, OPTIONS, default_port=53, needed=("name",))

@@ -8,10 +8,8 @@ body: a server that stops in the middle is faulty.
 Deadline, sizes and the connection itself: ``http_client``.
 """
 
-import argparse
 import contextlib
 import ipaddress
-import re
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -72,21 +70,5 @@ def _wanted(status: int, wanted: object) -> bool:
     return status in wanted if isinstance(wanted, Sequence) else 200 <= status < 400
 
 
-def _statuses(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(re.fullmatch("[1-5][0-9][0-9]", part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of statuses such as 200,401")
-    return [int(part) for part in parts]
-
-
-OPTIONS: dict[str, dict[str, object]] = {
-    "path": {"metavar": "PATH", "help": "path and query to ask for (/)"},
-    "method": {"choices": ("GET", "HEAD"), "help": "GET or HEAD (GET)"},
-    "status": {"type": _statuses, "metavar": "LIST", "help": "statuses that pass, e.g. 200,401 (200 to 399)"},
-    "expect": {"metavar": "TEXT", "help": "text that the body must contain"},
-    "tls": {"action": "store_const", "const": True, "help": "HTTPS, verified"},
-    **tls.OPTIONS,
-    "server_name": {"metavar": "NAME", "help": "the site's name: Host, SNI, and the name in the certificate"},
-}
-
+OPTIONS = probing.options("http")
 check = probing.check("http", __doc__, probe, OPTIONS, default_port=80, tls_port=443)

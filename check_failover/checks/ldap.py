@@ -179,16 +179,5 @@ def why(error: BaseException, budget: Budget) -> str:
     return "the reply makes no sense"
 
 
-OPTIONS: dict[str, dict[str, object]] = {
-    "base": {"metavar": "DN", "help": "DN to read"},
-    "scope": {"choices": tuple(_SCOPES), "help": "scope of the search (base)"},
-    "filter": {"metavar": "FILTER", "help": f"search filter ({DEFAULT_FILTER})"},
-    "attribute": {"metavar": "NAME", "help": "attribute that an entry of the answer must have"},
-    "value": {"metavar": "TEXT", "help": "value that the attribute must have"},
-    "bind_dn": {"metavar": "DN", "help": "DN to bind as; anonymous without it"},
-    "bind_password_file": {"metavar": "FILE", "help": "file that holds the bind password"},
-    "tls": {"choices": ("none", "starttls", "ldaps"), "help": "none, starttls or ldaps (both verified)"},
-    **tls.OPTIONS,
-}
-
+OPTIONS = probing.options("ldap")
 check = probing.check("ldap", __doc__, probe, OPTIONS, default_port=389, needed=("base",))

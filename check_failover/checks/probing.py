@@ -7,9 +7,11 @@ probes. Options of the command line override the config's.
 
 import argparse
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from check_failover import config_shape
 from check_failover.bounded import is_address, lookup
 from check_failover.checks import ProbeFunction
 from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, port, worst
@@ -17,6 +19,28 @@ from check_failover.model import Endpoint, State
 from check_failover.places import HERE
 
 _RESERVE = 0.2  # seconds of -t kept for printing the outcome
+
+
+def options(kind: str) -> dict[str, dict[str, object]]:
+    """argparse's settings for each option of a probe, which is a key of the config: from the config's schema."""
+    found: dict[str, dict[str, object]] = {}
+    for key, rule in config_shape.schema()["$defs"][f"check_{kind}"]["properties"].items():
+        usual = f" ({rule['default']})" if "default" in rule else ""
+        found[key] = {"help": rule["description"] + usual}
+        if "enum" in rule:
+            found[key]["choices"] = tuple(rule["enum"])
+        elif rule.get("type") == "boolean":
+            found[key] |= {"action": "store_const", "const": True}
+        elif rule.get("type") == "array":
+            found[key]["type"] = _statuses
+    return found
+
+
+def _statuses(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(re.fullmatch("[1-5][0-9][0-9]", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of statuses such as 200,401")
+    return [int(part) for part in parts]
 
 
 def command_line(name: str, doc: str | None, add: Mapping[str, Mapping[str, object]]) -> argparse.ArgumentParser:

@@ -45,11 +45,5 @@ def _talk(sock: socket.socket, options: Mapping[str, object]) -> str | None:
     return None
 
 
-OPTIONS: dict[str, dict[str, object]] = {
-    "send": {"metavar": "TEXT", "help": r"text to send after connecting (\r, \n, \t and \xNN are understood)"},
-    "expect": {"metavar": "TEXT", "help": "text that the answer must contain"},
-    "tls": {"action": "store_const", "const": True, "help": "speak TLS from the start, verified"},
-    **tls.OPTIONS,
-}
-
+OPTIONS = probing.options("tcp")
 check = probing.check("tcp", __doc__, probe, OPTIONS)

@@ -7,11 +7,6 @@ from check_failover.bounded import trust
 from check_failover.checks import ProbeError
 from check_failover.model import Endpoint
 
-OPTIONS: dict[str, dict[str, object]] = {
-    "ca_file": {"metavar": "FILE", "help": "CA certificates that sign the server's certificate"},
-    "server_name": {"metavar": "NAME", "help": "name that the server's certificate must carry"},
-}
-
 
 def context(options: Mapping[str, object]) -> ssl.SSLContext:
     """A client context that verifies against ``ca_file``, or the system's CAs. Raises ProbeError."""

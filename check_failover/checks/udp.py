@@ -37,9 +37,5 @@ def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Pr
     return Probe(True, time.monotonic() - began, "answers as expected")
 
 
-OPTIONS: dict[str, dict[str, object]] = {
-    "send": {"metavar": "TEXT", "help": r"text of the datagram (\r, \n, \t and \xNN are understood)"},
-    "expect": {"metavar": "TEXT", "help": "text that an answer must contain"},
-}
-
+OPTIONS = probing.options("udp")
 check = probing.check("udp", __doc__, probe, OPTIONS, needed=("send",))

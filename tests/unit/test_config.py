@@ -75,7 +75,7 @@ BROKEN = [
     (
         'type = "tcp"',
         'type = "tcp"\ntls = "yes"',
-        "$.service[1].check.tls: 'yes' is not of type 'boolean' (whether to speak TLS from the start)",
+        "$.service[1].check.tls: 'yes' is not of type 'boolean' (whether to speak TLS from the start, verified)",
     ),
     ('type = "tcp"', 'type = "dns"', "$.service[1].check: 'name' is a required property"),
     ('type = "tcp"', 'type = "tcp"\nname = "x"', "$.service[1].check: unknown key 'name'"),
