@@ -6,7 +6,6 @@ and 11 MiB, so only programs that read the config import this module; the event 
 """
 
 import contextlib
-import hashlib
 import ipaddress
 import math
 import os
@@ -82,6 +81,8 @@ def load(path: str | Path = DEFAULT_PATH, *, quick: bool = False) -> Config:
 
     ``quick``: without jsonschema, if the redirector validated this very file (``publish``).
     """
+    import hashlib  # its OpenSSL costs 3 ms, and many checks need only ``run_dir``
+
     path = Path(path)
     data, raw = _parse(path)
     digest = hashlib.sha256(b"\0".join((data, __version__.encode(), config_shape.text()))).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -28,7 +27,7 @@ def schema() -> dict[str, Any]:
 
 def problem(raw: dict[str, Any]) -> str | None:
     """The first error of a config: path to the key, what is wrong, what the key means. None: no error."""
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator  # 80 ms
     from jsonschema.exceptions import best_match
 
     rules = schema()
@@ -49,6 +48,8 @@ def _explain(rules: dict[str, Any], error: ValidationError) -> str:
     here, found = cast("dict[str, Any]", error.schema), cast("Any", error.instance)
     if unknown is not None:
         known = _keys(rules, here, found)
+        import difflib
+
         near = difflib.get_close_matches(unknown[1].split(", ")[0].strip("'"), sorted(known), 1)
         return f"unknown key {unknown[1]}" + (f", is it {near[0]!r}?" if near else "")
     if error.validator == "pattern" and "form" in here:
