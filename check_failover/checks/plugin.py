@@ -19,6 +19,7 @@ import os
 import re
 import signal
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,13 +85,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(name: str, description: str | None, *, timeout: float = 10.0) -> argparse.ArgumentParser:
-    """A parser with the options of every check: -h -V -t -v -w -c."""
+    """A parser with the options of every check, -h -V -t -v -w -c, and its own ones in ``options.toml``."""
     made = Parser(prog=name, description=(description or "").split("\n\n")[0], allow_abbrev=False)
     made.add_argument("-V", "--version", action="version", version=f"{name} {__version__}")
     made.add_argument("-t", "--timeout", type=seconds, default=timeout, help="seconds for the whole run: %(default)s")
     made.add_argument("-v", "--verbose", action="count", default=0, help="print more; may be given three times")
     made.add_argument("-w", "--warning", type=threshold, metavar="RANGE", help="WARNING outside this range")
     made.add_argument("-c", "--critical", type=threshold, metavar="RANGE", help="CRITICAL outside this range")
+    own = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8")).get(name, {})
+    for option, settings in own.items():
+        kind = {"type": TYPES[settings["type"]]} if "type" in settings else {}
+        made.add_argument(option, **settings | kind)
     return made
 
 
@@ -119,6 +124,9 @@ def threshold(text: str) -> str:
     if not match or not text.strip("@:") or float(start) > float(match["end"] or "inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 10, 5: or @1:2")
     return text
+
+
+TYPES = {"seconds": seconds, "range": threshold}  # by their names in options.toml
 
 
 def judge(value: float | None, warning: str | None, critical: str | None) -> State:

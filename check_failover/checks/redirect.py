@@ -15,11 +15,7 @@ from check_failover.records import ServiceStatus, service_statuses
 
 
 def check(argv: Sequence[str]) -> Outcome:
-    made = parser("check_failover_redirect", __doc__)
-    made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
-    made.add_argument("--config", metavar="FILE", help="read the socket's place from here")
-    made.add_argument("--socket", metavar="PATH", help="the redirector's socket")
-    arguments = made.parse_args(argv)
+    arguments = parser("check_failover_redirect", __doc__).parse_args(argv)
     deadline(arguments.timeout, "failover-redirector")
     path = arguments.socket or socket_of(arguments.config, "redirector.sock")
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from check_failover import programs, syncstate
 from check_failover.checks import QueryError, plugin
-from check_failover.checks.plugin import CheckError, Outcome, Perf, judge, threshold, worst
+from check_failover.checks.plugin import CheckError, Outcome, Perf, judge, worst
 from check_failover.config import DEFAULT_PATH, Config, load
 from check_failover.model import Service, State, Target
 from check_failover.syncstate import SyncState, duration
@@ -26,19 +26,10 @@ from check_failover.syncstate import SyncState, duration
 _RESERVE = 0.5  # seconds of -t kept for saying what happened
 SUDO = next((p for p in ("/usr/bin/sudo", "/usr/local/bin/sudo") if Path(p).exists()), "/usr/bin/sudo")
 
-_RANGES = {"files": "files that differ", "lag": "contextCSN lag, in seconds", "entries": "difference of the entries"}
-
 
 def check(argv: Sequence[str]) -> Outcome:
     made = plugin.parser("check_failover_sync", __doc__, timeout=30.0)
-    made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
-    made.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help="default: %(default)s")
-    made.add_argument("--differences", action="store_true", help="compare the files as well (a dry run of rsync)")
-    for what, text in _RANGES.items():
-        for level in ("warning", "critical"):
-            made.add_argument(f"--{level}-{what}", type=threshold, metavar="RANGE", help=f"{level.upper()}: {text}")
-    made.add_argument("--no-entries", action="store_true", help="do not count LDAP entries")
-    made.add_argument("--no-ldap", action="store_true", help="do not ask the LDAP servers")
+    made.set_defaults(config=DEFAULT_PATH)
     arguments = made.parse_args(argv)
     end = time.monotonic() + arguments.timeout
     plugin.deadline(arguments.timeout + _RESERVE, "comparison")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from check_failover import control
 from check_failover.checks import plugin
-from check_failover.checks.plugin import CheckError, Outcome, Perf, judge, number, seconds, socket_of, threshold, worst
+from check_failover.checks.plugin import CheckError, Outcome, Perf, judge, number, socket_of, worst
 from check_failover.control import ControlError
 from check_failover.model import State
 
@@ -27,14 +27,7 @@ MIN_PACKETS = 3  # packets that demand an answer; with fewer, no answer is no ev
 
 
 def check(argv: Sequence[str]) -> Outcome:
-    made = plugin.parser("check_failover_traffic", __doc__)
-    made.add_argument("--service", metavar="NAME", required=True, help="name of the service in the config")
-    made.add_argument("--config", metavar="FILE", help="read the sockets' place from here")
-    made.add_argument("--interval", type=seconds, default=1.0, help="seconds between two readings of the counters (1)")
-    made.add_argument("--warning-errors", type=threshold, metavar="RANGE", help="WARNING: error share, percent")
-    made.add_argument("--critical-errors", type=threshold, metavar="RANGE", help="CRITICAL: error share, percent")
-    made.add_argument("--counters", action="store_true", help="use the NAT's counters even when the sniffer runs")
-    arguments = made.parse_args(argv)
+    arguments = plugin.parser("check_failover_traffic", __doc__).parse_args(argv)
     plugin.deadline(arguments.timeout, "failover-sniffer and failover-redirector")
     why = "not asked"
     if not arguments.counters:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from check_failover.checks import plugin
-from check_failover.checks.plugin import CheckError, Outcome, Perf, threshold
+from check_failover.checks.plugin import CheckError, Outcome, Perf
 from check_failover.config import DEFAULT_PATH, ConfigError, load
 from check_failover.model import State
 from check_failover.sms import Gateway, GatewayError
@@ -27,12 +27,7 @@ SHOWN = 10  # texts in the long output
 
 def check(argv: Sequence[str]) -> Outcome:
     made = plugin.parser("check_failover_sms", __doc__, timeout=30.0)
-    made.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help="default: %(default)s")
-    made.add_argument("--warning-waiting", type=threshold, metavar="RANGE", help="WARNING: texts that wait")
-    made.add_argument("--critical-waiting", type=threshold, metavar="RANGE", help="CRITICAL: texts that wait")
-    made.add_argument("--warning-unconfirmed", type=threshold, metavar="RANGE", help="WARNING: no receipt came (0)")
-    made.add_argument("--critical-unconfirmed", type=threshold, metavar="RANGE", help="CRITICAL: no receipt came")
-    made.set_defaults(warning="60", critical="300", warning_unconfirmed="0")
+    made.set_defaults(config=DEFAULT_PATH, warning="60", critical="300", warning_unconfirmed="0")
     arguments = made.parse_args(argv)
     plugin.deadline(arguments.timeout, "SMS gateway")
     try:

@@ -10,9 +10,12 @@ import os
 import signal
 import sys
 import time
+import tomllib
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from check_failover import __version__, syncstate
 from check_failover.checks.plugin import Parser
@@ -25,36 +28,18 @@ from check_failover.sync.hosts import StoppedError, SyncStepError
 from check_failover.sync.job import Job
 from check_failover.syncstate import Phase, Problem, Refusal, Running, SyncDirection, SyncState
 
+_OPTIONS: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8"))
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line parser."""
     about = "Copy a service's data from the serving server to the other one."
     p = Parser(prog="failover-sync", allow_abbrev=False, description=about)
     p.add_argument("name", metavar="NAME", help="name of the service in the configuration")
-    p.add_argument("--config", metavar="FILE", default=DEFAULT_PATH, help=f"configuration (default {DEFAULT_PATH})")
-    p.add_argument("--reverse", action="store_true", help="copy the standby's data to the primary, before a fail-back")
-    p.add_argument("--dry-run", action="store_true", help="only report what differs; does not run before and after")
-    p.add_argument("--json", action="store_true", help="with --dry-run: print the differences as JSON")
-    p.add_argument("--accept-shrink", action="store_true", help="accept that the source is smaller than before")
-    p.add_argument(
-        "--take",
-        choices=[str(target) for target in Target],
-        help="a person's decision, with --yes: that server's data replaces the other's, which is put aside before",
-    )
-    p.add_argument(
-        "--merge",
-        action="store_true",
-        help="LDAP: apply the other server's changes to the serving one, if no two conflict, and bring both in step",
-    )
-    p.add_argument("--yes", action="store_true", help="with --take: really do it")
-    p.add_argument("--diff", action="store_true", help="list the LDAP entries or the files that differ")
-    p.add_argument("--full", action="store_true", help="load and switch even when nothing differs")
-    p.add_argument(
-        "--adopt", action="store_true", help="once: replace each server's directory by a link that can be switched"
-    )
-    p.add_argument("--detach", action="store_true", help="run in the background and return at once (for Nagios)")
+    for names, settings in _OPTIONS.items():
+        p.add_argument(*names.split(), **settings)
     p.add_argument("--serve-home", action="store_true", help=argparse.SUPPRESS)
-    p.add_argument("-v", "--verbose", action="store_true", help="report each step, also without a terminal")
+    p.set_defaults(config=DEFAULT_PATH)
     p.add_argument("-V", "--version", action="version", version=f"failover-sync {__version__}")
     return p
 
