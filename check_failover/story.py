@@ -2,7 +2,7 @@
 
 The sniffer's evidence shows what it saw and probed; an entry of the journal shows what the redirector did. Pure, except
 for the time zone. The further lines are bounded: with first line and perfdata they stay below the limit of the
-narrowest transport (``transports.wording.SIZE``; Nagios itself takes 8 KiB). So no transport cuts off the last line,
+narrowest transport (``transports.SIZE``; Nagios itself takes 8 KiB). So no transport cuts off the last line,
 which gives the command for the fail-back.
 """
 

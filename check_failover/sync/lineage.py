@@ -144,12 +144,12 @@ def keep(job: Job, on: Host, what: str, path: str) -> None:
 def differences(job: Job, state: SyncState) -> list[str]:
     """One line for each entry (LDAP) or file that differs, for a person. Raises SyncRefusedError, SyncStepError."""
     if job.service.check.type == "ldap":
-        from check_failover.sync import entries  # imports ldap3, 20 MiB
+        from check_failover.sync import merging  # imports ldap3, 20 MiB
 
         if job.spec.method != "syncrepl":
             inspect(job)  # the clocks
-        primary, standby = entries.read(entries.whole(job.service, job.spec.timeout), job.spec.timeout)
-        return [str(one) for one in entries.compare(primary, standby, entries.in_step(state, job.apart))]
+        primary, standby = merging.read(merging.whole(job.service, job.spec.timeout), job.spec.timeout)
+        return [str(one) for one in merging.compare(primary, standby, merging.in_step(state, job.apart))]
     found, items = inspect(job), []
     for on in (job.source, job.receiver):
         place = served(job, on) if job.spec.before or on == job.receiver else Place(on, job.spec.source_path)

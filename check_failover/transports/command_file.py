@@ -13,8 +13,7 @@ import stat
 from collections.abc import Mapping, Sequence
 
 from check_failover.model import PassiveResult, printable
-from check_failover.transports import TransportError
-from check_failover.transports.wording import name
+from check_failover.transports import TransportError, name
 
 PIPE_BUF = 4096  # bytes that one write delivers atomically
 _MEANING = {

@@ -19,8 +19,7 @@ from typing import Any
 from check_failover.bounded import trust
 from check_failover.http_client import Answer, HttpClient, HttpError, secret
 from check_failover.model import PassiveResult, clean
-from check_failover.transports import TransportError
-from check_failover.transports.wording import name, output
+from check_failover.transports import TransportError, name, output
 
 TIMEOUT = 5.0  # seconds for a whole request
 

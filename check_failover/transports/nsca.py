@@ -14,8 +14,7 @@ from typing import Any
 
 from check_failover import capabilities, programs
 from check_failover.model import PassiveResult, clean
-from check_failover.transports import TransportError
-from check_failover.transports.wording import name, output
+from check_failover.transports import TransportError, name, output
 
 ETB = "\x17"  # end of transmission block: between two results
 TIMEOUT = 5.0  # seconds for one call

@@ -14,8 +14,8 @@ from check_failover.model import Detector, Facts, PassiveResult, State, Target
 from check_failover.records import JournalEntry, ServiceStatus
 from check_failover.redirector.report import detail_lines
 from check_failover.story import MAX_LINE_BYTES, MAX_LINES, done, further, seen, way_back
+from check_failover.transports import SIZE, output
 from check_failover.transports.command_file import PIPE_BUF, command
-from check_failover.transports.wording import SIZE, output
 from tests.unit.test_incident import ENTRY, STORY
 from tests.unit.test_transports_remote import GOOD
 

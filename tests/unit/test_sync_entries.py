@@ -8,8 +8,7 @@ import pytest
 
 from check_failover.checks.replication import Entry
 from check_failover.model import Target
-from check_failover.sync.entries import InStep, compare
-from check_failover.sync.merging import plan
+from check_failover.sync.merging import InStep, compare, plan
 
 AT = InStep(990.0, 1010.0)  # both servers became equal
 OLD = Entry("cn=a,dc=x", "csn-1", 100.0, 50.0, {"sn": frozenset({b"a"})})

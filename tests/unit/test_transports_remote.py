@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from check_failover.config import ConfigError, load
 from check_failover.model import PassiveResult, State
-from check_failover.transports import TRANSPORTS, TransportError
-from check_failover.transports.wording import SIZE, output
+from check_failover.transports import SIZE, TRANSPORTS, TransportError, output
 from tests.lab.apache import certificate
 from tests.lab.nrdp import TOKEN, NrdpServer
 
