@@ -11,21 +11,20 @@ from check_failover.control import HISTORY_PAGE, MAX_HISTORY, Message
 from check_failover.damping import decayed, proof
 from check_failover.decide import Reason
 from check_failover.listening import RequestRefusedError
-from check_failover.model import Facts, Service, Target, printable
+from check_failover.model import Facts, Service, Target
 from check_failover.peer import Peer
-from check_failover.records import Caller, DrillStatus, JournalEntry, RecordError, ServiceStatus, from_json, to_json
-from check_failover.redirector import RedirectError, inquiry, peer_record
+from check_failover.records import Caller, DrillStatus, JournalEntry, ServiceStatus, to_json
+from check_failover.redirector import RedirectError, inquiry, messages, peer_record
 from check_failover.redirector.afterwards import Afterwards
 from check_failover.redirector.drill import Drills
 from check_failover.redirector.elsewhere import Elsewhere
 from check_failover.redirector.order import Order
 from check_failover.redirector.report import CoreReports, detail_lines, redirect_state
-from check_failover.redirector.state import ServiceState, StateError, outranks, parsed
+from check_failover.redirector.state import StateError, outranks
 from check_failover.redirector.steering import Steering
 from check_failover.rights import by_hand, user_name
 
 log = logging.getLogger(__name__)
-LONGEST_DRAIN = 1e9  # seconds
 
 
 class RedirectorRequests:
@@ -50,14 +49,14 @@ class RedirectorRequests:
         if verb == "state":
             states = {name: asdict(state) for name, state in self._steering.states().items()}
             return {"state": states, "sync": peer_record.ours(self._config), "heard": peer_record.heard(self._config)}
-        by = _words(message.get("by") or user_name(peer.uid))[:200]
+        by = messages.words(message.get("by") or user_name(peer.uid))[:200]
         try:
             if verb == "downtime":
                 return self._downtime(message, by, peer)
             if verb == "follow":
                 return self._follow(message)
             if verb == "activity":
-                found = self._steering.activity(one for one in self._services if one.name in _names(message))
+                found = self._steering.activity(one for one in self._services if one.name in messages.names(message))
                 return {"services": {name: astuple(counted) for name, counted in found.items()}}
             return self._act(verb, self._service(message), by, message, peer)
         except (RedirectError, StateError) as error:
@@ -96,13 +95,13 @@ class RedirectorRequests:
     def _act(self, verb: str, service: Service, by: str, message: Message, peer: Peer) -> Message:
         name = service.name
         if verb in ("fail-over", "drain", "fail-back"):
-            return _answer(self._do(self._order(verb, service, by, message, peer)))
+            return messages.answer(self._do(self._order(verb, service, by, message, peer)))
         if verb == "facts":
             facts = self._confirmed("fail-over", service, message)  # they may have waited in the sniffer
             acted = self._steering.facts(self._with_health(Order(service, "fail-over", by, facts)))
             if acted is None:
                 return {"flipped": False, "text": "nothing pending, or nothing new"}
-            return _answer(self._reported(service, acted))
+            return messages.answer(self._reported(service, acted))
         if verb == "recovered":
             return {"text": self._steering.recovered(name)}
         if verb == "drilled":
@@ -110,7 +109,7 @@ class RedirectorRequests:
         if verb in ("drill", "drill-end"):
             return (self._drills.begin if verb == "drill" else self._drills.end)(service, message, by)
         if verb == "forget":
-            client, port = _client(message)
+            client, port = messages.client(message)
             if service.writes == "primary" and message.get("reads") is not True:
                 return {"forgotten": False, "reason": "the client may write"}
             facts = inquiry.synced(self._controller, service, Facts())
@@ -122,9 +121,9 @@ class RedirectorRequests:
             return self._elsewhere.page(name, str(message.get("after") or ""))
         if verb == "decided":
             caller = Caller(peer.pid, peer.uid)
-            return {"id": self._steering.note(name, verb, by, _decision(message), peer=caller).id}
+            return {"id": self._steering.note(name, verb, by, messages.decision(message), peer=caller).id}
         if verb == "hold":
-            text = self._steering.hold(name, by, _words(message.get("reason") or "")[:500])
+            text = self._steering.hold(name, by, messages.words(message.get("reason") or "")[:500])
         else:
             text = self._steering.release(name, by)
         self._report_state(service)
@@ -149,7 +148,7 @@ class RedirectorRequests:
         host, description = str(message.get("host") or ""), str(message.get("description") or "")
         begin, said = bool(message.get("begin")), []
         for service in self._services:
-            if not _of_primary(service, host, description):
+            if not messages.of_primary(service, host, description):
                 continue
             of = f"{description} on {host}" if description else host
             self._steering.downtime(service.name, of, by, begin=begin)
@@ -162,7 +161,7 @@ class RedirectorRequests:
         return {"text": "; ".join(said) or "no primary's downtime"}
 
     def _follow(self, message: Message) -> Message:
-        states, mine = _states(message), self._steering.states()
+        states, mine = messages.states(message), self._steering.states()
         peer_record.keep(self._config, message.get("sync"))
         failed = [
             service.name
@@ -184,9 +183,9 @@ class RedirectorRequests:
         manual = bool(message.get("manual"))
         if manual and not by_hand(self._controller, peer):
             raise RequestRefusedError(f"{verb}: only operators and root may order by hand")
-        deadline = _deadline(service, message)
+        deadline = messages.deadline(service, message)
         facts = self._confirmed(verb, service, message, manual=manual)
-        note = _words(message.get("note") or "")[:200]
+        note = messages.words(message.get("note") or "")[:200]
         order = Order(service, verb, by, facts, manual=manual, note=note, peer=Caller(peer.pid, peer.uid))
         if verb == "fail-over":
             return self._with_health(order)
@@ -200,7 +199,7 @@ class RedirectorRequests:
     def _confirmed(self, verb: str, service: Service, message: Message, *, manual: bool = False) -> Facts:
         """A message's facts, as far as they hold now."""
         facts, since = (
-            inquiry.synced(self._controller, service, _facts(message)),
+            inquiry.synced(self._controller, service, messages.facts(message)),
             self._steering.states()[service.name].since,
         )
         return inquiry.with_missing_facts(self._controller, service, verb, facts, manual=manual, since=since)
@@ -298,78 +297,3 @@ class RedirectorRequests:
                 return service
         known = ", ".join(service.name for service in self._services)
         raise RequestRefusedError(f"no service {name!r}; configured are: {known}")
-
-
-def _names(message: Message) -> list[object]:
-    found = message.get("services")
-    return found if isinstance(found, list) else []
-
-
-def _of_primary(service: Service, host: str, description: str) -> bool:
-    """Whether the core's object represents that service's primary: its host, or "NAME primary"."""
-    if description:
-        return host == service.host and description == f"{service.name} primary"
-    return host in (service.host, service.primary_host)
-
-
-def _answer(entry: JournalEntry) -> Message:
-    keys, found = ("flipped", "reason", "text", "line", "id", "took", "left", "error"), to_json(entry)
-    return {key: found[key] for key in keys if key in found}
-
-
-def _facts(message: Message) -> Facts:
-    """The facts of an order: as fields (sniffer), or as perfdata (the core's handler)."""
-    raw = message.get("facts")
-    if isinstance(raw, dict):
-        try:
-            return from_json(Facts, raw)
-        except RecordError as error:
-            raise RequestRefusedError(f"facts: {error}") from None
-    perfdata = str(message.get("perfdata") or "")
-    facts = Facts.parse(perfdata)
-    return replace(facts, downtime=bool(message.get("downtime")))
-
-
-def _decision(message: Message) -> str:
-    """What a person decided about the data of both servers, by failover-sync."""
-    try:
-        source, other = Target(message["source"]), Target(message["source"]).other
-        did = {
-            "take": f"failover-sync --take {source}: the {source}'s data replaces the {other}'s",
-            "merge": f"failover-sync --merge: the {source}'s data with the {other}'s changes replaces the {other}'s",
-        }[message["run"]]
-    except (ValueError, KeyError, TypeError):
-        text = "decided: want run (take or merge) and source (primary or standby)"
-        raise RequestRefusedError(text) from None
-    kept = _words(message.get("kept") or "")[:500]
-    return f"{did}, " + (f"which is kept: {kept}" if kept else "which had none")
-
-
-def _states(message: Message) -> dict[str, ServiceState]:
-    try:
-        return {name: parsed(raw) for name, raw in message["state"].items()}
-    except (RecordError, KeyError, AttributeError):
-        text = "follow: not the state of a redirector: do both controllers run the same version?"
-        raise RequestRefusedError(text) from None
-
-
-def _deadline(service: Service, message: Message) -> float | None:
-    """Seconds until a drain cuts open connections: the order's own, or the policy's."""
-    deadline = message.get("deadline")
-    if deadline is None:
-        return service.policy.drain_deadline
-    if not isinstance(deadline, int | float) or not 0 <= deadline <= LONGEST_DRAIN:
-        raise RequestRefusedError(f"deadline: want a number of seconds, 0 to {LONGEST_DRAIN:.0f}")
-    return float(deadline)
-
-
-def _words(text: object) -> str:
-    """Free text as one line without control characters: journal, results of the core and terminals show it."""
-    return " ".join(printable(str(text)).split())
-
-
-def _client(message: Message) -> tuple[str, int]:
-    client, port = message.get("client"), message.get("port")
-    if not isinstance(client, str) or not isinstance(port, int) or not 0 < port < 65536:
-        raise RequestRefusedError("forget: want client (an IP address) and port")
-    return client, port

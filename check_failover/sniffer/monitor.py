@@ -235,8 +235,7 @@ class ServiceMonitor:
         if self._investigation is None:
             return
         before, self._probe_fault = self._probe_fault, f"the {self.target} could not be probed"
-        self._investigation = None
-        self._next_investigation = now + RECHECK_INTERVAL
+        self._investigation, self._next_investigation = None, now + RECHECK_INTERVAL
         if self.condition is Condition.SUSPECT:
             self.condition = Condition.OK
         if before is None:
