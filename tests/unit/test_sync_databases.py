@@ -13,7 +13,7 @@ import pytest
 from check_failover.checks import ProbeError
 from check_failover.config import load
 from check_failover.model import Endpoint, Service, SyncSpec
-from check_failover.sync import databases
+from check_failover.sync import replicated
 from check_failover.sync.hosts import SyncStepError
 from check_failover.syncstate import SyncDirection
 from tests.unit.test_sync_config import with_sync
@@ -34,7 +34,7 @@ FLOODS = {"postgresql": b"N\x00\x00\x20\x04" + bytes(0x2000), "mariadb": b"\xff\
 )
 def test_gtids(text: str | None, server: int | None, found: dict[str, int]) -> None:
     """The highest of each domain; only one server's, if asked for."""
-    assert databases._gtids(text, server) == found
+    assert replicated._gtids(text, server) == found
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def service(tmp_path: Path, method: str, port: int) -> tuple[Service, SyncSpec]:
     return found, found.sync
 
 
-@pytest.mark.parametrize("method", sorted(databases.METHODS))
+@pytest.mark.parametrize("method", sorted(replicated.METHODS))
 def test_a_flood_ends(tmp_path: Path, method: str) -> None:
     """A server that sends without an end is cut off at the size."""
 
@@ -72,12 +72,12 @@ def test_a_flood_ends(tmp_path: Path, method: str) -> None:
 
     with (
         peer(flood) as port,
-        pytest.raises(SyncStepError, match=f"the primary: sends more than {databases._ROOM} bytes"),
+        pytest.raises(SyncStepError, match=f"the primary: sends more than {replicated._ROOM} bytes"),
     ):
-        databases.compare(*service(tmp_path, method, port), SyncDirection.FORWARD, 20.0)
+        replicated.databases(*service(tmp_path, method, port), SyncDirection.FORWARD, 20.0)
 
 
-@pytest.mark.parametrize("method", sorted(databases.METHODS))
+@pytest.mark.parametrize("method", sorted(replicated.METHODS))
 def test_a_trickle_ends(tmp_path: Path, method: str) -> None:
     """A server that sends a byte now and then is late, however often it sends."""
 
@@ -88,16 +88,16 @@ def test_a_trickle_ends(tmp_path: Path, method: str) -> None:
 
     began = time.monotonic()
     with peer(trickle) as port, pytest.raises(SyncStepError, match="the primary: no answer in time"):
-        databases.compare(*service(tmp_path, method, port), SyncDirection.FORWARD, 1.0)
+        replicated.databases(*service(tmp_path, method, port), SyncDirection.FORWARD, 1.0)
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("method", sorted(databases.METHODS))
+@pytest.mark.parametrize("method", sorted(replicated.METHODS))
 def test_rubbish_is_one_line(tmp_path: Path, method: str) -> None:
     """What is no such protocol makes the libraries raise any exception."""
     rubbish = b"HTTP/1.1 400 Bad Request\r\n\r\n" * 9
     with peer(lambda client: client.sendall(rubbish)) as port, pytest.raises(SyncStepError) as caught:
-        databases.compare(*service(tmp_path, method, port), SyncDirection.FORWARD, 5.0)
+        replicated.databases(*service(tmp_path, method, port), SyncDirection.FORWARD, 5.0)
     assert str(caught.value).startswith("the primary: ")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
@@ -110,4 +110,4 @@ def test_a_missing_library_names_the_extra(
     """One line that says what to install."""
     monkeypatch.setitem(__import__("sys").modules, library, None)
     with peer(lambda _client: None) as port, pytest.raises(ProbeError, match=rf"check_failover\[{method}\]"):
-        databases.compare(*service(tmp_path, method, port), SyncDirection.FORWARD, 5.0)
+        replicated.databases(*service(tmp_path, method, port), SyncDirection.FORWARD, 5.0)
