@@ -208,7 +208,7 @@ def read_own(kind: type[T], text: bytes, former: str = "") -> T:
 def _keys(text: bytes) -> set[str]:
     """The keys of all objects in a JSON text."""
     found = set[str]()
-    json.loads(text, object_pairs_hook=lambda pairs: found.update(key for key, _ in pairs))
+    json.loads(text.decode(errors="replace"), object_pairs_hook=lambda pairs: found.update(key for key, _ in pairs))
     return found
 
 
