@@ -26,7 +26,7 @@ from check_failover.sniffer.redirector_link import Counters, RedirectorLink
 from check_failover.sniffer.rescue import Rescue
 from check_failover.sniffer.stage1.detectors import NEVER
 from check_failover.sniffer.stage1.flows import FlowKey
-from check_failover.sniffer.stage1.packet import RST, Packet
+from check_failover.sniffer.stage1.packet import RST
 
 PAUSE = 0.01  # seconds between two reads of the rings while there is traffic
 CHECK_TAPS_EVERY = 0.5  # seconds between two checks of interfaces and drops
@@ -184,24 +184,20 @@ class Loop:
 
     def _frames(self) -> bool:
         """Feed the captured frames to the monitors; returns whether there were any."""
-        rows = self._taps.read()
-        for name, keeps in self._taps.narrowed():
-            traffic = self.monitors[name].traffic
-            traffic.flows.narrowed(keeps)
-            traffic.share = self._taps.share(name)
+        rows, changed = self._taps.read()
+        for name in changed:
+            traffic, sampling = self.monitors[name].traffic, self._taps.sampling(name)
+            traffic.flows.narrowed(sampling.keeps)
+            traffic.share = sampling.share
         for names, packet, frame in rows:
+            self._touched.update(names)
             for name in names:
-                self._frame(name, packet, frame)
+                self._captured[name] += 1
+                self.actions.evidence.frame(name, packet, frame)
+                self.monitors[name].packet(packet, frame)
+                if packet.flags & RST:
+                    self._rescue.refused(self.monitors[name], packet)
         return bool(rows)
-
-    def _frame(self, name: str, packet: Packet, frame: bytes) -> None:
-        monitor = self.monitors[name]
-        self._touched.add(name)
-        self._captured[name] += 1
-        self.actions.evidence.frame(name, packet, frame)
-        monitor.packet(packet, frame)
-        if packet.flags & RST:
-            self._rescue.refused(monitor, packet)
 
     def _check_taps(self, now: float) -> None:
         blind, drops = self._taps.check_taps()
@@ -219,9 +215,8 @@ class Loop:
         names = [] if self._counting or now < self._counted + COUNT_EVERY else self._taps.sampled()
         if now >= self._compared + COMPARE_EVERY:
             self._compared = now
-            names += self._bypass.suspects(
-                {n: frames for n, frames in self._captured.items() if self._taps.share(n) == 1}
-            )
+            whole = {n: frames for n, frames in self._captured.items() if not self._taps.sampling(n).bits}
+            names += self._bypass.suspects(whole)
             for name, monitor in self.monitors.items():
                 if monitor.traffic.flows.knows_elsewhere():
                     self.link.ask_elsewhere(name)
@@ -266,7 +261,7 @@ class Loop:
             self._counting, now = False, time.monotonic()
             for name in counters.keys() & self.monitors.keys():
                 asked, answered = counters[name]
-                if self._taps.share(name) > 1:
+                if self._taps.sampling(name).bits:
                     self._touched.add(name)
                     detect = self.monitors[name].traffic.detect
                     self.monitors[name].suspect(detect.forwarded(asked, answered, now), now)

@@ -91,7 +91,7 @@ class Wire:
 
     def seen(self) -> list[tuple[str, Packet, bytes]]:
         """Of our frames: the tap for refusals hears those of the whole machine, also of what else runs here."""
-        found = self.taps.read()
+        found, _ = self.taps.read()
         return [
             (name, packet, frame) for names, packet, frame in found if frame[:12] == bytes(LINK)[:12] for name in names
         ]
@@ -225,12 +225,14 @@ def test_a_flood_is_sampled_by_whole_connections(wire: Wire) -> None:
     thread = threading.Thread(target=flood)
     thread.start()
     try:
-        poll(lambda: wire.seen() and wire.taps.share("four") >= 4, 10.0, "sampling")
+        poll(lambda: wire.seen() and wire.taps.sampling("four").share >= 4, 10.0, "sampling")
         ports = {p.sport for _ in range(20) for _, p, _ in wire.seen()}
     finally:
         stop.set()
         thread.join()
-    assert len({(port >> 4) % wire.taps.share("four") for port in ports}) <= wire.taps.share("four") // 2
+    assert (
+        len({(port >> 4) % wire.taps.sampling("four").share for port in ports}) <= wire.taps.sampling("four").share // 2
+    )
     assert wire.monitors["four"].traffic.stats(time.monotonic()).drops == 0
     assert wire.monitors["four"].target is Target.PRIMARY
 
@@ -258,13 +260,13 @@ def test_one_tap_for_two_hundred_services(tmp_path: Path) -> None:
     try:
         assert len(list(wire.taps._all)) == 3
         thread.start()
-        poll(lambda: wire.seen() is not None and wire.taps.share("four") >= 4, 10.0, "the flood is sampled")
+        poll(lambda: wire.seen() is not None and wire.taps.sampling("four").share >= 4, 10.0, "the flood is sampled")
         wire.taps.check_taps()
         wire.send(*others)
         found: set[str] = set()
         poll(lambda: found.update(name for name, _, _ in wire.seen()) or len(found) > 200, 5.0, "each service's frame")
         assert found >= {f"s{n}" for n in range(200)}
-        assert {wire.taps.share(f"s{n}") for n in range(200)} == {1}
+        assert {wire.taps.sampling(f"s{n}").share for n in range(200)} == {1}
         assert wire.taps.check_taps()[1] == 0
     finally:
         stop.set()

@@ -13,7 +13,7 @@ import selectors
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from check_failover.config import Config
@@ -56,7 +56,7 @@ class Taps:
         # Without packet(7) there is no tap for all interfaces; none is needed, because ipfilter withholds no RST.
         self._all = [*([TapSlot(None)] if sys.platform == "linux" else []), *self._slots]
         self._read, self._refilter_at = 0.0, float("inf")
-        self._changed: set[str | None] = set()
+        self._changed: set[str] = set()
         self._arrange(config.services)
 
     def _arrange(self, services: tuple[Service, ...]) -> None:
@@ -82,8 +82,8 @@ class Taps:
             if slot.tap is None:
                 self._try_open(slot)
 
-    def read(self) -> list[Row]:
-        """All packets captured until now, in order of time. Call ``narrowed`` before you process them."""
+    def read(self) -> tuple[list[Row], set[str]]:
+        """All packets captured until now, in order of time, and the services whose sampling changed before them."""
         now, wall = time.monotonic(), time.time()
         found: list[tuple[Sampling, int, Row]] = []
         for slot in self._all:
@@ -98,14 +98,8 @@ class Taps:
         # Drop frames from before the filter change: half a connection would look like a fault.
         rows = [row for sampling, port, row in found if sampling.keeps(port)]
         rows.sort(key=lambda row: row[1].now)
-        return rows
-
-    def narrowed(self) -> Iterator[tuple[str, Callable[[int], bool]]]:
-        """Each service whose sampling changed since the last call, with the test whether a client port is kept."""
-        names, self._changed = self._changed - {None}, set()
-        for name in names & self._sampling.keys():
-            if name is not None:
-                yield name, self._sampling[name].keeps
+        changed, self._changed = self._changed & self._numbers.keys(), set()
+        return rows, changed
 
     def _packets(self, tap: Tap, now: float, wall: float, *, faults: bool) -> list[tuple[Sampling, int, Row]]:
         found: list[tuple[Sampling, int, Row]] = []
@@ -158,7 +152,7 @@ class Taps:
         sampling = self._sampling[name]
         before = sampling.bits
         if sampling.count(cost, ports, now, self._budget.each):
-            self._changed.add(name)
+            self._changed.update([name] if name else [])
             self._sampled = {name for name, one in self._sampling.items() if one.bits}
             self._refilter_at = min(self._refilter_at, now if sampling.bits > before else now + WIDEN_EVERY)
             log.info("%s: watching one of %d", name or "refused connections", sampling.share)
@@ -201,9 +195,9 @@ class Taps:
         """The services of which only some connections are kept."""
         return [name for name in self._sampled if name is not None]
 
-    def share(self, service: str) -> int:
-        """N, where the taps keep one of N connections of a service."""
-        return self._sampling[service].share
+    def sampling(self, service: str) -> Sampling:
+        """How many connections of a service the taps keep, and which."""
+        return self._sampling[service]
 
     def close(self) -> None:
         for slot in self._all:
