@@ -114,7 +114,7 @@ def journal(config: Config, limit: int = MAX_HISTORY, timeout: float = 20.0) -> 
 
 def how_to(what: str, platform: str = sys.platform, **words: str) -> str:
     """The instruction for a task on this system: an item of INSTRUCTIONS with its words filled in."""
-    rows = row_of(INSTRUCTIONS, platform, "netbsd")
+    rows = INSTRUCTIONS["any"] | row_of(INSTRUCTIONS, platform, "netbsd")
     if "daemon" in words and not platform.startswith("linux"):
         words["daemon"] = words["daemon"].replace("-", "_")  # rc.d(8)
     return rows[what].format(**words)

@@ -81,12 +81,10 @@ def servers(scene: Scene) -> Iterator[Finding]:
             yield Finding("missing", service.name, "unknown to failover-sniffer", do)
             continue
         if status["blind"]:
-            do = "is client_interface right, and is it up?"
-            yield Finding("missing", f"{service.name} sniffer", f"blind: {status['blind']}", do)
+            yield Finding("missing", f"{service.name} sniffer", f"blind: {status['blind']}", how_to("blind"))
         health = status["standby"]
         if health["ok"] is None:
-            do = "mend that, or, just after a start, look again in a minute"
-            yield Finding("warning", about, health["text"], do)
+            yield Finding("warning", about, health["text"], how_to("not probed"))
         elif health["ok"]:
             yield Finding("ok", about, f"passed its last probe: {health['text']}")
         else:
@@ -185,8 +183,7 @@ def _objects(service: Service, objects: Mapping[object, list[dict[str, Any]]]) -
             do = f"event_handler {HANDLERS[suffix]}!{service.name}, event_handler_enabled 1"
             yield Finding("missing", name, "has no event handler of ours, or it is off", do)
     if lost:
-        do = "failoverctl nagios-config > FILE, where nagios.cfg reads it (cfg_dir, cfg_file)"
-        yield Finding("missing", f"{service.name} in Nagios", f"not defined: {', '.join(lost)}", do)
+        yield Finding("missing", f"{service.name} in Nagios", f"not defined: {', '.join(lost)}", how_to("objects"))
     else:
         yield Finding("ok", f"{service.name} in Nagios", f"its services are defined for {service.host}")
 
@@ -205,8 +202,7 @@ def _handlers(
         if macro and resources:
             yield Finding("missing", "event handler", f"{program}: no {macro[0]}", "define it in resource_file")
         elif not program.startswith("/"):
-            do = "is resource_file there and readable?"
-            yield Finding("unknown", "event handler", f"where {program or 'it'} is", do)
+            yield Finding("unknown", "event handler", f"where {program or 'it'} is", how_to("resources"))
         else:
             bad = list(access("event handler", user_of(user), Path(program), os.R_OK | os.X_OK, do))
             if not bad and (interpreter := _interpreter(Path(program))):
@@ -263,15 +259,13 @@ def settings(scene: Scene) -> Iterator[Finding]:
         name, state = f"{service.name} primary", question.ask(service, limit) if limit > 0 else None
         if state is None:
             if options["transport"] == "icinga2":
-                do = "is Icinga there, with the permissions of nagios-conf/icinga2/api-user.conf?"
-                yield Finding("unknown", name, "whether its event handler is switched on", do)
+                yield Finding("unknown", name, "whether its event handler is switched on", how_to("ask Icinga"))
             continue
         if not state.service_handler:
             do = f"switch it on there (Nagios: ENABLE_SVC_EVENT_HANDLER;{service.host};{name})"
             yield Finding("missing", name, "its event handler is switched off in the core", do)
         if not state.handlers:
-            do = "switch them on there (Nagios: ENABLE_EVENT_HANDLERS)"
-            yield Finding("missing", name, "all event handlers are switched off in the core", do)
+            yield Finding("missing", name, "all event handlers are switched off in the core", how_to("handlers on"))
     with contextlib.suppress(OSError, LookupError):  # the look at Nagios says why
         path = status_file(scene.nagios_cfg)
         if options["transport"] == "command_file" and scene.sniffer.status is not None and path.exists():

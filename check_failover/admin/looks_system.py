@@ -93,15 +93,13 @@ def _routes(scene: Scene) -> Iterator[Finding]:
             yield Finding("ok", f"{service.name} address", f"{address} is this machine's own")
         else:
             found = f"{address} is on no interface here"
-            do = "add it, unless the router before sends its packets here"
-            yield Finding("warning", f"{service.name} address", found, do)
+            yield Finding("warning", f"{service.name} address", found, how_to("address"))
     if any(service.address.family == 4 for service in services):
         every = _proc("ipv4/conf/all/rp_filter") or 0
         for name in sorted(interfaces - {"lo"}):
             if max(every, _proc(f"ipv4/conf/{name}/rp_filter") or 0) == 1:  # the higher one counts (ip-sysctl.rst)
                 found = f"rp_filter is strict on {name}: it drops packets whose return route is another interface"
-                do = f"if clients or servers behind {name} are lost: give their networks a route over {name}"
-                yield Finding("warning", "rp_filter", found, do)
+                yield Finding("warning", "rp_filter", found, how_to("reverse path", interface=name))
 
 
 def _route(address: str) -> Mapping[str, Any] | None:
@@ -140,8 +138,7 @@ def files(scene: Scene) -> Iterator[Finding]:
         yield from _secret(Path(path), rights, readers)
     reports = scene.config.monitoring.get("report_dir")
     if reports is not None and not Path(reports).is_dir():
-        do = "make it, as nagios-conf/reports/README.md says"
-        yield Finding("warning", "reports", f"{reports} is no directory", do)
+        yield Finding("warning", "reports", f"{reports} is no directory", how_to("reports"))
 
 
 def _secrets(scene: Scene) -> dict[str, tuple[str, list[User | None]]]:
