@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 
 import requests
 
-from check_failover.checks import ProbeError, probing, tls
-from check_failover.checks.talk import failed
+from check_failover.checks import ProbeError, probing
+from check_failover.checks.talk import failed, server_name, tls_context
 from check_failover.http_client import HttpClient, HttpError
 from check_failover.model import Endpoint, Probe, clean
 
@@ -25,8 +25,8 @@ from check_failover.model import Endpoint, Probe, clean
 def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe:
     """See ``checks``. Options: path, method, status, expect, tls, ca_file, server_name."""
     began = time.monotonic()
-    context = tls.context(options) if options.get("tls") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    name, at = tls.server_name(server, options), (server.address, server.port)
+    context = tls_context(options) if options.get("tls") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    name, at = server_name(server, options), (server.address, server.port)
     with contextlib.closing(HttpClient(timeout, trusted=lambda: context, name=name, server=at)) as client:
         request = _request(client, server, options, name)
         try:

@@ -21,7 +21,8 @@ from ldap3.operation.search import parse_filter
 from ldap3.utils.dn import safe_dn
 
 from check_failover.bounded import Budget, bound, securing
-from check_failover.checks import ProbeError, probing, secret, tls
+from check_failover.checks import ProbeError, probing, secret
+from check_failover.checks.talk import server_name, tls_context
 from check_failover.model import Endpoint, Probe, TooMuchError, clean
 
 MAX_ANSWER = 4 << 20  # bytes read: one entry, with all values of one attribute
@@ -77,7 +78,7 @@ def _validate(options: Mapping[str, object]) -> None:
 
 def _connection(server: Endpoint, options: Mapping[str, object], budget: Budget) -> ldap3.Connection:
     security = options.get("tls", "none")
-    secured = None if security == "none" else _Tls(tls.context(options), tls.server_name(server, options), budget)
+    secured = None if security == "none" else _Tls(tls_context(options), server_name(server, options), budget)
     directory = ldap3.Server(
         server.address,
         server.port,

@@ -1,13 +1,17 @@
-"""Shared by the probes over plain sockets: texts with escapes, the meaning of errors."""
+"""Shared by the probes: texts with escapes, the meaning of errors, and TLS.
+
+TLS is always verified. There is no option to disable the verification (RFC 9525).
+"""
 
 import errno
 import re
 import ssl
 import time
+from collections.abc import Mapping
 
-from check_failover.bounded import reason
+from check_failover.bounded import reason, trust
 from check_failover.checks import ProbeError
-from check_failover.model import Probe, clean
+from check_failover.model import Endpoint, Probe, clean
 
 MAX_ANSWER = 131072  # bytes read
 MAX_TEXT = 160  # characters of a probe's text
@@ -37,3 +41,27 @@ def unexpected(answer: bytes, expect: bytes) -> str:
     """The text for an answer without the expected text."""
     said = clean(answer[:60].decode("utf-8", "replace"))
     return f"expected {clean(expect[:60].decode('utf-8', 'replace'))!r}, got {said!r}"
+
+
+def tls_context(options: Mapping[str, object]) -> ssl.SSLContext:
+    """A client context that verifies against ``ca_file``, or the system's CAs. Raises ProbeError."""
+    ca_file = options.get("ca_file")
+    try:
+        return trust(None if ca_file is None else str(ca_file))
+    except OSError as error:
+        raise ProbeError(str(error)) from None
+
+
+def server_name(server: Endpoint, options: Mapping[str, object]) -> str:
+    """The name that the server's certificate must carry: ``server_name``, or the address itself. In ASCII (RFC 5890).
+
+    Raises ProbeError: an invalid name must not look like a failed server.
+    """
+    name = str(options.get("server_name") or server.address)
+    try:
+        encoded = name.encode("idna").decode("ascii")
+    except UnicodeError:
+        encoded = ""
+    if not encoded or encoded.startswith(".") or not encoded.isprintable() or set(encoded) & set(" /?#@"):
+        raise ProbeError(f"server_name: {name!r} cannot be a server's name")
+    return encoded

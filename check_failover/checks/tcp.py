@@ -9,15 +9,15 @@ import time
 from collections.abc import Mapping
 
 from check_failover.bounded import Budget, connect, securing
-from check_failover.checks import probing, tls
-from check_failover.checks.talk import MAX_ANSWER, failed, unescape, unexpected
+from check_failover.checks import probing
+from check_failover.checks.talk import MAX_ANSWER, failed, server_name, tls_context, unescape, unexpected
 from check_failover.model import Endpoint, Probe, TooMuchError
 
 
 def probe(server: Endpoint, options: Mapping[str, object], timeout: float) -> Probe:
     """See ``checks``. Options: send, expect, tls, ca_file, server_name."""
     began = time.monotonic()
-    context, name = (tls.context(options), tls.server_name(server, options)) if options.get("tls") else (None, "")
+    context, name = (tls_context(options), server_name(server, options)) if options.get("tls") else (None, "")
     try:
         budget = Budget(timeout, MAX_ANSWER)
         with connect(server.address, server.port, budget) as plain:

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from check_failover.bounded import Budget, cause, connect, reason, securing
-from check_failover.checks import ProbeError, QueryError, secret, tls
+from check_failover.checks import ProbeError, QueryError, secret
+from check_failover.checks.talk import server_name, tls_context
 from check_failover.model import Endpoint, Service, SyncSpec, Target, TooMuchError, clean
 from check_failover.sync.guard import SyncRefusedError, check_direction, ends
 from check_failover.sync.hosts import SyncStepError
@@ -240,8 +241,8 @@ def _rows(cursor: Any, text: str) -> Rows:  # noqa: ANN401
 def _login(spec: SyncSpec, server: Endpoint, sock: socket.socket, budget: Budget) -> Any:  # noqa: ANN401
     """The library's connection (PEP 249)."""
     options = {"ca_file": spec.ca_file, "server_name": spec.server_name}
-    password, name = secret(spec.password_file, "database password").encode(), tls.server_name(server, options)
-    context = securing(tls.context(options), budget) if spec.tls else None
+    password, name = secret(spec.password_file, "database password").encode(), server_name(server, options)
+    context = securing(tls_context(options), budget) if spec.tls else None
     if spec.method == "postgresql":
         from pg8000 import dbapi
 
