@@ -161,15 +161,12 @@ class _Adapter(HTTPAdapter):
                 self.ssl_context, self.server_hostname = client.context(), client.name or self.host
                 super().connect()
 
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class SecuredPool(HTTPSConnectionPool):
-            ConnectionCls = Secured
-
         super().__init__(max_retries=0)
         self.poolmanager = PoolManager(num_pools=4)
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecuredPool}
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": type("_PlainPool", (HTTPConnectionPool,), {"ConnectionCls": Plain}),
+            "https": type("_SecuredPool", (HTTPSConnectionPool,), {"ConnectionCls": Secured}),
+        }
 
     def cert_verify(self, conn: object, url: object, verify: object, cert: object) -> None:
         """The context verifies."""

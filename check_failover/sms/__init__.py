@@ -20,9 +20,7 @@ class GatewayError(Exception):
 
 
 class Gateway(Protocol):
-    @property
-    def receipts(self) -> bool:
-        """Whether this gateway supports delivery receipts."""
+    receipts: bool  # whether this gateway supports delivery receipts
 
     def send(self, text: str, number: str, receipt_url: str) -> None:
         """Hand one text for one number to the gateway. Raises GatewayError.

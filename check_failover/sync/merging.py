@@ -176,8 +176,9 @@ def plan(giver: Target, found: Mapping[Target, Entries], equal: InStep) -> tuple
         and mine[uuid].same(theirs[uuid])
         and theirs[uuid].changed <= equal.end < mine[uuid].changed
     ]
-    added = sorted((one for one in changes if one.have is None), key=_depth)
-    deleted = sorted((one for one in changes if one.wanted is None), key=_depth, reverse=True)
+    by_depth = sorted(changes, key=lambda one: one.dn.count(","))
+    added = [one for one in by_depth if one.have is None]
+    deleted = [one for one in reversed(by_depth) if one.wanted is None]
     gone = {one.dn.lower() for one in deleted}
     there = {entry.dn.lower() for entry in theirs.values()} | {one.dn.lower() for one in added}
     left = there - gone
@@ -210,10 +211,6 @@ def _unchanged(entry: Entry) -> tuple[str, bool, bytes]:
     """The control by which the server refuses if the entry is not as it was read."""
     condition: Any = parse_filter(f"(entryCSN={entry.csn})", None, False, False, None, False)  # type: ignore[no-untyped-call]
     return _ASSERT, True, encode(compile_filter(condition.elements[0]))  # type: ignore[no-untyped-call]
-
-
-def _depth(change: Change) -> int:
-    return change.dn.count(",")
 
 
 def _parent(dn: str) -> str:
