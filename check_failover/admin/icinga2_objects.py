@@ -23,14 +23,15 @@ def icinga2(config: Config, *, templates: bool = True, endpoint: str | None = No
     """
     head = f"// Made by: failoverctl icinga2-config --config {config.path}\n"
     parts = [with_paths(read_template("icinga2", name), config) for name in FILES] if templates else []
-    services = [_service(service, config, endpoint) for service in config.services]
+    at = {"command_endpoint": endpoint} if endpoint else {}
+    services = [_service(service, config, at) for service in config.services]
     if config.sms is not None:  # the gateway and the spool, once for the config
-        where = {"host_name": config.services[0].host, **_at(endpoint)}
+        where = {"host_name": config.services[0].host, **at}
         services.append(_object("Service", "failover sms", "failover-sms", where))
     return "\n".join([head, *parts, *services, *_downtimes(config)])
 
 
-def _service(service: Service, config: Config, endpoint: str | None) -> str:
+def _service(service: Service, config: Config, at: Mapping[str, str]) -> str:
     name, standby = service.name, f"failover_{service.check.type}"
     parts = [f"// ---- {name}: {service.protocol} {service.address}, {service.primary} or {service.standby}"]
     if service.check.type == "plugin":  # the site's own plugin, which sends the standby the sniffer's request
@@ -39,14 +40,10 @@ def _service(service: Service, config: Config, endpoint: str | None) -> str:
         parts.append(_object("CheckCommand", standby, None, {"command": words}))
     for suffix in (*SUFFIXES, *(["sync"] if service.sync else [])):
         own = {"check_command": standby} if suffix == "standby" else {}
-        own = {"host_name": service.host, **own, **_at(endpoint), **links(config, service)}
+        own = {"host_name": service.host, **own, **at, **links(config, service)}
         own["vars.failover_service"] = name
         parts.append(_object("Service", f"{name} {suffix}", f"failover-{suffix}", own))
     return "\n".join(parts)
-
-
-def _at(endpoint: str | None) -> dict[str, str]:
-    return {"command_endpoint": endpoint} if endpoint else {}
 
 
 def _downtimes(config: Config) -> list[str]:

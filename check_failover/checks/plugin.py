@@ -23,7 +23,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from check_failover import __version__
 from check_failover.model import OneLineError, State, clean
@@ -34,6 +34,7 @@ MAX_LINE = 4096  # characters of any line
 # the guidelines' range format (2.5)
 _NUMBER = r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
 RANGE = re.compile(rf"@?(?:(?P<start>~|{_NUMBER})?:)?(?P<end>{_NUMBER})?")
+_OPTIONS: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8"))
 EXIT_HELP = 3  # exit code after -h and -V
 
 
@@ -88,15 +89,17 @@ def parser(name: str, description: str | None, *, timeout: float = 10.0) -> argp
     """A parser with the options of every check, -h -V -t -v -w -c, and its own ones in ``options.toml``."""
     made = Parser(prog=name, description=(description or "").split("\n\n")[0], allow_abbrev=False)
     made.add_argument("-V", "--version", action="version", version=f"{name} {__version__}")
-    made.add_argument("-t", "--timeout", type=seconds, default=timeout, help="seconds for the whole run: %(default)s")
-    made.add_argument("-v", "--verbose", action="count", default=0, help="print more; may be given three times")
-    made.add_argument("-w", "--warning", type=threshold, metavar="RANGE", help="WARNING outside this range")
-    made.add_argument("-c", "--critical", type=threshold, metavar="RANGE", help="CRITICAL outside this range")
-    own = tomllib.loads(Path(__file__).with_name("options.toml").read_text("utf-8")).get(name, {})
-    for option, settings in own.items():
-        kind = {"type": TYPES[settings["type"]]} if "type" in settings else {}
-        made.add_argument(option, **settings | kind)
+    for section in ("every", name):
+        add_options(made, section)
+    made.set_defaults(timeout=timeout)
     return made
+
+
+def add_options(made: argparse._ActionsContainer, section: str) -> None:
+    """Add the options of a section of ``options.toml``."""
+    for names, settings in _OPTIONS.get(section, {}).items():
+        kind = {"type": TYPES[settings["type"]]} if "type" in settings else {}
+        made.add_argument(*names.split(), **settings | kind)
 
 
 def seconds(text: str) -> float:
@@ -126,7 +129,7 @@ def threshold(text: str) -> str:
     return text
 
 
-TYPES = {"seconds": seconds, "range": threshold}  # by their names in options.toml
+TYPES = {"seconds": seconds, "range": threshold, "port": port}  # by their names in options.toml
 
 
 def judge(value: float | None, warning: str | None, critical: str | None) -> State:

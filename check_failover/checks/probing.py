@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from check_failover import config_shape
 from check_failover.bounded import is_address, lookup
 from check_failover.checks import ProbeFunction
-from check_failover.checks.plugin import CheckError, Outcome, Perf, deadline, judge, number, parser, port, worst
+from check_failover.checks.plugin import CheckError, Outcome, Perf, add_options, deadline, judge, number, parser, worst
 from check_failover.model import Endpoint, State
 from check_failover.places import HERE
 
@@ -46,12 +46,8 @@ def _statuses(text: str) -> list[int]:
 def command_line(name: str, doc: str | None, add: Mapping[str, Mapping[str, object]]) -> argparse.ArgumentParser:
     """The parser of a check: the options of every check, those that select the server, and ``add``, the probe's own."""
     made = parser(name, doc)
-    server = made.add_argument_group("which server")
-    server.add_argument("-H", "--hostname", metavar="ADDRESS", help="name or address of the server")
-    server.add_argument("-p", "--port", type=port, help="its port")
-    server.add_argument("--config", metavar="FILE", default=HERE["config"], help="default: %(default)s")
-    server.add_argument("--service", metavar="NAME", help="take server and options from this service of the config")
-    server.add_argument("--target", choices=("primary", "standby", "service"), help="which of the service's addresses")
+    add_options(made.add_argument_group("which server"), "server")
+    made.set_defaults(config=HERE["config"])
     own = made.add_argument_group("what to ask")
     for key, settings in add.items():
         own.add_argument(f"--{key.replace('_', '-')}", **settings)  # type: ignore[arg-type]
