@@ -6,7 +6,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-from check_failover.admin.incident import Sms, page
+from check_failover.admin.reports import Sms, html
 from check_failover.records import JournalEntry, from_json
 
 EVIL = "<script>alert(1)</script>"
@@ -52,7 +52,7 @@ def read(text: str) -> Reader:
 
 
 def test_the_story_in_order() -> None:
-    told = read(page(ENTRY, [ENTRY, BACK], STORY, 1000.2, TEXTS)).text
+    told = read(html(ENTRY, [ENTRY, BACK], STORY, 1000.2, TEXTS)).text
     places = [told.index(f"+{s} s  {who}") for s, who in (("0.000", "clients"), ("0.050", "sniffer"), ("0.200", "sni"))]
     assert places == sorted(places)
     assert "+0.270 s  redirector: ldap: primary -> standby" in told
@@ -64,7 +64,7 @@ def test_the_story_in_order() -> None:
 
 
 def test_nothing_from_outside_is_markup() -> None:
-    reader = read(page(ENTRY, [ENTRY], STORY, 1000.2, TEXTS))
+    reader = read(html(ENTRY, [ENTRY], STORY, 1000.2, TEXTS))
     assert "script" not in reader.tags
     assert EVIL in reader.text
 
@@ -72,6 +72,6 @@ def test_nothing_from_outside_is_markup() -> None:
 def test_a_refusal_without_evidence() -> None:
     """No verdict kept, no text sent: the page says so and stands."""
     entry = replace(ENTRY, flipped=False, reason="hold", line="ldap: refused, hold", facts=None)
-    told = read(page(entry, [], None, None, [])).text
+    told = read(html(entry, [], None, None, [])).text
     assert "No text message is on record." in told
     assert "hold" in told

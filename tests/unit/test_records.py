@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from check_failover import story
-from check_failover.admin import incident, show
+from check_failover.admin import reports, show
 from check_failover.checks.redirect import judge
 from check_failover.config import load
 from check_failover.model import Detector, Facts, State, Target
@@ -168,7 +168,7 @@ def test_an_entry_is_refused_or_can_be_used(line: dict[str, Any], changes: dict[
     printed = [
         *story.done(entry),
         *show.entry(entry),
-        incident.page(entry, [entry], None, None, []),
+        reports.html(entry, [entry], None, None, []),
         outcome(service, entry),
     ]
     "\n".join(printed).encode()
