@@ -17,8 +17,7 @@ from typing import Any
 from check_failover import __version__
 from check_failover.admin import FailedError, orders, remote, show, verbs
 from check_failover.admin.director import basket
-from check_failover.admin.icinga2_objects import icinga2
-from check_failover.admin.objects import nagios
+from check_failover.admin.objects import icinga2, nagios
 from check_failover.config import DEFAULT_PATH, Config, ConfigError, load
 from check_failover.control import ControlError
 from check_failover.places import HERE

@@ -8,8 +8,7 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from check_failover.admin.icinga2_objects import SUFFIXES
-from check_failover.admin.objects import links, read_template, with_paths
+from check_failover.admin.objects import SUFFIXES, links, read_template, with_paths
 from check_failover.checks.external import arguments
 from check_failover.config import Config
 from check_failover.model import Service

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from check_failover.admin.finding import Finding, Scene, absent, access, describe, how_to, journal, unusable, user_of
-from check_failover.admin.icinga2_objects import SUFFIXES
+from check_failover.admin.objects import SUFFIXES
 from check_failover.config import Config
 from check_failover.control import ControlError
 from check_failover.model import Service

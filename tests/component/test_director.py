@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from check_failover.admin.director import basket
-from check_failover.admin.icinga2_objects import icinga2
+from check_failover.admin.objects import icinga2
 from check_failover.config import load
 from tests.lab import icinga
 from tests.lab.director import Director

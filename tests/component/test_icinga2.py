@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from check_failover.admin.icinga2_objects import icinga2
+from check_failover.admin.objects import icinga2
 from check_failover.config import load
 from check_failover.model import PassiveResult, State
 from check_failover.transports import TransportError

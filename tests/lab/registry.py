@@ -15,8 +15,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from check_failover.admin.icinga2_objects import FILES
-from check_failover.admin.objects import read_template
+from check_failover.admin.objects import ICINGA2_FILES, read_template
 from check_failover.checks import PROBES, probing
 from tests.lab import director_basket
 
@@ -134,7 +133,7 @@ def downtime() -> str:
 
 
 def _icinga2_files(commands: str) -> list[str]:
-    return [commands if name == "commands.conf" else read_template("icinga2", name) for name in FILES]
+    return [commands if name == "commands.conf" else read_template("icinga2", name) for name in ICINGA2_FILES]
 
 
 def _setup() -> str:

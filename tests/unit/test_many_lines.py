@@ -14,8 +14,7 @@ from check_failover.admin import show
 from check_failover.admin.director import basket
 from check_failover.admin.doctor import shared
 from check_failover.admin.finding import Finding
-from check_failover.admin.icinga2_objects import icinga2
-from check_failover.admin.objects import nagios
+from check_failover.admin.objects import icinga2, nagios
 from check_failover.admin.remote import WAYS, Site
 from check_failover.config import load
 from check_failover.model import CheckSpec, Endpoint, Hold, Service, State, Target

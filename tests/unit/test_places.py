@@ -58,7 +58,7 @@ EVERYWHERE = """
 
     sys.platform = "freebsd14"
     from check_failover.admin.ctl import _parser
-    from check_failover.admin.icinga2_objects import icinga2
+    from check_failover.admin.objects import icinga2
     from check_failover.admin.objects import nagios
     from check_failover.checks import plugin
     from check_failover.config import load
