@@ -65,6 +65,7 @@ class ServiceMonitor:
         self._verdict: Verdict | None = None
         self._suspicion: Suspicion | None = None
         self._pending: Suspicion | None = None  # came too soon after the last investigation
+        self._refuted_by = Detector.REFUSED  # the last suspicion that was refuted
         self._failed_at = now  # when the present run of failed verdicts began
         self._was_failed = False  # the condition before the monitor became blind
         self._probe_fault: str | None = None  # why the last investigation reached no verdict
@@ -105,9 +106,8 @@ class ServiceMonitor:
         if self._investigation is not None:
             moments.append(self._investigation.deadline() or now + 1.0)
         else:
-            moments.append(self._idle_probe_due())
-            if self.condition is Condition.FAILED or self._pending is not None:
-                moments.append(self._next_investigation)
+            waits = self.condition is Condition.FAILED or self._pending is not None
+            moments += [self._idle_probe_due(), *([self._next_investigation] if waits else [])]
         return min(*moments, *filter(None, [self.traffic.deadline()]))
 
     def probed(self, target: Target, probe: Probe, now: float) -> None:
@@ -138,10 +138,9 @@ class ServiceMonitor:
         self.target = target
         self.traffic.flipped(now)
         self._investigation = self._verdict = self._suspicion = self._pending = self._probe_fault = None
-        self._was_failed = False
+        self._was_failed, self._sent_facts = False, (float("-inf"), None)
         if target is Target.PRIMARY:
             self._detail_lines = []
-        self._sent_facts = (float("-inf"), None)
         self.condition = Condition.OK if self.blind is None else Condition.BLIND
         self._report(now)
 
@@ -163,21 +162,22 @@ class ServiceMonitor:
 
     # ------------------------------------------------------------ stage 2
 
-    def _ignored(self, now: float) -> str | None:
-        """Why no suspicion is investigated at this moment; None: it would be."""
+    def _ignored(self, suspicion: Suspicion, now: float) -> str | None:
+        """Why it is not investigated now; None: it is. One that a client provoked delays none of a refusal."""
         if self.blind is not None:
             return f"blind, {self.blind}"
         if self.condition is Condition.FAILED:
             return "failed already, looked at every second"
         if self._investigation is not None:
             return "already investigating"
-        return _TOO_SOON if now < self._next_investigation else None
+        other = suspicion.detector is Detector.REFUSED and self._refuted_by is not Detector.REFUSED
+        return _TOO_SOON if now < self._next_investigation and not other else None
 
     def suspect(self, suspicion: Suspicion | None, now: float) -> None:
         """Investigate a suspicion of stage 1, if this is the moment for it."""
         if suspicion is None:
             return
-        ignored = self._ignored(now)
+        ignored = self._ignored(suspicion, now)
         if ignored is not None:
             if ignored == _TOO_SOON and suspicion.detector in _ONE_SHOT:
                 self._pending = suspicion
@@ -272,10 +272,10 @@ class ServiceMonitor:
 
     def _refuted(self, suspicion: Suspicion, now: float) -> None:
         was = self.condition
-        why = f"{suspicion.detector}: {suspicion.text}"
-        self._actions.note(f"{self.service.name}: refuted, {why}: {self.target} passes its probe")
+        why = f"refuted, {suspicion.detector}: {suspicion.text}: {self.target} passes its probe"
+        self._actions.note(f"{self.service.name}: {why}")
         self.traffic.detect.refuted(suspicion.detector, now)
-        self._verdict = None
+        self._verdict, self._refuted_by = None, suspicion.detector
         self.condition = Condition.OK
         self._next_investigation = now + MIN_INTERVAL
         if was is Condition.FAILED:

@@ -631,6 +631,17 @@ class TestDebug:
         ignored = "ldap: suspicion, refused: connection refused: not investigated: "
         assert scene.debug == [f"{ignored}already investigating", f"{ignored}too soon after the last investigation"]
 
+    def test_a_refusal_waits_only_for_another_refusal(self) -> None:
+        """A client can provoke other suspicions: refuted ones must not hide a crash for a second each time."""
+        scene = Scene()
+        for detector in (Detector.UNANSWERED_REQUEST, Detector.REFUSED, Detector.REFUSED):
+            scene.monitor.suspect(Suspicion("ldap", detector, scene.now, "told"), scene.now)
+            scene.wait(0.2)
+        assert [note.split(", ")[1] for note in scene.notes if "refuted" not in note] == [
+            "unanswered-request: told",
+            "refused: told",
+        ]
+
     def test_a_failed_server_and_a_blind_sniffer(self) -> None:
         """Neither needs another suspicion."""
         scene = Scene()
