@@ -8,7 +8,7 @@ A new check type, in five steps; a test fails and names what is missing:
 
 1. a file here with ``probe``, ``OPTIONS`` and ``check``: ``udp`` is the shortest example;
 2. its line in ``PROBES``;
-3. what its options may be: ``check_TYPE`` in ``$defs`` of ``config.schema.json``;
+3. what its options may be, with the help: ``check_TYPE`` in ``$defs`` of ``config.schema.json`` (``OPTIONS`` reads it);
 4. an example of its options in ``EXAMPLES`` of ``tests/lab/registry.py``, with which the tests run it;
 5. README: its name and its options, in the table of ``[service.check]``, and its program, below "failoverctl".
 
