@@ -20,7 +20,7 @@ from check_failover.sniffer.redirector_link import RedirectorLink
 from check_failover.transports import TRANSPORTS
 from check_failover.transports.outbox import Outbox
 
-PROBERS = 16  # threads: enough for both servers of a handful of services
+PROBERS = 256  # threads, made when they are needed: the services of a host that dies are probed at once
 
 log = logging.getLogger("failover-sniffer")
 
