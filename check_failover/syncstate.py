@@ -216,10 +216,8 @@ def theirs_of(state_dir: Path, name: str) -> SyncState:
     """The record of the other controller's runs. One that is not heard has ended, or holds nothing up from then on."""
     path = peer_record(state_dir, name)
     state = _load(path)
-    running = state.running
-    if running is not None and running.until is None and time.time() - path.stat().st_mtime > PEER_SILENT:
-        return replace(state, running=None)
-    return state
+    known = state.running is None or state.running.until is not None
+    return state if known or time.time() - path.stat().st_mtime <= PEER_SILENT else replace(state, running=None)
 
 
 def own(state_dir: Path, name: str) -> SyncState:

@@ -142,15 +142,14 @@ def _complaint(err: IO[bytes]) -> str:
 def _pass_on(controller: Controller, line: Message) -> bool:
     """Pass one line to the local redirector, which checks it. False: the redirector does not answer."""
     log.debug("from the other controller: %s", line)
-    states, records, heard = (
-        found if isinstance(found := line.get(key), dict) else {} for key in ("state", "sync", "heard")
-    )
+    said = (line.get(key) for key in ("state", "sync", "heard"))
+    states, records, heard = (found if isinstance(found, dict) else {} for found in said)
     if not states:
         raise ControlError("not the state of a redirector: do both controllers run the same version?")
     try:
         for name, one in states.items():  # one at a time: a request has a limit
-            said = {"state": {name: one}, "sync": {name: records.get(name)}, "heard": {name: heard.get(name)}}
-            control.ask(controller.redirector_socket, {"verb": "follow", **said}, TIMEOUT)
+            parts = {"state": {name: one}, "sync": {name: records.get(name)}, "heard": {name: heard.get(name)}}
+            control.ask(controller.redirector_socket, {"verb": "follow", **parts}, TIMEOUT)
     except control.UnreachableError as error:
         log.warning("%s", error)
         return False

@@ -19,9 +19,8 @@ def names(message: Message) -> list[object]:
 
 def of_primary(service: Service, host: str, description: str) -> bool:
     """Whether the core's object represents that service's primary: its host, or "NAME primary"."""
-    if description:
-        return host == service.host and description == f"{service.name} primary"
-    return host in (service.host, service.primary_host)
+    primary = host == service.host and description == f"{service.name} primary"
+    return primary if description else host in (service.host, service.primary_host)
 
 
 def answer(entry: JournalEntry) -> Message:

@@ -185,7 +185,7 @@ def test_a_status_is_refused_or_can_be_used(name: str, changes: dict[str, object
         status = from_json(ServiceStatus, {**STATUS["services"][name], **changes})
     except RecordError:
         return
-    judge(status)
+    judge({**STATUS["services"][name], **changes})
     redirect_state(status)
     fail_back_state(status)
     "\n".join(show.status(load(GOOD).service("ldap"), status, None, None, 2e9)).encode()
