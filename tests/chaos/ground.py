@@ -61,6 +61,8 @@ class Ground:
         self.servers: dict[tuple[str, str], faults.Server] = {}
         self.loads: list[Load] = []
         self.looks = Looks(self.site, self.loads)
+        self._downtimes: set[str] = set()
+        self._handlers = True
 
     def __enter__(self) -> Ground:
         try:
@@ -124,8 +126,18 @@ class Ground:
     def start(self, event: Event) -> None:
         if event.what == "core":
             self.looks.core.start()
+            self._as_before()
         else:
             self.site.start(event.what)
+
+    def _as_before(self) -> None:
+        """A killed Nagios comes back with what it saved at its last orderly end: a downtime that is over, say."""
+        if isinstance(self.looks.core, Nagios):
+            self.handlers(on=self._handlers)
+            for name in SERVICES:
+                self.downtime(name, begin=False)
+            for name in sorted(self._downtimes):
+                self.downtime(name, begin=True)
 
     def restart(self, event: Event) -> None:
         self.end(Event("stop", event.what))
@@ -174,13 +186,18 @@ class Ground:
 
     def handlers(self, *, on: bool) -> None:
         """Switch event handlers off or on as a person does in the core."""
-        core = self.looks.core
+        core, self._handlers = self.looks.core, on
         if isinstance(core, Nagios):
             core.command("ENABLE_EVENT_HANDLERS" if on else "DISABLE_EVENT_HANDLERS")
             return
         for name in SERVICES:
             path = f"/v1/objects/services/{HOST}!{name} primary"
             core.api("POST", path, {"attrs": {"enable_event_handler": on}})
+
+    def announce(self, service: str, *, begin: bool) -> None:
+        """A person announces a downtime, or ends it."""
+        (self._downtimes.add if begin else self._downtimes.discard)(service)
+        self.downtime(service, begin=begin)
 
     def downtime(self, service: str, *, begin: bool) -> None:
         """Announce a downtime of "NAME primary" in the core, or end it."""
@@ -233,8 +250,8 @@ DO: dict[str, Callable[[Ground, Event], object]] = {
     "join clients": _link("cl0", "up"),
     "cut servers": _link("sv0", "down"),
     "join servers": _link("sv0", "up"),
-    "downtime": lambda ground, event: ground.downtime(event.what, begin=True),
-    "downtime over": lambda ground, event: ground.downtime(event.what, begin=False),
+    "downtime": lambda ground, event: ground.announce(event.what, begin=True),
+    "downtime over": lambda ground, event: ground.announce(event.what, begin=False),
     "handlers off": lambda ground, _event: ground.handlers(on=False),
     "handlers on": lambda ground, _event: ground.handlers(on=True),
     "break handlers": lambda ground, _event: ground.handler_files(0o644),
