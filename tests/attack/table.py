@@ -13,6 +13,7 @@ ATTACKS: dict[str, tuple[str, str]] = {
     "provoke": ("50 empty binds/s, while all searches fail", "3,000 of 3,001 clients' requests failed"),
     "acks": ("20,000 bare ACKs/s that the server resets", "a hang noticed after 12 s"),
     "orphans": ("20,000 requests/s of connections that do not exist", "a hang noticed after 8 s"),
+    "windows": ("searches whose replies their client takes after 8 s", "a hang noticed after 4.5 s, p99 51 s"),
     "veto": ("60 stray segments/s, while the primary fails the probes only", "flipped after 1.2 s"),
     "reply": ("frames with the primary's address from a client", "held the veto for 30 to 40 s"),
     "invented": ("a passive CRITICAL with invented perfdata, without a sniffer", "flipped at once"),

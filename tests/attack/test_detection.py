@@ -93,17 +93,31 @@ def test_a_flood_that_the_server_resets_delays_nothing(tmp_path: Path, fault: st
         assert seconds < limit, kind
 
 
+@pytest.mark.parametrize("fault", ["hang", "crash", "apperror"])
+def test_closed_receive_windows_delay_nothing(tmp_path: Path, fault: str) -> None:
+    """Replies that their clients do not take tell nothing about the server, and teach no patience."""
+    tmp_path.chmod(0o755)
+    limit = 0.3 + 2 * noticed_after(tmp_path / "calm", None, fault)
+    seconds = noticed_after(tmp_path / "windows", "windows", fault)
+    measured("windows", f"{fault} noticed after", seconds, "{:.1f} s")
+    assert seconds < limit
+
+
 def noticed_after(directory: Path, kind: str | None, fault: str) -> float:
-    """Seconds from the fault to the flip, in that flood (None: without one)."""
+    """Seconds from the fault to the flip, in that attack (None: without one)."""
     directory.mkdir(mode=0o755)
     with Site(directory, nagios=False, kannel=False) as site, load(site, 10.0):
         site.wait_healthy("standby")
         if kind is not None:
-            argv = [sys.executable, "-m", "tests.lab.attacker", kind, SERVICE_ADDRESS, "389", str(FLOOD)]
+            rate = 20.0 if kind == "windows" else FLOOD
+            argv = [sys.executable, "-m", "tests.lab.attacker", kind, SERVICE_ADDRESS, "389", str(rate)]
             site.house.start("client", *argv, log=directory / "attacker.log", cwd=ROOT)
             resets = sent_resets(site)
-        time.sleep(5.0)
-        assert kind is None or sent_resets(site) - resets > FLOOD, "no flood"
+        time.sleep(20.0 if kind == "windows" else 5.0)
+        if kind == "windows":
+            assert (directory / "attacker.log").read_text().count("read late") == 2
+        elif kind is not None:
+            assert sent_resets(site) - resets > FLOOD, "no flood"
         assert site.status()["target"] == "primary"
         begun = time.monotonic()
         site.fault(fault)

@@ -127,7 +127,8 @@ def test_the_other_controller(build: Any) -> None:
         control.ask(controller.socket, {"verb": "follow", "state": said, "sync": {"tcp4": {}}, **heard})
 
     hear()
-    assert set(reached(controller, ended=False)) >= {("standby", "serves"), ("primary", "drain")}
+    assert ("standby", "serves") in reached(controller, ended=False)
+    assert ("primary", "drain") in reached(controller)  # without a connection it may be over already
     assert not silent & set(reached(controller, ended=False))
     assert not controller.status()["tcp4"]["peer_unsure"]
 

@@ -9,6 +9,8 @@ forged   the same without any connection: segments from the client's own address
 provoke  RATE binds a second with a name and no password; slapd answers unwillingToPerform (53)
 acks     RATE bare ACKs a second from many ports, of connections that do not exist: the server answers each with a RST
 orphans  RATE searches a second, as ``acks``
+windows  RATE connections with 80 searches each, whose replies it reads eight seconds later: its receive window
+         is closed until then
 ======== ============================================================================================================
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import select
 import socket
 import struct
 import sys
@@ -131,6 +134,24 @@ def orphans(address: str, port: int, rate: float) -> None:
     acks(address, port, rate, search_request(1, BASE, "cn"))
 
 
+def windows(address: str, port: int, rate: float) -> None:
+    made = [socket.socket() for _ in range(int(rate))]
+    for one in made:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        one.connect((address, port))
+        one.setblocking(False)
+    for first in range(1, 1 << 30, 80):
+        for one in made:
+            with contextlib.suppress(BlockingIOError):
+                one.send(b"".join(search_request(number, BASE, "description") for number in range(first, first + 80)))
+        time.sleep(8.0)
+        end, read = time.monotonic() + 1.0, 0
+        while time.monotonic() < end:
+            for one in select.select(made, [], [], 0.1)[0]:
+                read += len(one.recv(65536))
+        print(f"read late: {read}", flush=True)
+
+
 def _raw() -> socket.socket:
     return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
 
@@ -141,6 +162,7 @@ KINDS: dict[str, Callable[[str, int, float], None]] = {
     "provoke": provoke,
     "acks": acks,
     "orphans": orphans,
+    "windows": windows,
 }
 
 if __name__ == "__main__":
