@@ -96,9 +96,13 @@ class Runner:
 
     def _mend(self, world: World) -> None:
         """Everything back to how a round begins. Where a service is at the standby, a person fails it back."""
+        pending = {what for _, what, server in world.faults if server == "primary"}
         for event in mending(world):
             world = self._do(world, event)
-        self._quiet(world, dwell=0.0)
+        # The standby may be well a moment before the primary, and a verdict is up to a second old: until then an order
+        # that was pending may be carried out.
+        found = {n: at | {"standby"} if {n, ""} & pending else at for n, at in world.at.items()}
+        self._quiet(replace(world, at=found), dwell=2.0 if pending else 0.0)
         for name in SERVICES:
             if self.ground.looks.saved(name) == "standby":
                 poll(lambda name=name: self._back(name), PATIENCE, f"{name}: the fail-back is accepted", every=0.3)  # type: ignore[misc]

@@ -195,6 +195,34 @@ def test_one_anonymous_client_hides_no_error() -> None:
     assert (facts.detector, decision(facts)) == (ERRORS, Reason.FLIP)
 
 
+@pytest.mark.parametrize("quiet", [0.5, 3.0, 10.0])
+def test_the_only_client_is_heard_again_soon(quiet: float) -> None:
+    """An application server's address is all that the service sees; one of its errors was refuted a moment before."""
+    scene = Scene()
+    learn(scene)
+    talk = Talk(scene, 42000, "198.51.100.10").connect()
+    number = itertools.count(1)
+
+    def ask(code: int) -> Callable[[int], None]:
+        def once(_: int) -> None:
+            one = next(number)
+            talk.serve(made.search(one), made.result(one, code))
+
+        return once
+
+    repeatedly(scene, 20.0, 0.1, ask(0))
+    repeatedly(scene, 0.2, 0.2, ask(53))
+    assert scene.detectors()[-1:] == [ERRORS]
+    repeatedly(scene, quiet, 0.1, ask(0))
+    assert scene.orders() == []
+    scene.servers[Target.PRIMARY] = hangs
+    begun = scene.now
+    repeatedly(scene, 5.0, 0.1, ask(53))
+    at = [suspicion.now for suspicion in scene.found if suspicion.detector is ERRORS and suspicion.now > begun]
+    assert at
+    assert at[0] - begun < 4.0
+
+
 def test_provoked_errors_cost_few_probes() -> None:
     """Once refuted, that client's 53 is no evidence while the others' binds succeed; its 51 still is."""
     office = Office()

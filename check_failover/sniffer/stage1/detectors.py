@@ -31,6 +31,7 @@ from check_failover.sniffer.stage1.voices import Kind, Scales, client, weigh
 
 MAX_RECENT = 20000  # requests remembered for ``since``
 RECENT = 30.0  # seconds
+OTHERS = 2.0  # seconds for which a reply to other clients shows that an error may be this client's own fault
 MIN_INTERVAL = 0.25  # seconds between two suspicions of one detector
 ANYWAY = 5.0  # seconds without a suspicion until several overdue connections raise one whatever the thresholds
 MAX_KNOWN = 4096  # clients that the server has answered
@@ -86,13 +87,12 @@ class Detectors:
                 self._known[who] = None
                 if len(self._known) > MAX_KNOWN:
                     del self._known[next(iter(self._known))]
-        usual = self._errors[operation]
+        usual, kind = self._errors[operation], (Detector.ERROR_SHARE, operation)
         errors = self._provokers.get((operation, who), usual) if self._provokers else usual
-        kind = (Detector.ERROR_SHARE, operation)
         if errors is not usual and self._scales.own(kind, who, now) == 1.0:
             del self._provokers[operation, who]  # long ago
             errors = usual
-        if error and errors is not usual and request.provoked and now - usual.at < RECENT and usual.share < ERROR_SHARE:
+        if error and errors is not usual and request.provoked and now - usual.at < OTHERS and usual.share < ERROR_SHARE:
             request.counts = False  # the others are answered
             return None
         errors.add(error, now)
