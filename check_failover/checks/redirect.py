@@ -43,6 +43,6 @@ def judge(status: Mapping[str, Any]) -> Outcome:
     )
     if kernel != target and state is not State.CRITICAL:
         state, text = State.CRITICAL, f"the kernel says {kernel or 'nothing'}, intended is {target}"
-    flags = {"standby": target is Target.STANDBY, "held": status["hold"] is not None}
-    perf = tuple(Perf(name, int(value), "", "", "", "0", "1") for name, value in flags.items())
-    return Outcome(state, text, perf, "\n".join(map(str, status["story"])))
+    standby = Perf("standby", int(target is Target.STANDBY), "", "", "", "0", "1")
+    held = Perf("held", int(status["hold"] is not None), "", "", "", "0", "1")
+    return Outcome(state, text, (standby, held), "\n".join(map(str, status["story"])))
