@@ -47,15 +47,16 @@ def drain(config: Config, arguments: argparse.Namespace) -> None:
     """
     more = {"manual": True, "deadline": arguments.deadline}
     done, failed = _each(config, arguments, lambda _, order: _outcome(_ask(config, order | more)))
-    shown, going_on = "", bool(done)
-    while going_on:
+    shown = ""
+    while done:
         known = _statuses(config, done)
         drains = {name: found for name in done if (found := known[name].drain) is not None}
         if (now := show.drains(done, drains)) != shown:
             print(now, flush=True)
             shown = now
-        going_on = bool(drains) and arguments.wait
-        time.sleep(PROGRESS_EVERY * going_on)
+        if not (drains and arguments.wait):
+            break
+        time.sleep(PROGRESS_EVERY)
     _end(arguments.verb, done, failed)
 
 

@@ -82,13 +82,13 @@ def with_missing_facts(
             if late and facts.server is Target.PRIMARY:
                 facts = replace(facts, standby_ok=None)
         else:
-            facts = _without_sniffer(controller, service, facts, believed=not (unknown or before))
+            facts = _without_sniffer(service, facts, believed=not (unknown or before))
     if facts.standby_ok is None:
         facts = replace(facts, standby_ok=probe(controller, service, Target.STANDBY))
     return facts
 
 
-def _without_sniffer(controller: Controller, service: Service, facts: Facts, *, believed: bool) -> Facts:
+def _without_sniffer(service: Service, facts: Facts, *, believed: bool) -> Facts:
     """The order's facts, where our own probes do not contradict them; not ``believed``: the probes alone."""
     found = Facts(server=facts.server, downtime=facts.downtime, handlers_off=facts.handlers_off)
     try:
@@ -102,7 +102,7 @@ def _without_sniffer(controller: Controller, service: Service, facts: Facts, *, 
         facts = replace(found, detector=Detector.CORE)
     if not believed or failed < 2:
         facts = replace(facts, probes=2, probes_failed=failed)
-    return synced(controller, service, replace(facts, standby_ok=standby_ok))
+    return replace(facts, standby_ok=standby_ok)
 
 
 def _probed_apart(service: Service, server: Target) -> list[bool]:
@@ -134,11 +134,11 @@ def _ask_for_facts(
         seen = last.get("ok") is False and last.get("ago", RECENT) < RECENT
         if late and not seen and probe(controller, service, said.server, quick=True):
             said = replace(said, probes=1, probes_failed=0)
-        return synced(controller, service, said)
+        return said
     outcomes = [probe(controller, service, facts.server) for _ in range(2)]
     if None not in outcomes:
         found = replace(found, detector=Detector.CORE, probes=2, probes_failed=outcomes.count(False))
-    return synced(controller, service, found)
+    return found
 
 
 def _sniffer(controller: Controller, service: Service, timeout: float = 2.0) -> dict[str, Any]:

@@ -37,9 +37,7 @@ def facts(message: Message) -> Facts:
             return from_json(Facts, raw)
         except RecordError as error:
             raise RequestRefusedError(f"facts: {error}") from None
-    perfdata = str(message.get("perfdata") or "")
-    facts = Facts.parse(perfdata)
-    return replace(facts, downtime=bool(message.get("downtime")))
+    return replace(Facts.parse(str(message.get("perfdata") or "")), downtime=bool(message.get("downtime")))
 
 
 def decision(message: Message) -> str:
@@ -68,12 +66,12 @@ def states(message: Message) -> dict[str, ServiceState]:
 
 def deadline(service: Service, message: Message) -> float | None:
     """Seconds until a drain cuts open connections: the order's own, or the policy's."""
-    deadline = message.get("deadline")
-    if deadline is None:
+    seconds = message.get("deadline")
+    if seconds is None:
         return service.policy.drain_deadline
-    if not isinstance(deadline, int | float) or not 0 <= deadline <= LONGEST_DRAIN:
+    if not isinstance(seconds, int | float) or not 0 <= seconds <= LONGEST_DRAIN:
         raise RequestRefusedError(f"deadline: want a number of seconds, 0 to {LONGEST_DRAIN:.0f}")
-    return float(deadline)
+    return float(seconds)
 
 
 def words(text: object) -> str:
@@ -83,7 +81,7 @@ def words(text: object) -> str:
 
 def client(message: Message) -> tuple[str, int]:
     """Address and port of a client."""
-    client, port = message.get("client"), message.get("port")
-    if not isinstance(client, str) or not isinstance(port, int) or not 0 < port < 65536:
+    address, port = message.get("client"), message.get("port")
+    if not isinstance(address, str) or not isinstance(port, int) or not 0 < port < 65536:
         raise RequestRefusedError("forget: want client (an IP address) and port")
-    return client, port
+    return address, port

@@ -98,7 +98,8 @@ class RedirectorRequests:
             return messages.answer(self._do(self._order(verb, service, by, message, peer)))
         if verb == "facts":
             facts = self._confirmed("fail-over", service, message)  # they may have waited in the sniffer
-            acted = self._steering.facts(self._with_health(Order(service, "fail-over", by, facts)))
+            order = self._with_health(Order(service, "fail-over", by, facts))
+            acted = self._steering.facts(self._with_sync(order))
             if acted is None:
                 return {"flipped": False, "text": "nothing pending, or nothing new"}
             return messages.answer(self._reported(service, acted))
@@ -130,9 +131,8 @@ class RedirectorRequests:
         return {"text": text}
 
     def _do(self, order: Order) -> JournalEntry:
-        """Execute and report an order; returns the journal's entry. A run may have begun to switch since the probes."""
-        order = replace(order, facts=inquiry.synced(self._controller, order.service, order.facts))
-        return self._reported(order.service, self._steering.order(order))
+        """Execute and report an order; returns the journal's entry."""
+        return self._reported(order.service, self._steering.order(self._with_sync(order)))
 
     def _reported(self, service: Service, entry: JournalEntry) -> JournalEntry:
         """Report an attempt after the answer, except ``already-there``: a core may repeat an order many times."""
@@ -198,11 +198,12 @@ class RedirectorRequests:
 
     def _confirmed(self, verb: str, service: Service, message: Message, *, manual: bool = False) -> Facts:
         """A message's facts, as far as they hold now."""
-        facts, since = (
-            inquiry.synced(self._controller, service, messages.facts(message)),
-            self._steering.states()[service.name].since,
-        )
+        facts, since = messages.facts(message), self._steering.states()[service.name].since
         return inquiry.with_missing_facts(self._controller, service, verb, facts, manual=manual, since=since)
+
+    def _with_sync(self, order: Order) -> Order:
+        """The order with the sync record as it is now: a run may have begun to switch since the probes."""
+        return replace(order, facts=inquiry.synced(self._controller, order.service, order.facts))
 
     def _with_health(self, order: Order) -> Order:
         """A fail-over with the facts that its table needs about the other server, from the sniffer's probes."""

@@ -17,19 +17,11 @@ from check_failover.admin.finding import Finding
 from check_failover.admin.objects import icinga2, nagios
 from check_failover.admin.remote import WAYS, Site
 from check_failover.config import load
-from check_failover.model import CheckSpec, Endpoint, Hold, Service, State, Target
+from check_failover.model import Hold, State, Target
 from check_failover.records import Drain, ServiceStatus
 from tests.lab.many import blocks
+from tests.unit.test_inquiry import SERVICE
 
-SERVICE = Service(
-    name="ldap",
-    host="h",
-    protocol="tcp",
-    address=Endpoint("192.0.2.10", 389),
-    primary=Endpoint("10.0.0.11", 389),
-    standby=Endpoint("10.0.0.12", 389),
-    check=CheckSpec("tcp"),
-)
 WELL = ServiceStatus(Target.PRIMARY, Target.PRIMARY, state=State.OK, text="on the primary")
 MOVED = replace(WELL, target=Target.STANDBY, kernel=Target.STANDBY, state=State.WARNING, text="on the standby")
 SEEN: dict[str, Any] = {"target": "primary", "verdict": "ok", "blind": None, "text": "two probes failed"}
