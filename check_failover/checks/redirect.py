@@ -35,12 +35,8 @@ def check(argv: Sequence[str]) -> Outcome:
 
 def judge(status: Mapping[str, Any]) -> Outcome:
     """State and text from the redirector; this check compares kernel and intent once more."""
-    state, text, target, kernel = (
-        State(status["state"]),
-        str(status["text"]),
-        Target(status["target"]),
-        status["kernel"],
-    )
+    state, text = State(status["state"]), str(status["text"])
+    target, kernel = Target(status["target"]), status["kernel"]
     if kernel != target and state is not State.CRITICAL:
         state, text = State.CRITICAL, f"the kernel says {kernel or 'nothing'}, intended is {target}"
     standby = Perf("standby", int(target is Target.STANDBY), "", "", "", "0", "1")

@@ -63,6 +63,7 @@ class RedirectorRequests:
             raise RequestRefusedError(str(error)) from None
 
     def status(self, service: Service) -> ServiceStatus:
+        """Of one service."""
         return self.statuses((service,))[service.name]
 
     def statuses(self, services: Sequence[Service]) -> dict[str, ServiceStatus]:

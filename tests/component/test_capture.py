@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import subprocess
@@ -210,26 +211,33 @@ def test_an_interface_made_anew_between_two_looks(wire: Wire) -> None:
     assert poll(wire.arrives, 5.0, "a frame on the new interface")
 
 
-def test_a_flood_is_sampled_by_whole_connections(wire: Wire) -> None:
-    """Under more than the budget some connections are watched, all of their packets, and the sentry knows which."""
+@contextlib.contextmanager
+def flood(wire: Wire) -> Iterator[None]:
+    """Requests from 2,048 ports, as fast as they can be sent, during the block."""
     stop = threading.Event()
     frames = [bytes(ask(port)) for port in range(32768, 36864, 2)]
 
-    def flood() -> None:
+    def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
             sock.bind((wire.far[0], 0))
             while not stop.is_set():
                 for frame in frames:
                     sock.send(frame)
 
-    thread = threading.Thread(target=flood)
+    thread = threading.Thread(target=send)
     thread.start()
     try:
-        poll(lambda: wire.seen() and wire.taps.sampling("four").share >= 4, 10.0, "sampling")
-        ports = {p.sport for _ in range(20) for _, p, _ in wire.seen()}
+        yield
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_flood_is_sampled_by_whole_connections(wire: Wire) -> None:
+    """Under more than the budget some connections are watched, all of their packets, and the sentry knows which."""
+    with flood(wire):
+        poll(lambda: wire.seen() and wire.taps.sampling("four").share >= 4, 10.0, "sampling")
+        ports = {p.sport for _ in range(20) for _, p, _ in wire.seen()}
     assert (
         len({(port >> 4) % wire.taps.sampling("four").share for port in ports}) <= wire.taps.sampling("four").share // 2
     )
@@ -245,21 +253,10 @@ def test_one_tap_for_two_hundred_services(tmp_path: Path) -> None:
         for n in range(200)
     )
     wire = Wire(tmp_path, more)
-    stop = threading.Event()
-    flood = [bytes(ask(port)) for port in range(32768, 36864, 2)]
     others = [LINK / IP(src="198.51.100.7", dst="192.0.2.10") / TCP(sport=40000, dport=1000 + n) for n in range(200)]
 
-    def send() -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-            sock.bind((wire.far[0], 0))
-            while not stop.is_set():
-                for frame in flood:
-                    sock.send(frame)
-
-    thread = threading.Thread(target=send)
-    try:
+    with contextlib.closing(wire), flood(wire):
         assert len(list(wire.taps._all)) == 3
-        thread.start()
         poll(lambda: wire.seen() is not None and wire.taps.sampling("four").share >= 4, 10.0, "the flood is sampled")
         wire.taps.check_taps()
         wire.send(*others)
@@ -268,7 +265,3 @@ def test_one_tap_for_two_hundred_services(tmp_path: Path) -> None:
         assert found >= {f"s{n}" for n in range(200)}
         assert {wire.taps.sampling(f"s{n}").share for n in range(200)} == {1}
         assert wire.taps.check_taps()[1] == 0
-    finally:
-        stop.set()
-        thread.join()
-        wire.close()
